@@ -1,0 +1,1 @@
+"""Values and facts that everything else shares: no I/O, no torch."""

@@ -1,0 +1,306 @@
+"""What travels through the chain: the scan's header, spokes, frames, images and temperature maps.
+
+All values are SI and radians; conversion happens where the MRD header is read and where images are
+written. Values are frozen; a stage that changes one makes a new one with `dataclasses.replace`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntFlag
+from typing import Any, TypeAlias
+
+from sinotherm.core.arrays import CoilImages, FrameData, MapArray, SpokeAngles, SpokeData, SpokeShifts, ValidityArray
+from sinotherm.core.geometry import RadialSampling
+
+__all__ = [
+    "EncodingSpace",
+    "Frame",
+    "FrameImage",
+    "FrameStatistics",
+    "Item",
+    "MetaValue",
+    "NoReading",
+    "ScanHeader",
+    "Spoke",
+    "Stage",
+    "TemperatureMap",
+]
+
+MetaValue: TypeAlias = str | float | int | bool | tuple[str | float | int, ...]
+
+Item: TypeAlias = Any
+"""Anything that travels: a readout, waveform, text, `Spoke`, `Frame`, `FrameImage`, `TemperatureMap`, image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodingSpace:
+    """Matrix (x, y, z) in pixels and field of view (x, y, z) in m of an encoded or reconstructed space."""
+
+    matrix: tuple[int, int, int]
+    fov_m: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanHeader:
+    """The facts of a scan, SI. ``None`` means that the header is silent.
+
+    Attributes
+    ----------
+    encoded, recon
+        Encoded space (readout oversampling included) and space of the images.
+    n_coils
+        Receiver channels; ``None`` until the first readout where the header is silent.
+    echo_times_s, repetition_time_s, larmor_hz, field_strength_t
+        TE per echo, TR, f0 and B0.
+    trajectory
+        Kind as the header says it: ``radial``, ``goldenangle``, ``cartesian``, …
+    n_slices, n_partitions, n_repetitions, spokes_per_frame
+        From the encoding limits (1 or ``None`` where silent).
+    user_parameters
+        Header's user parameters by name.
+    waveforms
+        Waveform ids that the header announces.
+    protocol, measurement_id
+        Texts for logs and file names; empty where silent.
+    xml
+        The raw header.
+    """
+
+    encoded: EncodingSpace
+    recon: EncodingSpace
+    trajectory: str
+    n_coils: int | None = None
+    echo_times_s: tuple[float, ...] = ()
+    repetition_time_s: float | None = None
+    larmor_hz: float | None = None
+    field_strength_t: float | None = None
+    n_slices: int = 1
+    n_partitions: int = 1
+    n_repetitions: int | None = None
+    spokes_per_frame: int | None = None
+    user_parameters: Mapping[str, str | float] = field(default_factory=dict)
+    waveforms: tuple[int, ...] = ()
+    protocol: str = ""
+    measurement_id: str = ""
+    xml: str = ""
+
+    @property
+    def pixel_m(self) -> tuple[float, float]:
+        """Size of a reconstructed pixel (x, y), m."""
+        return self.recon.fov_m[0] / self.recon.matrix[0], self.recon.fov_m[1] / self.recon.matrix[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoke:
+    """One radial readout, whitened, compressed and cut to the samples that count.
+
+    Attributes
+    ----------
+    data
+        complex64 (coil, readout); a partial echo is filled with zeros to the full spoke.
+    sampling
+        Where the samples lie.
+    angle_rad
+        Spoke angle θ.
+    shift
+        Offset (kx, ky) of the whole spoke in k-space, cycles per pixel (gradient delay); the true
+        positions are κ·(cos θ, sin θ) + shift.
+    slice, partition, echo, repetition
+        Counters of the readout.
+    time_s
+        Start of the readout since midnight or scan start, from the time stamp; NaN where there is none.
+    index
+        Scan counter.
+    last
+        The readout carries a flag that ends a frame (LAST_IN_REPETITION, LAST_IN_SLICE, LAST_IN_MEASUREMENT).
+    header
+        The readout's ``ismrmrd.AcquisitionHeader``: geometry and stamps of the images made from it.
+    received_s
+        Monotonic clock at its last byte, s; NaN from a file.
+    """
+
+    data: SpokeData
+    sampling: RadialSampling
+    angle_rad: float
+    shift: tuple[float, float] = (0.0, 0.0)
+    slice: int = 0
+    partition: int = 0
+    echo: int = 0
+    repetition: int = 0
+    time_s: float = float("nan")
+    index: int = 0
+    last: bool = False
+    header: Any = None
+    received_s: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """The spokes of one image (one slice and echo; all partitions of a stack of stars).
+
+    Attributes
+    ----------
+    spokes
+        The spokes in order of acquisition; for a stack of stars after the FFT along partitions,
+        ``spokes`` are those of one partition plane and ``slice`` its place in the slab.
+    number
+        Frame counter of this slice and echo, from 0.
+    complete
+        False for a partial last frame that the policy let through.
+    footprint
+        (first, centre, last) time of its readouts, s.
+    meta
+        How it was made so far (policy, spokes, gradient delay, coil compression …).
+    """
+
+    spokes: tuple[Spoke, ...]
+    number: int
+    slice: int = 0
+    echo: int = 0
+    complete: bool = True
+    footprint: tuple[float, float, float] = (float("nan"),) * 3
+    meta: Mapping[str, MetaValue] = field(default_factory=dict)
+
+    @property
+    def n_spokes(self) -> int:
+        """Spokes of the frame."""
+        return len(self.spokes)
+
+    @property
+    def sampling(self) -> RadialSampling:
+        """Where the samples lie on each spoke."""
+        return self.spokes[0].sampling
+
+    @property
+    def header(self) -> Any:
+        """Reference acquisition header: the middle spoke's."""
+        return self.spokes[len(self.spokes) // 2].header
+
+    @property
+    def received_s(self) -> float:
+        """Monotonic clock at the last byte of the last readout, s."""
+        return self.spokes[-1].received_s
+
+    def data(self) -> FrameData:
+        """Return the samples as one array, complex64 (coil, spoke, readout)."""
+        import numpy as np
+
+        return np.stack([spoke.data for spoke in self.spokes], axis=1)
+
+    def angles(self) -> SpokeAngles:
+        """Return the spoke angles, rad, float64 (spoke,)."""
+        import numpy as np
+
+        return np.array([spoke.angle_rad for spoke in self.spokes], dtype=np.float64)
+
+    def shifts(self) -> SpokeShifts:
+        """Return the k-space offsets, cycles per pixel, float64 (spoke, 2)."""
+        import numpy as np
+
+        return np.array([spoke.shift for spoke in self.spokes], dtype=np.float64).reshape(-1, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameImage:
+    """A reconstructed frame.
+
+    Attributes
+    ----------
+    data
+        complex64 (coil, slice, y, x) in units of the object; the coil axis is 1 after combination.
+        Root-sum-of-squares images are real and carry ``phase_valid=False``.
+    number, slice, echo
+        Of the frame.
+    phase_valid
+        Whether the phase may be used for thermometry.
+    noise_sd
+        float32 (slice, y, x): SD of the real part of the noise per voxel, or ``None`` if unknown.
+    spokes
+        The frame's spokes, for stages that check or refine against the measurement; empty for foreign images.
+    fingerprint
+        What a baseline must agree on: f0, TE, geometry, coils, angle scheme, delays, maps, method.
+    footprint, header, received_s
+        As in `Frame`.
+    meta
+        How it was made.
+    """
+
+    data: CoilImages
+    number: int
+    slice: int = 0
+    echo: int = 0
+    phase_valid: bool = True
+    noise_sd: MapArray | None = None
+    spokes: tuple[Spoke, ...] = ()
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    footprint: tuple[float, float, float] = (float("nan"),) * 3
+    header: Any = None
+    received_s: float = float("nan")
+    meta: Mapping[str, MetaValue] = field(default_factory=dict)
+
+
+class NoReading(IntFlag):
+    """Reasons why a voxel has no reading: the bits of the validity map."""
+
+    SIGNAL = 1 << 0
+    NOISE = 1 << 1
+    WRAP = 1 << 2
+    DRIFT = 1 << 3
+    MOTION = 1 << 4
+    GUARD = 1 << 5
+    NO_BASELINE = 1 << 6
+    OUTSIDE_FOV = 1 << 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemperatureMap:
+    """Temperature of one frame.
+
+    Attributes
+    ----------
+    change_degc
+        float32 (slice, y, x): temperature change to the baseline, °C; NaN = no reading.
+    temperature_degc
+        The same plus body temperature; ``None`` where no body temperature was stated.
+    unfiltered_degc
+        Change before any spatial filter.
+    sigma_degc
+        σ_T, °C (its systematic part by α apart, in ``meta``).
+    cem43_min
+        Thermal dose, minutes; ``None`` without body temperature.
+    validity
+        uint16 bits of `NoReading`; 0 = valid.
+    """
+
+    change_degc: MapArray
+    sigma_degc: MapArray
+    validity: ValidityArray
+    number: int
+    slice: int = 0
+    temperature_degc: MapArray | None = None
+    unfiltered_degc: MapArray | None = None
+    cem43_min: MapArray | None = None
+    footprint: tuple[float, float, float] = (float("nan"),) * 3
+    header: Any = None
+    received_s: float = float("nan")
+    meta: Mapping[str, MetaValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameStatistics:
+    """Statistics and alarms of one frame, for the feed, the audit log and ``watch``.
+
+    ``regions`` holds one row a region (name, n, min, max, mean, SD, T10, T50, T90, volumes, dose);
+    ``alarms`` the texts of the alarms that this frame raised.
+    """
+
+    number: int
+    slice: int = 0
+    time_s: float = float("nan")
+    regions: tuple[Mapping[str, MetaValue], ...] = ()
+    alarms: tuple[str, ...] = ()
+    meta: Mapping[str, MetaValue] = field(default_factory=dict)
+
+
+Stage: TypeAlias = Callable[[Iterator[Item], ScanHeader, Any], Iterator[Item]]
+"""``stage(items, scan, settings) -> items``: handles the types that it knows, passes on all others in order."""

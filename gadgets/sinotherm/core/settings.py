@@ -1,0 +1,98 @@
+"""The one schema of stage settings: name, unit, range, default and a sentence.
+
+The same ``stage.setting`` names work as ``<property>`` in a pipeline's XML, in FIRE's JSON and in
+``--set``; values may come as text ("True", "3", "0,1,2").
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticUndefined
+
+from sinotherm.errors import SettingsError
+
+__all__ = ["StageSettings", "setting"]
+
+
+def setting(default: Any, sentence: str, *, unit: str = "", **bounds: Any) -> Any:
+    """Return the field of a setting.
+
+    Parameters
+    ----------
+    default
+        Its default value.
+    sentence
+        One sentence that says what it does.
+    unit
+        SI unit of the value, empty where there is none.
+    **bounds
+        ``ge``, ``gt``, ``le``, ``lt``, ``min_length``, ``max_length`` as in pydantic.
+    """
+    return Field(default=default, description=sentence, json_schema_extra={"unit": unit}, **bounds)
+
+
+class StageSettings(BaseModel):
+    """Base of the settings of a stage: frozen, and unknown names are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _split_text(cls, value: Any, info: Any) -> Any:
+        """Accept "1,2,3" where a tuple is meant: XML and FIRE carry text only."""
+        field = cls.model_fields[info.field_name]
+        if isinstance(value, str) and get_origin(field.annotation) is tuple:
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @classmethod
+    def parse(cls, stage: str, values: Mapping[str, Any]) -> Self:
+        """Return checked settings.
+
+        Raises
+        ------
+        SettingsError
+            A name is unknown (the known ones are listed) or a value is out of range.
+        """
+        known = cls.model_fields
+        for name in values:
+            if name not in known:
+                names = ", ".join(f"{stage}.{other}" for other in known) or "none"
+                raise SettingsError(f"unknown setting {stage}.{name}; known settings of this stage: {names}.")
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            parts = []
+            for problem in error.errors():
+                name = ".".join(str(part) for part in problem["loc"][:1]) or "settings"
+                given = problem.get("input")
+                unit = cls.unit(name)
+                suffix = f" [{unit}]" if unit else ""
+                parts.append(f"{stage}.{name}{suffix} = {given!r}: {problem['msg']}")
+            raise SettingsError("; ".join(parts) + ".") from None
+
+    @classmethod
+    def unit(cls, name: str) -> str:
+        """Return the unit of a setting, empty where it has none or does not exist."""
+        field = cls.model_fields.get(name)
+        extra = field.json_schema_extra if field is not None else None
+        return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+
+    @classmethod
+    def rows(cls, stage: str) -> list[tuple[str, str, str, str, str]]:
+        """Return (name, default, unit, range, sentence) of every setting, for the documentation."""
+        table = []
+        for name, field in cls.model_fields.items():
+            bounds = ", ".join(
+                f"{symbol} {getattr(bound, key)}"
+                for bound in field.metadata
+                for key, symbol in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+                if hasattr(bound, key)
+            )
+            choices = cls.model_json_schema()["properties"][name].get("enum")
+            if choices:
+                bounds = " / ".join(str(choice) for choice in choices)
+            default = "" if field.default is PydanticUndefined else str(field.default)
+            table.append((f"{stage}.{name}", default, cls.unit(name), bounds, field.description or ""))
+        return table
