@@ -11,7 +11,7 @@
     ├── WireError            the byte stream or the peer
     │   ├── ProtocolError    bytes that are not the protocol, or exceed a bound
     │   ├── PeerError        the peer reported a failure
-    │   └── PeerGone         the peer vanished or stayed silent too long
+    │   └── PeerGoneError         the peer vanished or stayed silent too long
     ├── BaselineError        no baseline, or one that does not fit
     ├── WeightsError         network weights that are missing, altered or do not fit
     └── OverloadError        frames arrive faster than they can be made, and the policy says fail
@@ -26,7 +26,7 @@ __all__ = [
     "HeaderError",
     "OverloadError",
     "PeerError",
-    "PeerGone",
+    "PeerGoneError",
     "ProtocolError",
     "SettingsError",
     "SinothermError",
@@ -72,7 +72,7 @@ class PeerError(WireError):
     """The peer reported a failure."""
 
 
-class PeerGone(WireError):
+class PeerGoneError(WireError):
     """The peer vanished or stayed silent too long."""
 
 

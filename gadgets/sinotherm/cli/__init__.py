@@ -1,0 +1,1 @@
+"""The commands; everything is put together here."""

@@ -6,8 +6,8 @@ from typing import Final
 from sinotherm.errors import SettingsError
 
 __all__ = [
-    "BREAKPOINT_DEGC",
     "BODY_TEMPERATURE_DEGC",
+    "BREAKPOINT_DEGC",
     "FAT_SHIFT",
     "GAMMA_HZ_PER_T",
     "PRF_COEFFICIENT",

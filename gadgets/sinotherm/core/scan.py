@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from sinotherm.core.arrays import CoilImages, FrameData, MapArray, SpokeAngles, SpokeData, SpokeShifts, ValidityArray
 from sinotherm.core.geometry import RadialSampling
 
@@ -183,20 +185,14 @@ class Frame:
 
     def data(self) -> FrameData:
         """Return the samples as one array, complex64 (coil, spoke, readout)."""
-        import numpy as np
-
         return np.stack([spoke.data for spoke in self.spokes], axis=1)
 
     def angles(self) -> SpokeAngles:
         """Return the spoke angles, rad, float64 (spoke,)."""
-        import numpy as np
-
         return np.array([spoke.angle_rad for spoke in self.spokes], dtype=np.float64)
 
     def shifts(self) -> SpokeShifts:
         """Return the k-space offsets, cycles per pixel, float64 (spoke, 2)."""
-        import numpy as np
-
         return np.array([spoke.shift for spoke in self.spokes], dtype=np.float64).reshape(-1, 2)
 
 

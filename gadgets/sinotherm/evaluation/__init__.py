@@ -1,0 +1,1 @@
+"""Figures of merit on images of people, and the demonstration scan."""

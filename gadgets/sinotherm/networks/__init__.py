@@ -1,0 +1,1 @@
+"""Primal-dual networks, their weights and the guard that watches them."""

@@ -1,0 +1,1 @@
+"""Linear operators of radial, Cartesian and fan-beam imaging, each with its exact adjoint."""

@@ -1,0 +1,1 @@
+"""Pipelines from XML: which stages run, in which order, with which settings."""

@@ -1,0 +1,1 @@
+"""Classical reconstruction: iterative SENSE, total variation, temporal constraints, view sharing."""

@@ -1,0 +1,1 @@
+"""One module a stage: each exports ``Settings`` and ``stage(items, scan, settings)``."""

@@ -1,0 +1,1 @@
+"""From complex images to temperature, its uncertainty, dose, statistics and alarms."""

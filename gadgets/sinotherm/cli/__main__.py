@@ -1,0 +1,57 @@
+"""The ``sinotherm`` command: one module a subcommand, imported light and worked lazily."""
+
+import importlib
+import logging
+import sys
+from typing import Annotated, Final
+
+import typer
+
+from sinotherm.errors import SinothermError
+
+__all__ = ["app", "main"]
+
+COMMANDS: Final = ("demo", "recon", "serve", "send", "node", "info", "simulate", "watch", "doctor")
+GROUPS: Final = ("bench", "evaluate", "qa")
+
+app = typer.Typer(
+    name="sinotherm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Real-time reconstruction of radial MRI and MR thermometry. For research, not a medical device.",
+)
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step to stderr.")] = False,
+) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def _register() -> None:
+    for name in COMMANDS:
+        module = importlib.import_module(f"sinotherm.cli.{name}")
+        app.command(name)(module.command)
+    for name in GROUPS:
+        module = importlib.import_module(f"sinotherm.cli.{name}")
+        app.add_typer(module.app, name=name)
+
+
+def main() -> None:
+    """Run the command; an error of ours is one line on stderr and exit code 1."""
+    _register()
+    try:
+        app()
+    except SinothermError as error:
+        print(f"sinotherm: error: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

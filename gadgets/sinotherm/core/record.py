@@ -1,0 +1,93 @@
+"""The record of a run: figures with the machine, versions and commit beside them.
+
+Every command that reports figures writes this with ``--json FILE``.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["figures_record", "machine", "write_record"]
+
+SCHEMA_VERSION: Final = 1
+_PACKAGES: Final = ("sinotherm", "torch", "numpy", "finufft", "numba", "torchkbnufft", "ismrmrd", "gadgetron")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree, or ``None`` for an installed package."""
+    folder = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, cores, memory, load, system and Python of this machine."""
+    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_GiB": round(pages * page / 2**30, 1),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def figures_record(command: str, figures: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the record of a run.
+
+    Parameters
+    ----------
+    command
+        The command as the user typed it.
+    figures
+        A mapping is laid out at the top level; a sequence of flat rows becomes ``results``.
+    """
+    record: dict[str, Any] = {
+        "schema": SCHEMA_VERSION,
+        "command": command,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": machine(),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+    }
+    if isinstance(figures, Mapping):
+        return record | dict(figures)
+    return record | {"results": [dict(row) for row in figures]}
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON; NaN and infinity are refused, a missing figure is ``null``."""
+    path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
