@@ -33,7 +33,7 @@ def _commit() -> str | None:
     """Return the commit of the source tree, or ``None`` for an installed package."""
     folder = Path(__file__).resolve().parent
     try:
-        answer = subprocess.run(
+        answer = subprocess.run(  # noqa: S603 (fixed arguments)
             ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
             capture_output=True,
             text=True,
