@@ -1,0 +1,437 @@
+"""MRD files (HDF5), read and written in blocks: a hundred times faster than one readout at a time.
+
+Layout as ``ismrmrd.Dataset`` writes it: ``/dataset/xml``, ``/dataset/data`` (head, traj, data),
+``/dataset/waveforms`` and ``/dataset/image_<series>/{header,attributes,data}``.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Final, Self
+
+import h5py
+import ismrmrd
+import numpy as np
+from ismrmrd.hdf5 import acquisition_dtype, image_header_dtype, waveform_dtype
+
+from sinotherm.errors import DataError, FileFormatError
+from sinotherm.wire.messages import Readout, image_pixels, parse_meta
+
+__all__ = ["AcquisitionWriter", "ImageSeries", "ImageWriter", "MrdFile", "read_images"]
+
+_BLOCK_BYTES: Final = 4 << 20
+_BLOCK_ROWS: Final = 512
+_FLUSH_S: Final = 1.0
+_STORED_COMPLEX: Final = {
+    np.dtype("<c8"): np.dtype([("real", "<f4"), ("imag", "<f4")]),
+    np.dtype("<c16"): np.dtype([("real", "<f8"), ("imag", "<f8")]),
+}
+
+
+def _open(path: Path) -> Any:
+    try:
+        return h5py.File(path, "r")
+    except FileNotFoundError:
+        raise FileFormatError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise FileFormatError(f"{path}: not an HDF5 file, or damaged ({error}); an MRD file is HDF5.") from None
+
+
+def _create(path: Path) -> Any:
+    try:
+        return h5py.File(path, "w")
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be written ({error}); give a folder that exists.") from None
+
+
+def _group(file: Any, path: Path, name: str) -> Any:
+    group = file.get(name)
+    if not isinstance(group, h5py.Group):
+        found = ", ".join(sorted(file)) or "nothing"
+        raise FileFormatError(f"{path}: not an MRD file, it has no group /{name} (in it: {found}).")
+    return group
+
+
+def _headers(heads: np.ndarray, dtype: np.dtype[Any], kind: Any, where: str) -> list[Any]:
+    """Return headers of ctypes type ``kind`` from a column of a block."""
+    if heads.dtype != dtype:
+        if heads.dtype.names != dtype.names:
+            raise FileFormatError(f"{where}: header fields {heads.dtype.names} are not those of MRD 1 {dtype.names}.")
+        try:
+            heads = heads.astype(dtype)
+        except (TypeError, ValueError) as error:
+            raise FileFormatError(f"{where}: header fields are not those of MRD 1 ({error}).") from None
+    # tobytes would write the padding of the waveform header, but only of a contiguous copy.
+    packed = bytearray(np.ascontiguousarray(heads).view(np.uint8).data)
+    return [kind.from_buffer_copy(packed, start) for start in range(0, len(packed), dtype.itemsize)]
+
+
+class MrdFile:
+    """An MRD file's header, readouts and waveforms, read in blocks of a few MB.
+
+    Parameters
+    ----------
+    path
+        The file.
+    dataset
+        Group that holds the scan.
+
+    Raises
+    ------
+    FileFormatError
+        The file is missing, not HDF5, not MRD, truncated or damaged.
+    """
+
+    def __init__(self, path: Path, *, dataset: str = "dataset") -> None:
+        self.path = path
+        self._file = _open(path)
+        try:
+            self._group = _group(self._file, path, dataset)
+            self.header_xml: bytes = self._read_header()
+            self._readouts = self._table("data", ("head", "traj", "data"))
+            self._waveforms = self._table("waveforms", ("head", "data"))
+        except FileFormatError:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @property
+    def n_readouts(self) -> int:
+        """Readouts in the file, noise and dummy scans included."""
+        return 0 if self._readouts is None else len(self._readouts)
+
+    @property
+    def n_waveforms(self) -> int:
+        """Waveforms in the file."""
+        return 0 if self._waveforms is None else len(self._waveforms)
+
+    def _read_header(self) -> bytes:
+        try:
+            xml = self._group["xml"][()] if "xml" in self._group else b""
+        except (OSError, TypeError) as error:
+            raise FileFormatError(f"{self.path}: the header cannot be read ({error}); the file is damaged.") from None
+        if isinstance(xml, np.ndarray):
+            xml = xml.flat[0] if xml.size else b""
+        header = xml.encode() if isinstance(xml, str) else bytes(xml)
+        if not header.strip(b"\0 \r\n"):
+            raise FileFormatError(f"{self.path}: not an MRD file, it has no header in {self._group.name}/xml.")
+        return header
+
+    def _table(self, name: str, fields: tuple[str, ...]) -> Any:
+        table = self._group.get(name)
+        if table is None:
+            return None
+        names = table.dtype.names if isinstance(table, h5py.Dataset) and table.ndim == 1 else None
+        if names is None or not set(fields) <= set(names):
+            raise FileFormatError(f"{self.path}: {self._group.name}/{name} is not a table of {', '.join(fields)}.")
+        return table
+
+    def _blocks(self, table: Any, row_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
+        rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(row_bytes, 1)))
+        for start in range(0, len(table), rows):
+            stop = min(start + rows, len(table))
+            try:
+                block = table[start:stop]
+            except OSError as error:
+                raise FileFormatError(
+                    f"{self.path}: {table.name} cannot be read from {start} to {stop - 1} of {len(table)} "
+                    f"({error}); the file is truncated or damaged."
+                ) from None
+            yield start, block
+
+    def _row_bytes(self, table: Any, array: str) -> int:
+        """Return the size of the largest of the first rows: a noise scan may be shorter than what follows."""
+        try:
+            return max((row.nbytes for row in table[: min(4, len(table))][array]), default=1)
+        except OSError as error:
+            raise FileFormatError(f"{self.path}: {table.name} cannot be read ({error}); the file is damaged.") from None
+
+    def readouts(self) -> Iterator[Readout]:
+        """Return the readouts in the order of the file; ``received_s`` is NaN.
+
+        Raises
+        ------
+        FileFormatError
+            A block cannot be read, or an array is not as long as its header says.
+        """
+        table = self._readouts
+        if table is None:
+            return
+        for start, block in self._blocks(table, self._row_bytes(table, "data")):
+            where = f"{self.path}: readouts from {start}"
+            heads = _headers(block["head"], acquisition_dtype["head"], ismrmrd.AcquisitionHeader, where)
+            for index, (head, trajectory, data) in enumerate(zip(heads, block["traj"], block["data"], strict=True)):
+                coils, samples, dims = head.active_channels, head.number_of_samples, head.trajectory_dimensions
+                if data.size != 2 * coils * samples or trajectory.size != samples * dims:
+                    raise FileFormatError(
+                        f"{self.path}: readout {start + index} holds {data.size} data and {trajectory.size} "
+                        f"trajectory values; its header ({coils} coils, {samples} samples, {dims} trajectory "
+                        f"dimensions) asks for {2 * coils * samples} and {samples * dims}."
+                    )
+                yield Readout(
+                    header=head,
+                    data=data.astype(np.float32, copy=False).view(np.complex64).reshape(coils, samples),
+                    trajectory=trajectory.astype(np.float32, copy=False).reshape(samples, dims),
+                )
+
+    def waveforms(self) -> Iterator[Any]:
+        """Return the waveforms (``ismrmrd.Waveform``) in the order of the file.
+
+        Raises
+        ------
+        FileFormatError
+            A block cannot be read, or an array is not as long as its header says.
+        """
+        table = self._waveforms
+        if table is None:
+            return
+        for start, block in self._blocks(table, self._row_bytes(table, "data")):
+            where = f"{self.path}: waveforms from {start}"
+            heads = _headers(block["head"], waveform_dtype["head"], ismrmrd.WaveformHeader, where)
+            for index, (head, data) in enumerate(zip(heads, block["data"], strict=True)):
+                if data.size != head.channels * head.number_of_samples:
+                    raise FileFormatError(
+                        f"{self.path}: waveform {start + index} holds {data.size} values; its header "
+                        f"({head.channels} channels, {head.number_of_samples} samples) asks for "
+                        f"{head.channels * head.number_of_samples}."
+                    )
+                yield ismrmrd.Waveform(head, data=data)
+
+    def items(self) -> Iterator[Any]:
+        """Return readouts and waveforms merged by time stamp, a waveform after the readouts up to its own stamp."""
+        waveforms = self.waveforms()
+        waiting = next(waveforms, None)
+        for readout in self.readouts():
+            while waiting is not None and waiting.time_stamp < readout.header.acquisition_time_stamp:
+                yield waiting
+                waiting = next(waveforms, None)
+            yield readout
+        while waiting is not None:
+            yield waiting
+            waiting = next(waveforms, None)
+
+
+class _Writer:
+    """An MRD file that grows table by table."""
+
+    def __init__(self, path: Path, header_xml: bytes, dataset: str) -> None:
+        self.path = path
+        self._file = _create(path)
+        self._group = self._file.create_group(dataset)
+        if header_xml:
+            xml = self._group.create_dataset("xml", (1,), dtype=h5py.special_dtype(vlen=bytes))
+            xml[0] = header_xml
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def flush(self) -> None:
+        """Write what was appended so far to the disk."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write what is left and close the file; a second time does nothing."""
+        if self._file:
+            self.flush()
+            self._file.close()
+
+    @staticmethod
+    def _append(table: Any, rows: np.ndarray) -> None:
+        start = len(table)
+        table.resize(start + len(rows), axis=0)
+        table[start:] = rows
+
+    def _table(self, group: Any, name: str, dtype: Any, shape: tuple[int, ...] = (), rows: int = 64) -> Any:
+        if name in group:
+            return group[name]
+        return group.create_dataset(
+            name, (0, *shape), maxshape=(None, *shape), dtype=dtype, chunks=(rows, *(max(n, 1) for n in shape))
+        )
+
+
+class AcquisitionWriter(_Writer):
+    """Writes an MRD file of readouts and waveforms.
+
+    Parameters
+    ----------
+    path
+        The file; an existing one is replaced.
+    header_xml
+        The scan's MRD header.
+    dataset
+        Group of the scan.
+    """
+
+    def __init__(self, path: Path, header_xml: bytes, *, dataset: str = "dataset") -> None:
+        super().__init__(path, header_xml, dataset)
+        self._readouts: list[Readout] = []
+        self._waveforms: list[Any] = []
+
+    def append(self, item: Any) -> None:
+        """Append a `Readout` or an ``ismrmrd.Waveform``."""
+        if isinstance(item, Readout):
+            self._readouts.append(item)
+        else:
+            self._waveforms.append(item)
+        if len(self._readouts) + len(self._waveforms) >= _BLOCK_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was appended so far to the disk."""
+        if self._readouts:
+            rows = np.empty(len(self._readouts), dtype=acquisition_dtype)
+            heads = b"".join(bytes(readout.header) for readout in self._readouts)
+            rows["head"] = np.frombuffer(heads, dtype=acquisition_dtype["head"])
+            for index, readout in enumerate(self._readouts):
+                rows["traj"][index] = np.ascontiguousarray(readout.trajectory, dtype=np.float32).ravel()
+                rows["data"][index] = np.ascontiguousarray(readout.data, dtype=np.complex64).view(np.float32).ravel()
+            self._append(self._table(self._group, "data", acquisition_dtype), rows)
+            self._readouts.clear()
+        if self._waveforms:
+            rows = np.empty(len(self._waveforms), dtype=waveform_dtype)
+            heads = b"".join(bytes(waveform.getHead()) for waveform in self._waveforms)
+            rows["head"] = np.frombuffer(heads, dtype=waveform_dtype["head"])
+            for index, waveform in enumerate(self._waveforms):
+                rows["data"][index] = np.ascontiguousarray(waveform.data, dtype=np.uint32).ravel()
+            self._append(self._table(self._group, "waveforms", waveform_dtype), rows)
+            self._waveforms.clear()
+        self._file.flush()
+
+
+class ImageWriter(_Writer):
+    """Writes images into ``image_<series>``, each series of one shape and type.
+
+    Images reach the disk at least once a second, so that a killed process loses no finished image.
+
+    Parameters
+    ----------
+    path
+        The file; an existing one is replaced.
+    header_xml
+        The scan's MRD header, if it is to stand beside the images.
+    dataset
+        Group of the scan.
+    """
+
+    def __init__(self, path: Path, header_xml: bytes = b"", *, dataset: str = "dataset") -> None:
+        super().__init__(path, header_xml, dataset)
+        self._waiting: dict[int, list[Any]] = {}
+        self._layouts: dict[int, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        self._waiting_bytes = 0
+        self._flushed_s = monotonic()
+        self.counts: dict[int, int] = {}
+
+    def append(self, image: Any) -> None:
+        """Append an ``ismrmrd.Image`` to the series of its header.
+
+        Raises
+        ------
+        DataError
+            Its shape or type is not that of the series.
+        """
+        series = int(image.image_series_index)
+        pixels = image_pixels(image)
+        layout = self._layouts.setdefault(series, (pixels.dtype, pixels.shape))
+        if layout != (pixels.dtype, pixels.shape):
+            raise DataError(
+                f"image {image.image_index} of series {series} is {pixels.dtype} {pixels.shape}, the series is "
+                f"{layout[0]} {layout[1]} (channel, z, y, x): give each product a series of its own."
+            )
+        head = image.getHead()
+        attributes = image.attribute_string
+        head.attribute_string_len = len(attributes.encode())
+        self._waiting.setdefault(series, []).append((bytes(head), attributes, pixels))
+        self.counts[series] = self.counts.get(series, 0) + 1
+        self._waiting_bytes += pixels.nbytes
+        if self._waiting_bytes >= _BLOCK_BYTES or monotonic() - self._flushed_s >= _FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was appended so far to the disk."""
+        for series, images in self._waiting.items():
+            heads, attributes, pixels = zip(*images, strict=True)
+            stack = np.stack(pixels)
+            stored = _STORED_COMPLEX.get(stack.dtype, stack.dtype)
+            group = self._group.require_group(f"image_{series}")
+            header = self._table(group, "header", image_header_dtype)
+            self._append(header, np.frombuffer(b"".join(heads), dtype=image_header_dtype))
+            texts = np.array(attributes, dtype=object)
+            self._append(self._table(group, "attributes", h5py.special_dtype(vlen=str)), texts)
+            self._append(self._table(group, "data", stored, stack.shape[1:], rows=1), stack.view(stored))
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._file.flush()
+        self._flushed_s = monotonic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageSeries:
+    """The images of one series.
+
+    Attributes
+    ----------
+    headers
+        ``ismrmrd.ImageHeader`` of each image.
+    meta
+        ``ismrmrd.Meta`` of each image.
+    data
+        (frame, channel, z, y, x) of the stored type.
+    """
+
+    headers: tuple[Any, ...]
+    meta: tuple[Any, ...]
+    data: np.ndarray
+
+
+def read_images(path: Path, *, dataset: str = "dataset") -> dict[int, ImageSeries]:
+    """Return the image series of an MRD file by number (groups ``image_<number>``).
+
+    Raises
+    ------
+    FileFormatError
+        The file is missing, not MRD, or damaged.
+    DataError
+        An image's attributes are not MRD meta XML.
+    """
+    found: dict[int, ImageSeries] = {}
+    with _open(path) as file:
+        group = _group(file, path, dataset)
+        for name in group:
+            match = re.fullmatch(r"image_(\d+)", name)
+            if match is None:
+                continue
+            series = group[name]
+            if not {"header", "attributes", "data"} <= set(series):
+                raise FileFormatError(f"{path}: {series.name} lacks one of header, attributes, data.")
+            try:
+                heads, attributes, data = series["header"][()], series["attributes"][()], series["data"][()]
+            except OSError as error:
+                raise FileFormatError(f"{path}: {series.name} cannot be read ({error}); the file is damaged.") from None
+            for pixels, stored in _STORED_COMPLEX.items():
+                if data.dtype.names and data.dtype == stored:
+                    data = data.view(pixels)
+            found[int(match[1])] = ImageSeries(
+                headers=tuple(_headers(heads, image_header_dtype, ismrmrd.ImageHeader, f"{path}: {series.name}")),
+                meta=tuple(parse_meta(text if isinstance(text, bytes) else text.encode()) for text in attributes.flat),
+                data=data,
+            )
+    return found
