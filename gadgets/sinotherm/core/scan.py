@@ -119,6 +119,9 @@ class Spoke:
         The readout's ``ismrmrd.AcquisitionHeader``: geometry and stamps of the images made from it.
     received_s
         Monotonic clock at its last byte, s; NaN from a file.
+    calibration
+        What the scan's calibration did to it (gradient delay, coil compression); goes into the meta of
+        the frame and its images. One mapping is shared by all spokes of a calibration.
     """
 
     data: SpokeData
@@ -134,6 +137,7 @@ class Spoke:
     last: bool = False
     header: Any = None
     received_s: float = float("nan")
+    calibration: Mapping[str, MetaValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +156,7 @@ class Frame:
     footprint
         (first, centre, last) time of its readouts, s.
     meta
-        How it was made so far (policy, spokes, gradient delay, coil compression …).
+        How it was made so far (policy, spokes) and the calibration of its spokes.
     """
 
     spokes: tuple[Spoke, ...]

@@ -1,0 +1,117 @@
+"""Stage: gradient delay, estimated from the first frame and frozen for the scan."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from sinotherm.core.scan import Item, MetaValue, ScanHeader, Spoke
+from sinotherm.core.settings import StageSettings, setting
+from sinotherm.errors import SettingsError, SpokeError
+from sinotherm.frames.calibration import first_frame, stacked
+from sinotherm.frames.delay import GradientDelay, opposed_delay, ring_delay
+
+__all__ = ["Settings", "stage"]
+
+logger = logging.getLogger(__name__)
+
+
+class Settings(StageSettings):
+    """Gradient delay."""
+
+    mode: Literal["auto", "given", "off"] = setting(
+        "auto", "Estimate the gradient delay from the first frame, take the given one, or leave it."
+    )
+    given: tuple[float, ...] = setting(
+        (), "Delays x, y[, xy] (one value: isotropic), positive = gradient late.", unit="samples", max_length=3
+    )
+    method: Literal["ring", "opposed"] = setting(
+        "ring", "Crossings of the spokes (any schedule), or phase slope between opposed spokes."
+    )
+    model: Literal["isotropic", "anisotropic"] = setting("anisotropic", "One delay, or an ellipse of delays x, y, xy.")
+    spokes: int = setting(0, "Spokes to estimate from; 0: the first frame.", ge=0)
+    limit: float = setting(
+        3.5, "A larger estimate is taken for a failure, and no delay is applied.", unit="samples", gt=0.0, le=5.0
+    )
+
+
+def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
+    """Set ``Spoke.shift`` to where the late gradients have moved each spoke.
+
+    With ``auto`` the first frame is held back until its last spoke, so that it gets the same delay as
+    all others (`sinotherm.frames.calibration`). Each echo has its own delay: readouts of alternating
+    polarity are late in opposite directions.
+    """
+    if settings.mode == "off":
+        yield from items
+        return
+    delays: Mapping[int, GradientDelay]
+    held: list[Item] = []
+    if settings.mode == "given":
+        delays = {0: _given(settings.given)}
+    else:
+        held, spokes = first_frame(items, scan, settings.spokes)
+        delays = _estimated(spokes, settings)
+    notes = {echo: _note(delay, settings) for echo, delay in delays.items()}
+    for echo, note in notes.items():
+        logger.info("gradient delay of echo %d: %s", echo, note)
+    for item in _chained(held, items):
+        if isinstance(item, Spoke) and delays:
+            echo = item.echo if item.echo in delays else min(delays)
+            (shift,) = delays[echo].shifts(np.array([item.angle_rad]), item.sampling)
+            yield dataclasses.replace(
+                item, shift=(float(shift[0]), float(shift[1])), calibration={**item.calibration, **notes[echo]}
+            )
+        else:
+            yield item
+
+
+def _chained(held: list[Item], items: Iterator[Item]) -> Iterator[Item]:
+    yield from held
+    held.clear()
+    yield from items
+
+
+def _given(values: tuple[float, ...]) -> GradientDelay:
+    if not values:
+        raise SettingsError("delay.mode = given needs delay.given [samples]: x, y[, xy] or one isotropic value.")
+    x, y, xy = (values[0], values[0], 0.0) if len(values) == 1 else (*values, 0.0)[:3]
+    return GradientDelay(x=x, y=y, xy=xy)
+
+
+def _estimated(spokes: Sequence[Spoke], settings: Settings) -> dict[int, GradientDelay]:
+    """Return the delay per echo, from the slice and partition with the strongest signal."""
+    delays: dict[int, GradientDelay] = {}
+    for echo in sorted({spoke.echo for spoke in spokes}):
+        planes: dict[tuple[int, int], list[Spoke]] = {}
+        for spoke in spokes:
+            if spoke.echo == echo:
+                planes.setdefault((spoke.slice, spoke.partition), []).append(spoke)
+        plane = max(planes.values(), key=lambda found: sum(float(np.vdot(s.data, s.data).real) for s in found))
+        data, angles = stacked(plane)
+        estimate = ring_delay if settings.method == "ring" else opposed_delay
+        try:
+            delay = estimate(data, angles, plane[0].sampling, model=settings.model)
+        except SpokeError as error:
+            logger.warning("no gradient delay applied: %s", error)
+            delay = GradientDelay(x=0.0, y=0.0)
+        if max(abs(delay.x), abs(delay.y), abs(delay.xy)) > settings.limit:
+            logger.warning(
+                "no gradient delay applied: the estimate x %.2f, y %.2f, xy %.2f samples is above delay.limit = %g",
+                *(delay.x, delay.y, delay.xy, settings.limit),
+            )
+            delay = GradientDelay(x=0.0, y=0.0)
+        delays[echo] = delay
+    return delays
+
+
+def _note(delay: GradientDelay, settings: Settings) -> dict[str, MetaValue]:
+    note: dict[str, MetaValue] = {
+        "gradient_delay_samples": (round(delay.x, 4), round(delay.y, 4), round(delay.xy, 4)),
+        "gradient_delay_source": settings.mode if settings.mode == "given" else settings.method,
+    }
+    if not np.isnan(delay.mismatch):
+        note["gradient_delay_mismatch"] = round(delay.mismatch, 4)
+    return note
