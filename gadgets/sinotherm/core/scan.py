@@ -56,6 +56,10 @@ class ScanHeader:
         TE per echo, TR, f0 and B0.
     trajectory
         Kind as the header says it: ``radial``, ``goldenangle``, ``cartesian``, …
+    encoding_space
+        Index of the encoding that this describes; readouts of other ones are no part of the images.
+    relative_noise_bandwidth
+        Share of the receiver's bandwidth that its noise fills (for the scaling of noise scans).
     n_slices, n_partitions, n_repetitions, spokes_per_frame
         From the encoding limits (1 or ``None`` where silent).
     user_parameters
@@ -71,7 +75,9 @@ class ScanHeader:
     encoded: EncodingSpace
     recon: EncodingSpace
     trajectory: str
+    encoding_space: int = 0
     n_coils: int | None = None
+    relative_noise_bandwidth: float | None = None
     echo_times_s: tuple[float, ...] = ()
     repetition_time_s: float | None = None
     larmor_hz: float | None = None
@@ -119,6 +125,8 @@ class Spoke:
         The readout's ``ismrmrd.AcquisitionHeader``: geometry and stamps of the images made from it.
     received_s
         Monotonic clock at its last byte, s; NaN from a file.
+    noise_known
+        A noise scan was used: the SD of the real part of the noise is 1 in every coil.
     calibration
         What the scan's calibration did to it (gradient delay, coil compression); goes into the meta of
         the frame and its images. One mapping is shared by all spokes of a calibration.
@@ -137,6 +145,7 @@ class Spoke:
     last: bool = False
     header: Any = None
     received_s: float = float("nan")
+    noise_known: bool = False
     calibration: Mapping[str, MetaValue] = field(default_factory=dict)
 
 

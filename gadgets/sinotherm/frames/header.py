@@ -1,0 +1,201 @@
+"""The MRD header of a scan, read tolerantly and turned into SI.
+
+The schema's own parser refuses headers that scanners and converters really send (a
+``<waveformInformation>`` without user parameters, for one), so only the parts that are needed here
+are read, by local name, in any namespace.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Final
+from xml.etree.ElementTree import ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from sinotherm.core.scan import EncodingSpace, ScanHeader
+from sinotherm.errors import HeaderError
+
+__all__ = ["RADIAL_TRAJECTORIES", "scan_header"]
+
+RADIAL_TRAJECTORIES: Final = ("radial", "goldenangle")
+"""Kinds of trajectory that are radial; ``other`` and an empty one are decided by the readouts."""
+
+_LARGEST_MATRIX: Final = 4096
+_LARGEST_FOV_MM: Final = 10_000.0
+_LARGEST_COUNT: Final = 65_535
+_WAVEFORM_IDS: Final = {"ecg": 0, "pulse": 1, "respiratory": 2, "trigger": 3}
+_ASK: Final = "correct the header or the converter that wrote it"
+
+
+def scan_header(xml: bytes | str) -> ScanHeader:
+    """Return the facts of an MRD header.
+
+    Parameters
+    ----------
+    xml
+        The header as it came; a trailing NUL (FIRE) is dropped. Of several encodings the first
+        radial one counts, or the first where none says that it is radial.
+
+    Raises
+    ------
+    HeaderError
+        The header is empty, not XML, not MRD, or a fact in it is missing or impossible.
+    """
+    raw = xml.encode() if isinstance(xml, str) else bytes(xml)
+    raw = raw.rstrip(b"\0 \r\n\t")
+    if not raw:
+        raise HeaderError("the scan header is empty: an MRD header (XML) must come before the data.")
+    try:
+        root = fromstring(raw, forbid_dtd=True)
+    except DefusedXmlException as error:
+        raise HeaderError(f"the scan header is refused: {error}; an MRD header needs no DTD or entities.") from None
+    except (ParseError, ValueError, LookupError) as error:
+        raise HeaderError(f"the scan header ({len(raw)} bytes) is not XML: {error}; {_ASK}.") from None
+    if _name(root) != "ismrmrdHeader":
+        raise HeaderError(f"the scan header begins with <{_name(root)}>: an MRD header begins with <ismrmrdHeader>.")
+
+    encodings = list(_all(root, "encoding"))
+    if not encodings:
+        raise HeaderError(f"the scan header has no <encoding>, so matrix and field of view are unknown; {_ASK}.")
+    kinds = [_text(encoding, "trajectory").lower() for encoding in encodings]
+    chosen = next((index for index, kind in enumerate(kinds) if kind in RADIAL_TRAJECTORIES), 0)
+    encoding = encodings[chosen]
+    encoded = _space(encoding, "encodedSpace")
+    if encoded is None:
+        raise HeaderError(f"encoding {chosen} of the scan header has no <encodedSpace>; {_ASK}.")
+    n_spokes = _limit(encoding, "kspace_encoding_step_1")
+    return ScanHeader(
+        encoded=encoded,
+        # A silent header means that the images are made as they are encoded.
+        recon=_space(encoding, "reconSpace") or encoded,
+        trajectory=kinds[chosen],
+        encoding_space=chosen,
+        n_coils=_count(root, "acquisitionSystemInformation/receiverChannels"),
+        relative_noise_bandwidth=_positive(root, "acquisitionSystemInformation/relativeReceiverNoiseBandwidth"),
+        echo_times_s=tuple(1e-3 * te for te in _numbers(root, "sequenceParameters/TE") if te > 0.0),
+        repetition_time_s=_milliseconds(root, "sequenceParameters/TR"),
+        larmor_hz=_positive(root, "experimentalConditions/H1resonanceFrequency_Hz"),
+        field_strength_t=_positive(root, "acquisitionSystemInformation/systemFieldStrength_T"),
+        n_slices=_limit(encoding, "slice") or 1,
+        n_partitions=_limit(encoding, "kspace_encoding_step_2") or 1,
+        n_repetitions=_limit(encoding, "repetition"),
+        # A limit of one spoke is what converters write that know none.
+        spokes_per_frame=n_spokes if n_spokes is not None and n_spokes > 1 else None,
+        user_parameters=dict(_user_parameters(root)),
+        waveforms=tuple(
+            _WAVEFORM_IDS[kind]
+            for element in _all(root, "waveformInformation")
+            if (kind := _text(element, "waveformType").lower()) in _WAVEFORM_IDS
+        ),
+        protocol=_text(root, "measurementInformation/protocolName"),
+        measurement_id=_text(root, "measurementInformation/measurementID"),
+        xml=raw.decode("utf-8", errors="replace"),
+    )
+
+
+def _name(element: Any) -> str:
+    return str(element.tag).rpartition("}")[2]
+
+
+def _all(element: Any, path: str) -> Iterator[Any]:
+    """Yield the descendants at ``path`` (local names, separated by slashes)."""
+    first, _, rest = path.partition("/")
+    for child in element:
+        if _name(child) == first:
+            if rest:
+                yield from _all(child, rest)
+            else:
+                yield child
+
+
+def _text(element: Any, path: str) -> str:
+    found = next(_all(element, path), None)
+    return "" if found is None or found.text is None else str(found.text).strip()
+
+
+def _number(text: str, path: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise HeaderError(f"{path} of the scan header is {text[:40]!r}: it must be a finite number; {_ASK}.")
+    return value
+
+
+def _numbers(element: Any, path: str) -> list[float]:
+    return [_number(text, path) for found in _all(element, path) if (text := (found.text or "").strip())]
+
+
+def _positive(element: Any, path: str) -> float | None:
+    """Return a quantity, or ``None`` where the header is silent; a zero is how converters say nothing."""
+    value = next(iter(_numbers(element, path)), 0.0)
+    return value if value > 0.0 else None
+
+
+def _milliseconds(element: Any, path: str) -> float | None:
+    value = _positive(element, path)
+    return None if value is None else 1e-3 * value
+
+
+def _count(element: Any, path: str) -> int | None:
+    value = _positive(element, path)
+    if value is None:
+        return None
+    if value > _LARGEST_COUNT or value != int(value):
+        raise HeaderError(f"{path} of the scan header is {value:g}: it must be a count up to {_LARGEST_COUNT}; {_ASK}.")
+    return int(value)
+
+
+def _space(encoding: Any, name: str) -> EncodingSpace | None:
+    element = next(_all(encoding, name), None)
+    if element is None:
+        return None
+    matrix: list[int] = []
+    fov: list[float] = []
+    for axis in "xyz":
+        size = _number(_text(element, f"matrixSize/{axis}") or ("1" if axis == "z" else ""), f"{name} matrix {axis}")
+        if not 1 <= size <= _LARGEST_MATRIX or size != int(size):
+            raise HeaderError(
+                f"{name} matrix {axis} of the scan header is {size:g}: it must be 1 to {_LARGEST_MATRIX}; {_ASK}."
+            )
+        matrix.append(int(size))
+        length = _number(
+            _text(element, f"fieldOfView_mm/{axis}") or ("1" if axis == "z" else ""), f"{name} field of view {axis}"
+        )
+        if not 0.0 < length <= _LARGEST_FOV_MM:
+            raise HeaderError(
+                f"{name} field of view {axis} of the scan header is {length:g} mm: "
+                f"it must be above 0 and at most {_LARGEST_FOV_MM:g}; {_ASK}."
+            )
+        fov.append(1e-3 * length)
+    return EncodingSpace(matrix=(matrix[0], matrix[1], matrix[2]), fov_m=(fov[0], fov[1], fov[2]))
+
+
+def _limit(encoding: Any, name: str) -> int | None:
+    """Return how many values a counter takes, or ``None`` where the header does not say."""
+    path = f"encodingLimits/{name}"
+    largest = _numbers(encoding, f"{path}/maximum")
+    if not largest:
+        return None
+    smallest = _numbers(encoding, f"{path}/minimum") or [0.0]
+    count = largest[0] - smallest[0] + 1
+    if not 1 <= count <= _LARGEST_COUNT + 1 or count != int(count):
+        raise HeaderError(
+            f"{path} of the scan header is {smallest[0]:g} to {largest[0]:g}: "
+            f"whole numbers from 0 to {_LARGEST_COUNT}, the maximum not below the minimum; {_ASK}."
+        )
+    return int(count)
+
+
+def _user_parameters(root: Any) -> Iterator[tuple[str, str | float]]:
+    for group in _all(root, "userParameters"):
+        for element in group:
+            name, text = _text(element, "name"), _text(element, "value")
+            if not name:
+                continue
+            if _name(element) in ("userParameterLong", "userParameterDouble"):
+                yield name, _number(text, f"user parameter {name[:40]!r}")
+            else:
+                yield name, text
