@@ -13,7 +13,7 @@ import numpy as np
 from sinotherm.core.arrays import FrameData, SpokeAngles
 from sinotherm.core.scan import Item, ScanHeader, Spoke
 
-__all__ = ["first_frame", "stacked"]
+__all__ = ["first_frame", "released", "stacked"]
 
 _MOST_SPOKES = 64
 
@@ -50,6 +50,13 @@ def first_frame(items: Iterator[Item], scan: ScanHeader, n_spokes: int = 0) -> t
         if of_first >= most or (item.last and not wanted):
             break
     return held, spokes
+
+
+def released(held: list[Item], items: Iterator[Item]) -> Iterator[Item]:
+    """Yield what was held back, then the rest of the stream; ``held`` is emptied."""
+    yield from held
+    held.clear()
+    yield from items
 
 
 def stacked(spokes: Sequence[Spoke]) -> tuple[FrameData, SpokeAngles]:

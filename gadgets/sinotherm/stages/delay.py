@@ -10,7 +10,7 @@ import numpy as np
 from sinotherm.core.scan import Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.errors import SettingsError, SpokeError
-from sinotherm.frames.calibration import first_frame, stacked
+from sinotherm.frames.calibration import first_frame, released, stacked
 from sinotherm.frames.delay import GradientDelay, opposed_delay, ring_delay
 
 __all__ = ["Settings", "stage"]
@@ -57,7 +57,7 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     notes = {echo: _note(delay, settings) for echo, delay in delays.items()}
     for echo, note in notes.items():
         logger.info("gradient delay of echo %d: %s", echo, note)
-    for item in _chained(held, items):
+    for item in released(held, items):
         if isinstance(item, Spoke) and delays:
             echo = item.echo if item.echo in delays else min(delays)
             (shift,) = delays[echo].shifts(np.array([item.angle_rad]), item.sampling)
@@ -66,12 +66,6 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
             )
         else:
             yield item
-
-
-def _chained(held: list[Item], items: Iterator[Item]) -> Iterator[Item]:
-    yield from held
-    held.clear()
-    yield from items
 
 
 def _given(values: tuple[float, ...]) -> GradientDelay:

@@ -1,0 +1,180 @@
+"""Coil compression: fewer virtual coils that keep the signal and leave streak-prone coils behind.
+
+All matrices have orthonormal rows and act on whitened data, so the noise of the virtual coils is
+white with the same SD.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Complex64, Complex128, Float64
+
+from sinotherm.core.arrays import FrameData, SpokeAngles, SpokeData
+from sinotherm.core.geometry import RadialSampling
+from sinotherm.errors import SettingsError
+from sinotherm.operators.nufft import FinufftPlan, radial_points
+
+__all__ = ["CoilCompression", "region_compression", "streak_ratios", "streak_weights", "svd_compression"]
+
+Covariance: TypeAlias = Complex128[np.ndarray, "coil coil"]
+CoilWeights: TypeAlias = Float64[np.ndarray, "coil"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoilCompression:
+    """A frozen coil compression.
+
+    Attributes
+    ----------
+    matrix
+        complex64 (virtual coil, coil), rows orthonormal.
+    energy
+        Share of the signal's energy (with the region method: inside the field of view) that the virtual
+        coils keep, 0 … 1.
+    """
+
+    matrix: Complex64[np.ndarray, "virtual coil"]
+    energy: float
+
+    def apply(self, data: SpokeData) -> SpokeData:
+        """Return the virtual coils' data, complex64 (virtual coil, …), of data (coil, …)."""
+        return np.tensordot(self.matrix, data, axes=1)
+
+
+def svd_compression(
+    data: FrameData, *, n_coils: int = 0, energy: float = 1.0, weights: CoilWeights | None = None
+) -> CoilCompression:
+    """Return the compression onto the strongest singular vectors of the data.
+
+    Buehrer et al. 2007, 10.1002/mrm.21237; Huang et al. 2008, 10.1016/j.mri.2007.04.010.
+
+    Parameters
+    ----------
+    data
+        complex64 (coil, spoke, readout), whitened.
+    n_coils
+        Virtual coils; 0: as many as ``energy`` asks for.
+    energy
+        Share of the energy to keep, used where ``n_coils`` is 0.
+    weights
+        float64 (coil,), 0 … 1: how much a coil counts in the choice of the subspace (`streak_weights`).
+        The data themselves are not weighted.
+
+    Raises
+    ------
+    SettingsError
+        More virtual coils are asked for than there are coils, or the energy is not in (0, 1].
+    """
+    covariance = _covariance(data)
+    weighted = covariance if weights is None else covariance * np.outer(weights, weights)
+    values, vectors = np.linalg.eigh(weighted)
+    strongest = vectors[:, ::-1]
+    if n_coils == 0:
+        if not 0.0 < energy <= 1.0:
+            raise SettingsError(f"energy to keep = {energy:g}: give a share above 0, at most 1.")
+        shares = np.cumsum(np.maximum(values[::-1], 0.0)) / max(float(np.sum(np.maximum(values, 0.0))), 1e-300)
+        # Rounding may leave the last sum a hair below 1.
+        n_coils = min(int(np.searchsorted(shares, energy - 1e-9)) + 1, len(values))
+    return _compression(strongest[:, : _checked(n_coils, len(values))], covariance)
+
+
+def region_compression(
+    data: FrameData, sampling: RadialSampling, matrix: int, *, n_coils: int, weights: CoilWeights | None = None
+) -> CoilCompression:
+    """Return the compression that keeps the field of view and gives up what lies outside (ROVir).
+
+    Maximises v*Av / v*Bv, A the coil covariance of the projections inside the field of view and B of
+    those beyond it, where only things lie that streak into the image. Kim et al. 2021,
+    10.1002/mrm.28706, here on the projections, which twofold oversampled readouts give for free.
+
+    Parameters
+    ----------
+    data
+        complex64 (coil, spoke, readout), whitened.
+    matrix
+        Width of the field of view, pixels.
+    n_coils
+        Virtual coils.
+    weights
+        As in `svd_compression`.
+
+    Raises
+    ------
+    SettingsError
+        The readout is not oversampled, so nothing is known of the outside; or too many virtual coils.
+    """
+    projections = np.fft.fft(data, axis=-1)
+    # FFT bin m of n lies at s = m/(n·spacing) pixels, whatever sample the spoke's centre is.
+    detector = np.abs(np.fft.fftfreq(sampling.n_readout)) / sampling.spacing
+    inside = detector <= matrix / 2
+    if np.mean(inside) > 0.9:
+        raise SettingsError(
+            f"compression.method = region needs an oversampled readout; this one spans {1 / sampling.spacing:.0f} "
+            f"pixels for an image of {matrix}: use svd."
+        )
+    signal, unwanted = _covariance(projections[..., inside]), _covariance(projections[..., ~inside])
+    wanted = signal if weights is None else signal * np.outer(weights, weights)
+    # Noise alone outside makes B = σ²·1 and the method falls back to the SVD of the inside.
+    floor = 1e-3 * float(np.trace(wanted + unwanted).real) / len(wanted)
+    _, vectors = scipy.linalg.eigh(wanted, unwanted + floor * np.eye(len(wanted)))
+    chosen, _ = np.linalg.qr(vectors[:, ::-1][:, : _checked(n_coils, len(wanted))])
+    return _compression(chosen, signal)
+
+
+def streak_ratios(data: FrameData, angles: SpokeAngles, sampling: RadialSampling, matrix: int) -> CoilWeights:
+    """Return the streak ratio of each coil, float64 (coil,).
+
+    The mean difference between the coil's image and its streak-free low-resolution image, relative
+    to the mean of the latter. The low resolution is what these spokes sample densely enough.
+    Xue et al. 2012, 10.1002/mrm.23078.
+
+    Parameters
+    ----------
+    data
+        complex64 (coil, spoke, readout) of one slice and partition.
+    matrix
+        Width of the field of view, pixels.
+    """
+    points = radial_points(angles, sampling).reshape(-1, 2)
+    plan = FinufftPlan((matrix, matrix), len(data)).set_points(points)
+    radius = np.abs(sampling.positions)
+    ramp = np.broadcast_to(radius, data.shape[1:]).ravel()
+    # Neighbouring spokes are π·κ/S apart; denser than 1/matrix nothing streaks.
+    dense = min(0.5, max(len(angles) / (np.pi * matrix), 2.0 / matrix))
+    window = np.where(radius < dense, np.cos(np.pi / 2 * np.minimum(radius / dense, 1.0)) ** 2, 0.0)
+    flat = data.reshape(len(data), -1)
+    whole = np.abs(plan.adjoint(flat * ramp))
+    smooth = np.abs(plan.adjoint(flat * ramp * np.tile(window, len(angles))))
+    ratios = np.mean(np.abs(whole - smooth), axis=(1, 2)) / np.maximum(np.mean(smooth, axis=(1, 2)), 1e-30)
+    return ratios.astype(np.float64)
+
+
+def streak_weights(ratios: Sequence[float] | CoilWeights, *, limit: float = 2.0) -> CoilWeights:
+    """Return the weight of each coil, float64 (coil,): 1, or less where its streak ratio stands out.
+
+    A coil whose ratio is more than ``limit`` times the median gets limit·median/ratio.
+    Xue et al. 2012, 10.1002/mrm.23078 (who leave such coils out).
+    """
+    values = np.asarray(ratios, dtype=np.float64)
+    bound = limit * float(np.median(values))
+    return bound / np.maximum(values, bound) if bound > 0.0 else np.ones_like(values)
+
+
+def _covariance(data: np.ndarray[Any, Any]) -> Covariance:
+    flat = data.reshape(len(data), -1).astype(np.complex128)
+    return flat @ flat.conj().T
+
+
+def _checked(n_coils: int, available: int) -> int:
+    if not 1 <= n_coils <= available:
+        raise SettingsError(f"{n_coils} virtual coils from {available} coils: give a number from 1 to {available}.")
+    return n_coils
+
+
+def _compression(vectors: Complex128[np.ndarray, "coil virtual"], covariance: Covariance) -> CoilCompression:
+    kept = float(np.einsum("cv,cd,dv->", vectors.conj(), covariance, vectors).real)
+    total = max(float(np.trace(covariance).real), 1e-300)
+    return CoilCompression(matrix=vectors.conj().T.astype(np.complex64), energy=min(1.0, kept / total))
