@@ -36,7 +36,7 @@ from sinotherm.wire.messages import (
 
 __all__ = ["Decoder", "Limits", "encode"]
 
-Buffer: TypeAlias = bytes | bytearray | memoryview | np.ndarray
+Buffer: TypeAlias = bytes | memoryview
 """Bytes as sockets take them."""
 
 _ID: Final = struct.Struct("<H")
@@ -375,7 +375,7 @@ def _encode_readout(readout: Readout) -> list[Buffer]:
     return [
         _ID.pack(MessageId.ACQUISITION) + bytes(head),
         np.ascontiguousarray(readout.trajectory, np.float32).tobytes(),
-        np.ascontiguousarray(readout.data, np.complex64).reshape(-1).view(np.uint8),
+        np.ascontiguousarray(readout.data, np.complex64).reshape(-1).view(np.uint8).data,
     ]
 
 
@@ -385,7 +385,7 @@ def _encode_image(image: Any) -> list[Buffer]:
     head = image.getHead()
     head.attribute_string_len = len(attributes)
     start = _ID.pack(MessageId.IMAGE) + bytes(head) + _UINT64.pack(len(attributes)) + attributes
-    return [start, pixels.reshape(-1).view(np.uint8)]
+    return [start, pixels.reshape(-1).view(np.uint8).data]
 
 
 def encode(message: Message) -> list[Buffer]:

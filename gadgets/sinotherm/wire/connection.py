@@ -1,0 +1,523 @@
+"""An MRD connection: notices EOF and silence, never blocks the scanner, and tells the peer of failures.
+
+A reader thread takes messages off the socket as they come and queues them, so that a slow frame is
+not felt by the sender; what is made of them is sent by the thread that makes it.
+"""
+
+import json
+import logging
+import math
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from queue import SimpleQueue
+from time import monotonic, sleep
+from typing import Any, Final, TypeAlias
+
+import ismrmrd
+
+from sinotherm.errors import OverloadError, PeerError, PeerGoneError, ProtocolError, SinothermError, WireError
+from sinotherm.wire.codec import Decoder, Limits, encode
+from sinotherm.wire.messages import (
+    Close,
+    ConfigFile,
+    ConfigText,
+    Error,
+    Header,
+    Message,
+    Query,
+    Readout,
+    Response,
+    Text,
+)
+
+__all__ = ["Connection", "Inbox", "OpenScan", "Outcome", "Patience", "Process", "ScanRequest", "converse"]
+
+logger = logging.getLogger(__name__)
+
+_POLL_S: Final = 0.25
+_HOLD_S: Final = 1e-3
+_REPLAY: Final = 1.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a peer is waited for, and how much of what it sends is kept.
+
+    Attributes
+    ----------
+    handshake_s
+        Silence before the scan header is there, s.
+    silence_s
+        Silence within a scan (a scanner may pause), s.
+    send_s
+        Time within which the peer must take something that is sent to it, s.
+    drain_s
+        Silence after a failure until its CLOSE, s.
+    queue_bytes
+        Readouts received and not yet worked on.
+    tick_s
+        Unit of the readouts' time stamps, s (Siemens: 2.5 ms).
+    """
+
+    handshake_s: float = 30.0
+    silence_s: float = 600.0
+    send_s: float = 30.0
+    drain_s: float = 10.0
+    queue_bytes: int = 1 << 30
+    tick_s: float = 2.5e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanRequest:
+    """What a peer asks for.
+
+    Attributes
+    ----------
+    config
+        Name of the pipeline, or its XML document (a Gadgetron parent: its ``<configuration>`` element).
+    header_xml
+        The scan's MRD header.
+    settings
+        ``stage.setting`` values that came as JSON after the header.
+    terminated
+        The peer ends its texts with NUL, and so do we.
+    """
+
+    config: str
+    header_xml: bytes
+    settings: Mapping[str, str] = field(default_factory=dict)
+    terminated: bool = False
+
+    @property
+    def is_document(self) -> bool:
+        """Whether ``config`` is an XML document, not a name."""
+        return self.config.lstrip("\ufeff \t\r\n").startswith("<")
+
+
+Process: TypeAlias = Callable[[Iterator[Any]], Iterator[Any]]
+"""Makes images of a scan's items."""
+
+OpenScan: TypeAlias = Callable[[ScanRequest], Process]
+"""Returns what works on a scan; raises where the request cannot be met."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """How a scan ended: what was sent to the peer, and the error that it was told of."""
+
+    images: int = 0
+    unsent: int = 0
+    error: BaseException | None = None
+
+
+class Connection:
+    """Messages over a connected stream socket, in both directions.
+
+    Parameters
+    ----------
+    sock
+        The socket; the connection owns it.
+    patience, limits
+        Time-outs, and bounds of what the peer may announce.
+    """
+
+    def __init__(self, sock: socket.socket, *, patience: Patience | None = None, limits: Limits | None = None) -> None:
+        self.patience = patience or Patience()
+        self.silence_s = self.patience.handshake_s
+        self._socket = sock
+        self._decoder = Decoder(limits=limits)
+        self._stopping = threading.Event()
+        # Kernel time-outs cost nothing a call; Python's would poll before each one.
+        sock.settimeout(None)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(_POLL_S))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.patience.send_s))
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A peer whose machine died sends no FIN.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        self._messages = self.stream()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the peer's CLOSE has arrived."""
+        return self._decoder.closed
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """End `stream` within a moment, from another thread or a signal handler."""
+        self._stopping.set()
+
+    def stream(self) -> Iterator[Message]:
+        """Yield what the peer sends up to and including CLOSE, or until `stop`.
+
+        Raises
+        ------
+        PeerGoneError
+            The peer closed without CLOSE, vanished, or was silent for too long.
+        ProtocolError, DataError
+            As `Decoder.messages`.
+        """
+        decoder, quiet_s = self._decoder, monotonic()
+        yield from decoder.messages()
+        while not decoder.closed:
+            try:
+                n_bytes = self._socket.recv_into(decoder.space())
+            except BlockingIOError:
+                if self._stopping.is_set():
+                    return
+                if monotonic() - quiet_s > self.silence_s:
+                    raise PeerGoneError(
+                        f"the peer was silent for {self.silence_s:g} s: is it still alive? "
+                        "A longer time-out is a matter of the connection's settings."
+                    ) from None
+                continue
+            except OSError as error:
+                raise PeerGoneError(
+                    f"the peer is gone ({error.strerror or error}): the scan is not complete."
+                ) from None
+            if n_bytes == 0:
+                decoder.end()
+            quiet_s = monotonic()
+            decoder.received(n_bytes, at_s=quiet_s)
+            yield from decoder.messages()
+
+    def receive(self) -> Message:
+        """Return the next message.
+
+        Raises
+        ------
+        PeerGoneError, ProtocolError, DataError
+            As `stream`; also after CLOSE or `stop`.
+        """
+        for message in self._messages:
+            return message
+        raise PeerGoneError("nothing more comes: " + ("we were stopped." if self.stopping else "the peer said CLOSE."))
+
+    def send(self, message: Message) -> None:
+        """Send a message.
+
+        Raises
+        ------
+        PeerGoneError
+            The peer vanished, or takes nothing for too long.
+        DataError
+            The message cannot be written.
+        """
+        buffers = encode(message)
+        left = sum(len(buffer) for buffer in buffers)
+        try:
+            while left > (sent := self._socket.sendmsg(buffers)):
+                left -= sent
+                while sent >= len(buffers[0]):
+                    sent -= len(buffers.pop(0))
+                buffers[0] = buffers[0][sent:]
+        except BlockingIOError:
+            raise PeerGoneError(
+                f"the peer took nothing for {self.patience.send_s:g} s: it must read while it sends."
+            ) from None
+        except OSError as error:
+            raise PeerGoneError(f"the peer is gone ({error.strerror or error}).") from None
+
+    def close(self) -> None:
+        """Close the socket, once the peer has had a moment to take what was sent.
+
+        Closing with unread input would reset the connection and lose what is under way.
+        """
+        until = monotonic() + (_POLL_S if self.stopping else self.patience.drain_s)
+        waste = bytearray(1 << 16)
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            while not self.closed and monotonic() < until:
+                try:
+                    if self._socket.recv_into(waste) == 0:
+                        break
+                except BlockingIOError:
+                    continue
+        except OSError:
+            logger.debug("the peer was gone before the connection was closed")
+        finally:
+            self._socket.close()
+
+
+def _timeval(seconds: float) -> bytes:
+    whole = math.floor(seconds)
+    return struct.pack("@ll", whole, round((seconds - whole) * 1e6))
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The last thing in the queue: why there is nothing more."""
+
+    error: SinothermError | None
+
+
+class Inbox:
+    """What a peer sends during a scan, read by a thread of its own and kept until somebody wants it.
+
+    Readouts are never dropped. When the queue is full, a sender that runs ahead of the scanner's clock
+    (a replay), or shows none, is held back through TCP; one that sends at the scanner's pace cannot be
+    held back: that is an overload, and fails at once.
+
+    Parameters
+    ----------
+    connection
+        Its header has been received; from now on only the inbox reads from it.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._patience = connection.patience
+        self.over = False
+        self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._put_bytes = self._taken_bytes = 0
+        self._discarding = False
+        self._overload: OverloadError | None = None
+        self._first: tuple[float, int] | None = None
+        self._held_s = 0.0
+        self._thread = threading.Thread(target=self._read, name="sinotherm-reader", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        end = _End(WireError("the thread that reads from the peer failed; the log says why."))
+        try:
+            for message in self._connection.stream():
+                if not self._discarding:
+                    self._take(message)
+            end = _End(None)
+        except SinothermError as error:
+            end = _End(error)
+        finally:
+            self._queue.put(end)
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Readout):
+            if self._first is None:
+                self._first = monotonic(), message.header.acquisition_time_stamp
+            if self._put_bytes - self._taken_bytes > self._patience.queue_bytes:
+                self._hold(message)
+            self._put_bytes += message.data.nbytes
+        self._queue.put(message)
+
+    def _hold(self, readout: Readout) -> None:
+        """Wait until there is room, if the sender may be held back."""
+        start_s, stamp = self._first or (0.0, 0)
+        now_s = monotonic()
+        scanned_s = (readout.header.acquisition_time_stamp - stamp) * self._patience.tick_s
+        if 0.0 < scanned_s <= _REPLAY * (now_s - start_s - self._held_s):
+            self._overload = OverloadError(
+                f"{self._put_bytes - self._taken_bytes} bytes of readouts wait to be reconstructed, the bound is "
+                f"{self._patience.queue_bytes}: frames arrive faster than they can be made. Choose fewer spokes or a "
+                "faster method, or let whole frames be skipped (frames.overload = latest)."
+            )
+            self._discarding = True
+        while self._put_bytes - self._taken_bytes > self._patience.queue_bytes and not (
+            self._discarding or self._connection.stopping
+        ):
+            sleep(_HOLD_S)
+        self._held_s += monotonic() - now_s
+
+    def items(self) -> Iterator[Any]:
+        """Yield what the peer sends until its CLOSE, or until the connection is stopped.
+
+        Raises
+        ------
+        PeerError
+            The peer reported a failure.
+        OverloadError
+            The queue is full and the scanner cannot be held back.
+        PeerGoneError, ProtocolError, DataError
+            As `Connection.stream`, after everything that came before.
+        """
+        while not self.over:
+            yield from self._checked(self._queue.get())
+
+    def ready(self) -> Iterator[Any]:
+        """Yield what has arrived so far; raises as `items`."""
+        while not (self.over or self._queue.empty()):
+            yield from self._checked(self._queue.get())
+
+    def _checked(self, message: Message | _End) -> tuple[Any, ...]:
+        """Return the message as what it is worth: an item, nothing, or an error to be raised."""
+        if self._overload is not None:
+            self.over = True
+            raise self._overload
+        if isinstance(message, Readout):
+            self._taken_bytes += message.data.nbytes
+            return (message,)
+        if isinstance(message, (ismrmrd.Image, ismrmrd.Waveform, Text)):
+            return (message,)
+        self.over = True
+        if isinstance(message, _End) and message.error is not None:
+            raise message.error
+        if isinstance(message, Error):
+            raise PeerError(f"the peer reports: {message.text.strip()}")
+        if isinstance(message, (_End, Close)):
+            return ()
+        raise ProtocolError(f"a {type(message).__name__} within a scan: config and header come once, before the data.")
+
+    def drain(self) -> None:
+        """Throw away what still comes, until the peer's CLOSE, its EOF, or silence of ``drain_s``."""
+        self._discarding = True
+        self._connection.silence_s = self._patience.drain_s
+        self._thread.join()
+
+
+def _parameters(text: str) -> dict[str, Any] | None:
+    """Return the parameters of FIRE's JSON, or ``None`` if the text is something else."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return None
+    parameters = document.get("parameters") if isinstance(document, dict) else None
+    return parameters if isinstance(parameters, dict) else None
+
+
+def _handshake(connection: Connection) -> ScanRequest:
+    """Return the config and header that a peer opens its scan with."""
+    config: ConfigFile | ConfigText | None = None
+    while True:
+        message = connection.receive()
+        match message:
+            case Query():
+                connection.send(Response(correlation=message.correlation, text=""))
+            case ConfigFile() | ConfigText() if config is None:
+                config = message
+            case Header() if config is not None:
+                return ScanRequest(
+                    config=(config.name if isinstance(config, ConfigFile) else config.text).strip(),
+                    header_xml=message.xml,
+                    terminated=message.terminated,
+                )
+            case Error():
+                raise PeerError(f"the peer reports: {message.text.strip()}")
+            case _:
+                awaited = "a config (1 or 2)" if config is None else "the header (3)"
+                raise ProtocolError(
+                    f"the scan begins with a {type(message).__name__} where {awaited} must come: "
+                    "send config, header, data, CLOSE."
+                )
+
+
+def _with_parameters(request: ScanRequest, items: Iterator[Any]) -> tuple[ScanRequest, Iterator[Any]]:
+    """Merge FIRE's JSON, if it is what comes first, into the request."""
+    first = next(items, None)
+    if first is None:
+        return request, items
+    parameters = _parameters(first.text) if isinstance(first, Text) else None
+    if parameters is None:
+        return request, chain((first,), items)
+    config = str(parameters.pop("config", "") or request.config)
+    settings = {name: str(value) for name, value in parameters.items() if "." in name}
+    foreign = ", ".join(name for name in parameters if name not in settings)
+    if foreign:
+        logger.info("parameters that are no setting (stage.name) are the console's own: %s", foreign)
+    return replace(request, config=config, settings={**request.settings, **settings}), items
+
+
+def _without_texts(items: Iterator[Any]) -> Iterator[Any]:
+    """Keep the peer's remarks out of the chain, which would send them back."""
+    for item in items:
+        if isinstance(item, Text):
+            logger.info("the peer says: %s", item.text.strip())
+        else:
+            yield item
+
+
+def _send(connection: Connection, item: Any, request: ScanRequest, outcome: Outcome, *, parent: bool) -> None:
+    if isinstance(item, ismrmrd.Image):
+        connection.send(item)
+        outcome.images += 1
+    elif isinstance(item, Text) and not parent:
+        connection.send(replace(item, terminated=request.terminated))
+    elif isinstance(item, Text):
+        logger.warning("not sent, a Gadgetron takes no text: %s", item.text.strip())
+    else:
+        outcome.unsent += 1
+
+
+def _tell(connection: Connection, error: BaseException, *, parent: bool, terminated: bool) -> None:
+    """Report a failure so that the peer shows it."""
+    text = str(error) if isinstance(error, SinothermError) else f"internal error, {type(error).__name__}: {error}"
+    try:
+        connection.send(Error(text=text) if parent else Text(text=f"ERR {text}", terminated=terminated))
+        if not parent:
+            connection.send(Close())
+    except PeerGoneError:
+        logger.info("the peer is gone and cannot be told of the failure")
+
+
+def converse(
+    connection: Connection,
+    open_scan: OpenScan,
+    *,
+    parent: bool = False,
+    request: ScanRequest | None = None,
+    close: bool = True,
+) -> Outcome:
+    """Hold one scan with a peer: what it asks for, its data in, images out, CLOSE.
+
+    A failure is reported in the way that the peer shows: ERROR, then everything read up to its CLOSE,
+    for a Gadgetron parent; a text that begins with ``ERR``, then CLOSE, for a client.
+
+    Parameters
+    ----------
+    connection
+        The peer.
+    open_scan
+        Returns what works on the scan.
+    parent
+        The peer is a Gadgetron that we are an external node of: it must not get texts.
+    request
+        What the peer asks for, if config and header have been read already.
+    close
+        Whether the last CLOSE and closing the socket are ours.
+
+    Returns
+    -------
+    Outcome
+        What was sent, and the error, if there was one; it has been logged.
+    """
+    outcome, inbox = Outcome(), None
+    terminated = request is not None and request.terminated
+    try:
+        request = request or _handshake(connection)
+        terminated = request.terminated
+        connection.silence_s = connection.patience.silence_s
+        inbox = Inbox(connection)
+        request, items = _with_parameters(request, inbox.items())
+        for item in open_scan(request)(_without_texts(items)):
+            _send(connection, item, request, outcome, parent=parent)
+        if connection.stopping and not connection.closed:
+            raise WireError("stopped before the end of the scan; the images finished so far were sent.")  # noqa: TRY301
+    except SinothermError as error:
+        outcome.error = error
+        logger.error("scan ended after %d images: %s", outcome.images, error)  # noqa: TRY400
+    except Exception as error:
+        outcome.error = error
+        logger.exception("scan ended after %d images", outcome.images)
+    if outcome.error is not None:
+        _tell(connection, outcome.error, parent=parent, terminated=terminated)
+    (inbox or Inbox(connection)).drain()
+    try:
+        if close and (outcome.error is None or parent):
+            connection.send(Close())
+    except PeerGoneError as error:
+        outcome.error = outcome.error or error
+    if close:
+        connection.close()
+    if outcome.error is None:
+        logger.info("scan finished, %d images sent", outcome.images)
+    if outcome.unsent:
+        logger.debug("%d items of other kinds were not sent", outcome.unsent)
+    return outcome
