@@ -1,0 +1,274 @@
+"""From names and values to a chain of stages that runs."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, TypeAlias
+
+from sinotherm.core.scan import FrameImage, Item, ScanHeader, TemperatureMap
+from sinotherm.core.settings import StageSettings
+from sinotherm.errors import SettingsError
+from sinotherm.pipelines.registry import (
+    METHOD_SLOT,
+    METHODS,
+    STAGES,
+    TARGETS,
+    ReconstructionSettings,
+    find_pipeline,
+    stage_module,
+    target_stages,
+)
+from sinotherm.pipelines.xml import Step, Values, parse_configuration, split_name
+
+__all__ = [
+    "Chain",
+    "Handler",
+    "Pipeline",
+    "compose",
+    "fire_parameters",
+    "load_pipeline",
+    "merged",
+    "parse_assignments",
+]
+
+logger = logging.getLogger(__name__)
+
+Handler: TypeAlias = Callable[[ScanHeader, Iterator[Item]], Iterator[Item]]
+
+_LAST_STAGES: Final = ("publish", "images")
+
+
+def merged(*sources: Values) -> dict[str, dict[str, str]]:
+    """Return the values of all sources; a later one wins."""
+    values: dict[str, dict[str, str]] = {}
+    for source in sources:
+        for stage, settings in source.items():
+            values.setdefault(stage, {}).update(settings)
+    return values
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return the values of ``stage.setting=value`` texts (``--set``); a later one wins.
+
+    Raises
+    ------
+    SettingsError
+        A text is not of that form.
+    """
+    values: dict[str, dict[str, str]] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingsError(f"setting {text[:80]!r}: write stage.setting=value, for example frames.spokes=210.")
+        stage, setting = split_name(name)
+        values.setdefault(stage, {})[setting] = value.strip()
+    return values
+
+
+def fire_parameters(text: str) -> tuple[str | None, dict[str, dict[str, str]]]:
+    """Return pipeline name and values of FIRE's JSON, which follows the header as a text message.
+
+    Parameters
+    ----------
+    text
+        ``{"version": …, "parameters": {"config": …, "stage.setting": …}}``. Parameters without a dot
+        belong to the console (apart from ``config``, which overrides the pipeline) and are logged.
+
+    Returns
+    -------
+    name
+        The pipeline that the console asks for, or ``None``.
+    values
+        By stage and setting.
+
+    Raises
+    ------
+    SettingsError
+        It is not such a document.
+    """
+    try:
+        document = json.loads(text.rstrip("\0"))
+    except ValueError as error:
+        raise SettingsError(f"the console's parameters ({len(text)} characters) are not JSON: {error}.") from None
+    parameters = document.get("parameters", {}) if isinstance(document, dict) else None
+    if not isinstance(parameters, dict):
+        raise SettingsError('the console\'s parameters must look like {"version": "1.0", "parameters": {…}}.')
+    values: dict[str, dict[str, str]] = {}
+    name: str | None = None
+    for key, value in parameters.items():
+        if key == "config":
+            name = str(value) or None
+        elif "." in key:
+            stage, setting = split_name(key)
+            values.setdefault(stage, {})[setting] = _text(value)
+        else:
+            logger.info("console parameter %s = %s is no stage.setting: left to the console", key, value)
+    return name, values
+
+
+def _text(value: Any) -> str:
+    return ",".join(str(part) for part in value) if isinstance(value, list) else str(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """The stages of one target with their checked settings.
+
+    Attributes
+    ----------
+    target
+        Name of the target.
+    stages
+        (name, module, settings) in order.
+    values
+        The settings that were given, by name; defaults left out.
+    """
+
+    target: str
+    stages: tuple[tuple[str, ModuleType, StageSettings], ...]
+    values: Mapping[str, str]
+
+    def __call__(self, scan: ScanHeader, items: Iterator[Item]) -> Iterator[Item]:
+        """Return what leaves the chain when ``items`` enter it."""
+        note = {"pipeline": " > ".join(name for name, _, _ in self.stages)}
+        note |= {f"setting {name}": value for name, value in self.values.items()}
+        noted = False
+        for name, module, settings in self.stages:
+            if name in _LAST_STAGES and not noted:
+                items = _noted(items, note)
+                noted = True
+            items = module.stage(items, scan, settings)
+        return items
+
+
+def _noted(items: Iterator[Item], note: Mapping[str, str]) -> Iterator[Item]:
+    """Write into every image and map which stages and settings made it."""
+    for item in items:
+        if isinstance(item, FrameImage | TemperatureMap):
+            yield dataclasses.replace(item, meta={**item.meta, **note})
+        else:
+            yield item
+
+
+def compose(target: str, values: Values) -> Chain:
+    """Return the chain of a target.
+
+    Parameters
+    ----------
+    target
+        One of `sinotherm.pipelines.registry.TARGETS`.
+    values
+        Settings by stage and name, as text.
+
+    Raises
+    ------
+    SettingsError
+        Target, stage or setting is unknown (the known ones are listed), or a value is out of range.
+    """
+    known = TARGETS.get(target, ())
+    given = values if METHOD_SLOT in known else {k: v for k, v in values.items() if k not in METHODS}
+    method = ReconstructionSettings.parse(METHOD_SLOT, given.get(METHOD_SLOT, {})).method
+    names = target_stages(target, method)
+    used: dict[str, str] = {}
+    for stage, settings in given.items():
+        if stage in METHODS and stage != method:
+            # So that another method can be chosen without a pipeline of its own.
+            logger.info("settings of %s are not used: reconstruction.method is %s", stage, method)
+        elif stage not in names and not (stage == METHOD_SLOT and METHOD_SLOT in known):
+            what = "is not part of" if stage in STAGES else "is unknown in"
+            raise SettingsError(f"stage {stage!r} {what} the target {target}; its stages: {', '.join(names)}.")
+        else:
+            used |= {f"{stage}.{name}": str(value) for name, value in settings.items()}
+    stages = []
+    for name in names:
+        module = stage_module(name)
+        stages.append((name, module, module.Settings.parse(name, given.get(name, {}))))
+    return Chain(target=target, stages=tuple(stages), values=used)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """A pipeline: its steps one after the other, checked when it is made.
+
+    Attributes
+    ----------
+    name
+        Its name, for the log.
+    steps
+        Targets with the values of the pipeline's file.
+    """
+
+    name: str
+    steps: tuple[Step, ...]
+    _chains: tuple[Chain, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_chains", tuple(compose(step.target, step.values) for step in self.steps))
+
+    @property
+    def chains(self) -> tuple[Chain, ...]:
+        """The chain of each step."""
+        return self._chains
+
+    def with_values(self, values: Values) -> "Pipeline":
+        """Return the pipeline with other settings; each goes to every step that has its stage.
+
+        Raises
+        ------
+        SettingsError
+            No step has the stage, or a name or value is wrong.
+        """
+        parts: list[set[str]] = []
+        for step in self.steps:
+            stages = set(TARGETS.get(step.target, ()))
+            parts.append(stages | set(METHODS) if METHOD_SLOT in stages else stages)
+        for stage in values:
+            if not any(stage in part for part in parts):
+                known = ", ".join(name for name in (METHOD_SLOT, *STAGES) if any(name in part for part in parts))
+                raise SettingsError(f"stage {stage[:80]!r} is not part of the pipeline {self.name}; it has: {known}.")
+        steps = tuple(
+            Step(
+                target=step.target,
+                values=merged(step.values, {stage: named for stage, named in values.items() if stage in part}),
+            )
+            for step, part in zip(self.steps, parts, strict=True)
+        )
+        return Pipeline(name=self.name, steps=steps)
+
+    def run(self, scan: ScanHeader, items: Iterator[Item]) -> Iterator[Item]:
+        """Return what leaves the pipeline when ``items`` enter it."""
+        for chain in self._chains:
+            given = ", ".join(f"{name}={value}" for name, value in chain.values.items()) or "all by default"
+            logger.info("pipeline %s: %s; settings: %s", self.name, chain.target, given)
+            items = chain(scan, items)
+        return items
+
+
+def load_pipeline(source: str, directories: Sequence[Path] = (), *, local: bool = False) -> Pipeline:
+    """Return a pipeline by name or from its XML text.
+
+    Parameters
+    ----------
+    source
+        A bare name, or a whole document (it begins with ``<``).
+    directories
+        Folders that are searched before the installed ones.
+    local
+        The name comes from the user of this machine, who may also give the path of a file.
+
+    Raises
+    ------
+    SettingsError
+        There is no such pipeline, or it cannot be run here.
+    """
+    text = source.strip("\0 \r\n\t\ufeff")
+    if text.startswith("<"):
+        return Pipeline(name="(sent as text)", steps=parse_configuration(text))
+    file = Path(text)
+    if not (local and file.suffix == ".xml" and file.is_file()):
+        file = find_pipeline(text, directories)
+    return Pipeline(name=file.stem, steps=parse_configuration(file.read_bytes()))

@@ -1,0 +1,154 @@
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sinotherm.core.scan import EncodingSpace, FrameImage, ScanHeader
+from sinotherm.core.settings import StageSettings, setting
+from sinotherm.errors import SettingsError
+from sinotherm.pipelines import compose as module
+from sinotherm.pipelines.compose import compose, fire_parameters, load_pipeline, merged, parse_assignments
+from sinotherm.pipelines.registry import STAGES
+
+SPACE = EncodingSpace(matrix=(8, 8, 1), fov_m=(0.1, 0.1, 0.01))
+SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial")
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Stand-ins that append their name (and setting) to texts: composition is tested, not reconstruction."""
+
+    class Settings(StageSettings):
+        mark: int = setting(0, "A mark.", ge=0)
+
+    def stand_in(name):
+        def stage(items, scan, settings):
+            for item in items:
+                yield f"{item} {name}{settings.mark or ''}" if isinstance(item, str) else item
+
+        return SimpleNamespace(Settings=Settings, stage=stage)
+
+    known = {name: stand_in(name) for name in STAGES}
+    monkeypatch.setattr(module, "stage_module", lambda name: known[name])
+
+
+@pytest.mark.usefixtures("stages")
+class TestChains:
+    def test_stages_follow_each_other(self):
+        chain = compose("radial_thermometry", {"frames": {"mark": "3"}})
+        assert list(chain(SCAN, iter(["x"]))) == [
+            "x whitening spokes compression delay frames3 fbp thermometry publish images"
+        ]
+
+    def test_the_method_fills_its_slot(self):
+        values = {"reconstruction": {"method": "gridding"}, "gridding": {"mark": "2"}, "fbp": {"mark": "9"}}
+        assert "frames gridding2 publish" in next(compose("reconstruct", values)(SCAN, iter(["x"])))
+
+    def test_images_say_which_stages_and_settings_made_them(self):
+        image = FrameImage(data=np.zeros((1, 1, 8, 8), np.complex64), number=0, meta={"filter": "hann"})
+        chain = compose("thermometry", {"thermometry": {"mark": "1"}})
+        (made,) = chain(SCAN, iter([image]))
+        assert made.meta == {
+            "filter": "hann",
+            "pipeline": "complex_images > thermometry > publish > images",
+            "setting thermometry.mark": "1",
+        }
+
+    @pytest.mark.parametrize(
+        ("target", "values", "words"),
+        [
+            ("nothing", {}, "known targets: reconstruct"),
+            ("nothing", {"fbp": {}}, "known targets: reconstruct"),
+            ("reconstruct", {"reconstruction": {"method": "magic"}}, "reconstruction.method.*magic"),
+            ("reconstruct", {"reconstruction": {"way": "fbp"}}, "known settings .*reconstruction.method"),
+            ("reconstruct", {"thermometry": {"mark": "1"}}, "'thermometry' is not part of the target reconstruct"),
+            ("reconstruct", {"os": {"mark": "1"}}, "'os' is unknown in the target reconstruct; its stages: whitening"),
+            ("thermometry", {"reconstruction": {"method": "fbp"}}, "reconstruction"),
+            ("reconstruct", {"frames": {"mrk": "1"}}, "unknown setting frames.mrk; known .*frames.mark"),
+            ("reconstruct", {"frames": {"mark": "-1"}}, "frames.mark = '-1'.*greater than or equal to 0"),
+            ("reconstruct", {"frames": {"mark": "x"}}, "frames.mark = 'x'"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, target, values, words):
+        with pytest.raises(SettingsError, match=words):
+            compose(target, values)
+
+    def test_settings_of_another_method_are_logged(self, caplog):
+        with caplog.at_level(logging.INFO):
+            compose("reconstruct", {"pdunet": {"mark": "1"}})
+        assert "settings of pdunet are not used" in caplog.text
+
+
+@pytest.mark.usefixtures("stages")
+class TestPipelines:
+    def test_shipped_ones_load_by_name(self):
+        assert [chain.target for chain in load_pipeline("radial_fbp").chains] == ["reconstruct"]
+        assert load_pipeline("radial_gridding").chains[0].stages[5][0] == "gridding"
+        assert load_pipeline("radial_thermometry").chains[0].target == "radial_thermometry"
+        assert load_pipeline("thermometry").chains[0].target == "thermometry"
+
+    def test_several_nodes_run_in_sequence(self, caplog):
+        node = '<external><execute name="sinotherm.nodes" target="{}" type="python"/><configuration/></external>'
+        text = (
+            f"\ufeff<configuration><version>2</version><stream>{node.format('reconstruct')}"
+            f"{node.format('thermometry')}</stream></configuration>\0"
+        )
+        pipeline = load_pipeline(text).with_values(parse_assignments(["images.mark=4", "fbp.mark=1"]))
+        with caplog.at_level(logging.INFO):
+            (out,) = pipeline.run(SCAN, iter(["x"]))
+        assert out == (
+            "x whitening spokes compression delay frames fbp1 publish images4"
+            " complex_images thermometry publish images4"
+        )
+        assert "settings: images.mark=4, fbp.mark=1" in caplog.text
+
+    def test_another_method_over_the_file(self):
+        pipeline = load_pipeline("radial_fbp").with_values({"reconstruction": {"method": "cg_sense"}})
+        assert pipeline.chains[0].stages[5][0] == "cg_sense"
+
+    def test_a_stage_that_no_step_has_is_named(self):
+        with pytest.raises(SettingsError, match="'fbp' is not part of the pipeline thermometry"):
+            load_pipeline("thermometry").with_values({"fbp": {"mark": "1"}})
+
+    def test_a_path_is_for_the_local_user_only(self, tmp_path):
+        file = tmp_path / "mine.xml"
+        file.write_bytes(load_pipeline_bytes("thermometry"))
+        assert load_pipeline(str(file), local=True).name == "mine"
+        with pytest.raises(SettingsError, match="bare name"):
+            load_pipeline(str(file))
+        with pytest.raises(SettingsError, match="bare name"):
+            load_pipeline(str(tmp_path / "none.xml"), local=True)
+
+
+def load_pipeline_bytes(name):
+    from sinotherm.pipelines.registry import find_pipeline
+
+    return find_pipeline(name).read_bytes()
+
+
+def test_later_values_win():
+    assert merged({"a": {"x": "1", "y": "1"}}, {"b": {"z": "2"}, "a": {"x": "2"}}) == {
+        "a": {"x": "2", "y": "1"},
+        "b": {"z": "2"},
+    }
+    assert parse_assignments(["frames.by=count", "frames.by= index "]) == {"frames": {"by": "index"}}
+    with pytest.raises(SettingsError, match=r"stage\.setting=value"):
+        parse_assignments(["frames.by"])
+
+
+def test_fire_json(caplog):
+    text = '{"version":"1.0","parameters":{"config":"radial_fbp","frames.spokes":34,"a.b":true,"l.t":[1,2],"x":"1"}}\0'
+    with caplog.at_level(logging.INFO):
+        name, values = fire_parameters(text)
+    assert name == "radial_fbp"
+    assert values == {"frames": {"spokes": "34"}, "a": {"b": "True"}, "l": {"t": "1,2"}}
+    assert "console parameter x" in caplog.text
+    assert fire_parameters('{"parameters": {"config": ""}}') == (None, {})
+    assert fire_parameters("{}") == (None, {})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"parameters": 3}'])
+def test_what_is_not_fire_json(text):
+    with pytest.raises(SettingsError, match="parameters"):
+        fire_parameters(text)
