@@ -1,0 +1,190 @@
+"""The primal-dual family: an exchangeable operator, a dual block on the measurement, a primal block on the image.
+
+Adler and Öktem 2018, 10.1109/TMI.2018.2799231 (learned primal-dual); Ernst et al. 2021, arXiv:2112.13443
+(PDUNet); Khatun et al. 2025, 10.1038/s41598-025-96071-x (Fourier PD and PDUNet).
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sinotherm.networks.blocks import AngleWrap, DualBlock, as_complex, as_real
+from sinotherm.networks.unet import UNet
+
+__all__ = ["Architecture", "MeasurementOperator", "PrimalDual"]
+
+
+class MeasurementOperator(Protocol):
+    """What the networks need to know of a measurement.
+
+    The dual space is (batch, coil, angle, detector) complex: sinograms, or Cartesian k-space lines.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """T: image (batch, y, x) → dual (batch, coil, angle, detector)."""
+
+    def inverse(self, dual: Tensor) -> Tensor:
+        """T⁺: dual → image, filtered and coil-combined, in units of the object."""
+
+    def update(self, dual: Tensor) -> Tensor:
+        """T⁺ weighted such that image + update(g − T image) converges."""
+
+    def context(self) -> Tensor:
+        """Real (channel, angle, 1): what the dual block should know of each angle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """Everything that fixes the shape of a network; stored in its model card.
+
+    Attributes
+    ----------
+    iterations
+        Primal blocks; a dual block stands before each but the first.
+    primal_features
+        Widths of the U-Net's levels.
+    dual_features, dual_layers
+        Width and depth of the dual block.
+    memory
+        Feature channels passed from one primal block to the next.
+    reference
+        Whether a reference image (pre-heating baseline) enters the primal blocks.
+    wrap
+        What lies beyond the first and the last angle of the dual space.
+    context
+        Context channels of the dual space.
+    """
+
+    iterations: int = 3
+    primal_features: tuple[int, ...] = (32, 64, 128, 128)
+    dual_features: int = 24
+    dual_layers: int = 3
+    memory: int = 16
+    reference: bool = False
+    wrap: AngleWrap = "mirror"
+    context: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for the model card."""
+        return asdict(self)
+
+
+class PrimalDual(nn.Module):
+    """Primal-dual network on complex data with any operator, number of coils, angles and pixels.
+
+    One complex scalar, taken from the measurement, normalises a frame and is put back at the end:
+    f(c·y) = c·f(y) for every complex c. Operators run in single precision; with ``reduced`` the blocks
+    run in bfloat16, and only their corrections carry its rounding.
+    """
+
+    def __init__(self, architecture: Architecture | None = None) -> None:
+        super().__init__()
+        self.architecture = a = architecture or Architecture()
+        images = [1 + a.reference] + [2 + a.reference] * (a.iterations - 1)
+        self.primal = nn.ModuleList(
+            UNet(
+                2 * n,
+                2,
+                features=a.primal_features,
+                memory_in=a.memory if k else 0,
+                memory_out=a.memory if k + 1 < a.iterations else 0,
+            )
+            for k, n in enumerate(images)
+        )
+        self.dual = nn.ModuleList(
+            DualBlock(4 + a.context, features=a.dual_features, layers=a.dual_layers, wrap=a.wrap)
+            for _ in range(a.iterations - 1)
+        )
+        self.step = nn.Parameter(torch.ones(a.iterations - 1))
+        self.reduced: torch.dtype | None = None
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of learned values."""
+        return sum(p.numel() for p in self.parameters())
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        if self.reduced is None:
+            return nullcontext()
+        return torch.autocast(device.type, self.reduced)
+
+    def _correct(self, index: int, images: list[Tensor], memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        block: UNet = self.primal[index]  # type: ignore[assignment]
+        rows, columns = images[0].shape[-2:]
+        bottom, right = -rows % block.multiple, -columns % block.multiple
+        channels = torch.cat([as_real(image) for image in images], dim=1)
+        if bottom or right:
+            channels = functional.pad(channels, (0, right, 0, bottom))
+        with self._precision(channels.device):
+            correction, memory = block(channels, memory)
+        return as_complex(correction)[..., :rows, :columns], memory
+
+    def _refine(self, index: int, residual: Tensor, measured: Tensor, context: Tensor) -> Tensor:
+        batch, coils, angles, detector = residual.shape
+        flat = residual.reshape(batch * coils, angles, detector)
+        known = context.to(flat.real.dtype).expand(-1, angles, detector)
+        channels = torch.cat(
+            [
+                as_real(flat),
+                as_real(measured.reshape(flat.shape)),
+                known.expand(batch * coils, -1, -1, -1),
+            ],
+            dim=1,
+        )
+        with self._precision(channels.device):
+            correction = self.dual[index](channels)
+        return residual + as_complex(correction).reshape(residual.shape)
+
+    def forward(
+        self,
+        measured: Tensor,
+        operator: MeasurementOperator,
+        reference: Tensor | None = None,
+        initial: Tensor | None = None,
+    ) -> Tensor:
+        """Return the image, complex64 (batch, y, x), in units of the object.
+
+        Parameters
+        ----------
+        measured
+            complex64 (batch, coil, angle, detector) in the operator's order.
+        operator
+            The measurement; its T and T⁺ run in single precision.
+        reference
+            Pre-heating image, complex64 (batch, y, x), for a reference-guided network.
+        initial
+            T⁺ of the measurement where it is at hand already (incremental back-projection).
+        """
+        image = operator.inverse(measured) if initial is None else initial
+        scale = intensity_scale(image)
+        image = image / scale[:, None, None]
+        measured = measured / scale[:, None, None, None]
+        guides = [] if reference is None else [reference / scale[:, None, None]]
+        correction, memory = self._correct(0, [image, *guides], None)
+        image = image + correction
+        context = operator.context()
+        for index in range(1, self.architecture.iterations):
+            residual = measured - operator.forward(image)
+            update = operator.update(self._refine(index - 1, residual, measured, context))
+            correction, memory = self._correct(index, [image, update, *guides], memory)
+            image = image + self.step[index - 1] * update + correction
+        return image * scale[:, None, None]
+
+
+def intensity_scale(image: Tensor) -> Tensor:
+    """Return one complex scalar per image, (batch,), that rotates and scales with it.
+
+    Its modulus is the 99th percentile of the modulus; its phase that of Σ f·|f|, the intensity-weighted
+    mean. An all-zero image has the scale 1.
+    """
+    modulus = image.abs().flatten(1)
+    rank = max(1, round(0.99 * modulus.shape[1]))
+    top = modulus.kthvalue(rank, dim=1).values
+    mean = (image.flatten(1) * modulus).sum(dim=1)
+    length = mean.abs()
+    phase = torch.where(length > 0, mean / length.clamp_min(torch.finfo(length.dtype).tiny), torch.ones_like(mean))
+    return torch.where(top > 0, top, torch.ones_like(top)) * phase

@@ -1,0 +1,248 @@
+"""Network weights: half-precision safetensors, each with a model card that holds its hash and its range.
+
+A file is read only if its SHA-256 is the card's; nothing is ever fetched from a network.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from sinotherm.errors import WeightsError
+from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
+from sinotherm.networks.primal_dual import Architecture, PrimalDual
+
+__all__ = ["SHIPPED", "GuardLimits", "ModelCard", "ValidRange", "load_network", "load_tensors_of", "save_network"]
+
+SHIPPED: Final = Path(__file__).parent / "weights"
+MAX_BYTES: Final = 8_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidRange:
+    """Where a network may be used: (lowest, highest) of what it was trained on.
+
+    Attributes
+    ----------
+    spokes, coils, pixels
+        Spokes of a frame, coils after compression, rows and columns.
+    snr
+        As in the evaluation protocol: |S|/SD in the combined reconstruction of 402 spokes.
+    fov_m
+        Field of view, m.
+    """
+
+    spokes: tuple[float, float] = (21, 128)
+    coils: tuple[float, float] = (1, 12)
+    pixels: tuple[float, float] = (192, 256)
+    snr: tuple[float, float] = (10.0, 1e9)
+    fov_m: tuple[float, float] = (0.12, 0.55)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardLimits:
+    """Residuals above which the guard trips, by number of spokes (ascending); set on validation people.
+
+    Attributes
+    ----------
+    spokes
+        Number of spokes at which the limits below were found.
+    held_out
+        Relative residual of spokes that were left out.
+    spoke
+        Largest relative residual of a spoke that was used.
+    """
+
+    spokes: tuple[int, ...] = ()
+    held_out: tuple[float, ...] = ()
+    spoke: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What a weight file is, how it was made and where it may be used.
+
+    Attributes
+    ----------
+    name, network
+        Name of the weights and the family: ``primal-dual`` or ``paper``.
+    geometry
+        ``radial``, ``cartesian`` or ``fan-beam``.
+    sha256
+        Of the safetensors file.
+    architecture
+        Fields of the family's architecture.
+    valid, guard
+        Range of use and the guard's limits.
+    licence, data, training, metrics, notes
+        For people: licence of the weights; sets, licences and number of people; simulation, steps and
+        hours; scores by set; what to know.
+    """
+
+    name: str
+    network: str
+    geometry: str
+    sha256: str
+    architecture: Mapping[str, Any]
+    valid: ValidRange = field(default_factory=ValidRange)
+    guard: GuardLimits = field(default_factory=GuardLimits)
+    licence: str = "CC-BY-4.0"
+    data: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a card.
+
+        Raises
+        ------
+        WeightsError
+            The text is not a card.
+        """
+        try:
+            values = json.loads(text)
+            valid = {k: tuple(v) for k, v in values.pop("valid").items()}
+            guard = {k: tuple(v) for k, v in values.pop("guard").items()}
+            notes = tuple(values.pop("notes", ()))
+            return cls(**values, valid=ValidRange(**valid), guard=GuardLimits(**guard), notes=notes)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"not a model card: {error}.") from error
+
+    def as_json(self) -> str:
+        """Return the card as JSON text."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+
+    def as_markdown(self) -> str:
+        """Return the card for people."""
+        lines = [f"# {self.name}", "", f"{self.network} network for {self.geometry} data. Research use only.", ""]
+        tables: dict[str, Mapping[str, Any]] = {
+            "Use it within": asdict(self.valid),
+            "Guard limits": asdict(self.guard),
+            "Data": self.data,
+            "Training": self.training,
+            "Metrics": self.metrics,
+            "Architecture": self.architecture,
+        }
+        for title, rows in tables.items():
+            lines += [f"## {title}", "", "| | |", "|---|---|"]
+            lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+            lines.append("")
+        if self.notes:
+            lines += ["## Notes", "", *(f"- {note}" for note in self.notes), ""]
+        lines += [f"Licence of the weights: {self.licence}. SHA-256: `{self.sha256}`.", ""]
+        return "\n".join(lines)
+
+    def build(self) -> nn.Module:
+        """Return the network of this card, untrained."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.architecture.items()}
+        try:
+            if self.network == "primal-dual":
+                return PrimalDual(Architecture(**values))
+            if self.network == "paper":
+                return PaperPrimalDual(PaperArchitecture(**values))
+        except TypeError as error:
+            raise WeightsError(f"card {self.name}: {error}.") from error
+        raise WeightsError(f"card {self.name}: unknown network {self.network!r}; known: primal-dual, paper.")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_cell(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _locate(name: str | Path) -> Path:
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        path = SHIPPED / f"{name}.safetensors"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors"))) or "none"
+        raise WeightsError(f"no weights {name}: {path} does not exist; shipped weights: {known}.")
+    return path
+
+
+def load_tensors_of(name: str | Path) -> tuple[dict[str, torch.Tensor], ModelCard]:
+    """Return the tensors (float32) and the card of shipped weights (by name) or of a file.
+
+    Raises
+    ------
+    WeightsError
+        The file or its card is missing, the hash differs, or the file is damaged.
+    """
+    path = _locate(name)
+    card_path = path.with_suffix(".json")
+    if not card_path.is_file():
+        raise WeightsError(f"weights without a model card: {card_path} does not exist.")
+    card = ModelCard.parse(card_path.read_text(encoding="utf-8"))
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != card.sha256:
+        raise WeightsError(
+            f"{path} was altered: SHA-256 {digest[:12]}… is not the card's {card.sha256[:12]}…; reinstall it."
+        )
+    try:
+        tensors = load_tensors(content)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not a safetensors file: {error}.") from error
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}, card
+
+
+def load_network(name: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, ModelCard]:
+    """Return a network in evaluation mode with its card.
+
+    Parameters
+    ----------
+    name
+        Name of shipped weights, or the path of a ``.safetensors`` file with its ``.json`` beside it.
+
+    Raises
+    ------
+    WeightsError
+        As `load_tensors_of`, or the tensors do not fit the card's architecture.
+    """
+    tensors, card = load_tensors_of(name)
+    network = card.build()
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise WeightsError(f"weights {name} do not fit their card: {error}.") from error
+    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval(), card
+
+
+def save_network(network: nn.Module, path: Path, card: ModelCard) -> ModelCard:
+    """Write weights in half precision with their card in JSON and Markdown; return the card with its hash.
+
+    Raises
+    ------
+    WeightsError
+        A value is not finite in half precision, or the file would exceed 8 MB.
+    """
+    tensors = {
+        key: value.detach().cpu().contiguous().half() if value.is_floating_point() else value.cpu()
+        for key, value in network.state_dict().items()
+    }
+    for key, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise WeightsError(f"weight {key} is not finite in half precision: the training diverged.")
+    content = save_tensors(tensors)
+    if len(content) > MAX_BYTES:
+        raise WeightsError(f"weights of {len(content)} bytes exceed {MAX_BYTES}: make the network smaller.")
+    values = {name: getattr(card, name) for name in card.__dataclass_fields__}
+    card = ModelCard(**(values | {"sha256": hashlib.sha256(content).hexdigest()}))
+    path.write_bytes(content)
+    path.with_suffix(".json").write_text(card.as_json(), encoding="utf-8")
+    path.with_suffix(".md").write_text(card.as_markdown(), encoding="utf-8")
+    return card

@@ -1,0 +1,124 @@
+import json
+import socket
+
+import pytest
+import torch
+
+from sinotherm.errors import WeightsError
+from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
+from sinotherm.networks.primal_dual import Architecture, PrimalDual
+from sinotherm.networks.weights import SHIPPED, GuardLimits, ModelCard, ValidRange, load_network, save_network
+
+SMALL = Architecture(iterations=2, primal_features=(4, 8), dual_features=4, memory=2)
+
+
+def _save(folder, network=None, name="tiny", **changes):
+    network = network or PrimalDual(SMALL)
+    family = "primal-dual" if isinstance(network, PrimalDual) else "paper"
+    card = ModelCard(
+        name=name,
+        network=family,
+        geometry="radial",
+        sha256="",
+        architecture=network.architecture.as_dict(),
+        valid=ValidRange(spokes=(21, 128)),
+        guard=GuardLimits(spokes=(21, 128), held_out=(0.3, 0.2), spoke=(0.5, 0.4)),
+        data={"sets": ["a", "b"]},
+        training={"hours": 1.5},
+        metrics={"ssim": 0.9},
+        notes=("trained on simulated scans",),
+        **changes,
+    )
+    path = folder / f"{name}.safetensors"
+    return path, save_network(network, path, card), network
+
+
+@pytest.mark.parametrize("network", [PrimalDual(SMALL), PaperPrimalDual(PaperArchitecture.pd())])
+def test_weights_return_in_half_precision_with_their_card(tmp_path, network):
+    path, card, network = _save(tmp_path, network)
+    loaded, found = load_network(path)
+    assert found == ModelCard.parse(card.as_json())
+    assert not loaded.training
+    for (name, value), other in zip(network.state_dict().items(), loaded.state_dict().values(), strict=True):
+        torch.testing.assert_close(value.half().float(), other, msg=name)
+
+
+def test_the_card_is_readable(tmp_path):
+    path, card, _ = _save(tmp_path)
+    text = path.with_suffix(".md").read_text()
+    assert card.sha256 in text
+    assert "| spokes | 21, 128 |" in text
+    assert "trained on simulated scans" in text
+
+
+def test_an_altered_file_is_refused(tmp_path):
+    path, _, _ = _save(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="altered"):
+        load_network(path)
+
+
+def test_missing_file_card_and_name_are_named(tmp_path):
+    path, _, _ = _save(tmp_path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(WeightsError, match=r"tiny\.json does not exist"):
+        load_network(path)
+    with pytest.raises(WeightsError, match=r"nothing\.safetensors does not exist"):
+        load_network("nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": "other"}, "unknown network"),
+        ({"architecture": {"iterations": 3, "primal_features": [4, 8], "dual_features": 4}}, "do not fit"),
+        ({"architecture": {"depth": 3}}, "depth"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(tmp_path, change, message):
+    path, card, _ = _save(tmp_path)
+    values = json.loads(card.as_json()) | change
+    path.with_suffix(".json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match=message):
+        load_network(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"valid": {}, "guard": {}}'])
+def test_what_is_not_a_card_is_refused(text):
+    with pytest.raises(WeightsError, match="not a model card"):
+        ModelCard.parse(text)
+
+
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path):
+    import hashlib
+
+    path, card, _ = _save(tmp_path)
+    path.write_bytes(b"nonsense")
+    values = json.loads(card.as_json()) | {"sha256": hashlib.sha256(b"nonsense").hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        load_network(path)
+
+
+def test_diverged_and_oversized_weights_are_not_written(tmp_path):
+    network = PrimalDual(SMALL)
+    with torch.no_grad():
+        network.step[0] = float("inf")
+    with pytest.raises(WeightsError, match="not finite"):
+        _save(tmp_path, network)
+    with pytest.raises(WeightsError, match="exceed"):
+        _save(tmp_path, PrimalDual(Architecture(primal_features=(32, 64, 128, 256))))
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.safetensors")), ids=lambda file: file.stem)
+def test_shipped_weights_load_without_a_network_connection(file, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("no connection is allowed")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    network, card = load_network(file.stem)
+    assert card.name == file.stem
+    assert file.stat().st_size <= 8_000_000
+    assert all(torch.isfinite(p).all() for p in network.parameters())

@@ -1,0 +1,94 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from operator_checks import adjoint_mismatch
+from sinotherm.errors import DataError
+from sinotherm.operators.fan_beam import FanBeam, FanBeamGeometry
+
+
+def _small(views=7):
+    geometry = FanBeamGeometry(
+        n_pixels=16, source_distance=30.0, detector_distance=12.0, n_detectors=33, detector_spacing=1.2
+    )
+    return FanBeam(geometry, np.arange(views) * 2 * math.pi / views + 0.1)
+
+
+def _disc(n, radius, x, y):
+    """Disc on pixels, averaged over 8×8 points a pixel."""
+    fine = (np.arange(8 * n) + 0.5) / 8 - 0.5 - n // 2
+    inside = (fine[None, :] - x) ** 2 + (fine[:, None] - y) ** 2 < radius**2
+    return inside.reshape(n, 8, n, 8).mean(axis=(1, 3))
+
+
+def test_adjoint_is_exact():
+    assert adjoint_mismatch(_small(), dtype=torch.float64) < 1e-12
+
+
+@pytest.mark.parametrize("limit", [False, True])
+def test_gradients_are_the_transposes(limit):
+    operator = _small(3)
+    image = torch.randn(16, 16, dtype=torch.float64, requires_grad=True)
+    sinogram = torch.randn(3, 33, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(operator, (image,))
+    assert torch.autograd.gradcheck(lambda s: operator.filtered_back_projection(s, limit=limit), (sinogram,))
+
+
+def test_projections_of_a_disc_are_its_chords():
+    geometry = FanBeamGeometry(n_pixels=64, source_distance=100.0, detector_distance=40.0, n_detectors=151)
+    angles = np.array([0.0, 0.7, 2.0, 4.4])
+    x, y, radius = 9.0, -5.0, 14.0
+    measured = FanBeam(geometry, angles)(torch.from_numpy(_disc(64, radius, x, y))).numpy()
+    u = np.arange(151) - 75.0
+    for beta, row in zip(angles, measured, strict=True):
+        source = 100.0 * np.array([math.cos(beta), math.sin(beta)])
+        direction = -140.0 * np.array([math.cos(beta), math.sin(beta)])[:, None] + np.outer(
+            [-math.sin(beta), math.cos(beta)], u
+        )
+        direction /= np.linalg.norm(direction, axis=0)
+        to_centre = np.array([x, y]) - source
+        distance = np.abs(to_centre[0] * direction[1] - to_centre[1] * direction[0])
+        chord = 2 * np.sqrt(np.maximum(radius**2 - distance**2, 0))
+        inner = np.abs(distance - radius) > 1.5
+        np.testing.assert_allclose(row[inner], chord[inner], atol=0.35)
+
+
+def test_filtered_back_projection_restores_the_amplitude():
+    geometry = FanBeamGeometry(n_pixels=64, source_distance=100.0, detector_distance=40.0, n_detectors=151)
+    operator = FanBeam(geometry, FanBeamGeometry.sparse_views(180, 1))
+    disc = torch.from_numpy(_disc(64, 18.0, 4.0, -6.0))
+    image = operator.filtered_back_projection(operator(disc), hann=False).numpy()
+    inside = _disc(64, 14.0, 4.0, -6.0) == 1
+    assert abs(image[inside].mean() - 1) < 0.01
+    outside = (_disc(64, 22.0, 4.0, -6.0) == 0) & (_disc(64, 30.0, 0.0, 0.0) == 1)
+    assert abs(image[outside].mean()) < 0.01
+
+
+def test_limited_weights_make_the_correction_converge():
+    geometry = FanBeamGeometry(n_pixels=64, source_distance=100.0, detector_distance=40.0, n_detectors=151)
+    operator = FanBeam(geometry, FanBeamGeometry.sparse_views(360, 30))
+    measured = operator(torch.from_numpy(_disc(64, 18.0, 4.0, -6.0)))
+    image = operator.filtered_back_projection(measured)
+    residuals = []
+    for _ in range(6):
+        residual = measured - operator(image)
+        residuals.append(float(residual.norm()))
+        image = image + operator.filtered_back_projection(residual, limit=True)
+    assert all(b < a for a, b in itertools.pairwise(residuals))
+
+
+def test_sparse_views_leave_a_last_gap_of_eight_degrees():
+    views = FanBeamGeometry.sparse_views()
+    gaps = np.degrees(FanBeam(FanBeamGeometry(), views).gaps)
+    assert len(views) == 23
+    np.testing.assert_allclose(gaps[1:-1], 16.0)
+    np.testing.assert_allclose(gaps[[0, -1]], 12.0)
+    assert math.isclose(gaps.sum(), 360.0)
+
+
+def test_source_inside_the_image_is_refused():
+    with pytest.raises(DataError, match="outside the image"):
+        FanBeam(FanBeamGeometry(source_distance=100.0), np.zeros(1))
