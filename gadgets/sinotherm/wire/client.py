@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import Any, Final
 
-import ismrmrd
-
 from sinotherm.errors import HeaderError, PeerError, PeerGoneError, SettingsError, WireError
 from sinotherm.wire.codec import Limits
 from sinotherm.wire.connection import Connection, Inbox, Patience
-from sinotherm.wire.messages import Close, ConfigFile, ConfigText, Header, Readout, Text
+from sinotherm.wire.messages import Close, ConfigFile, ConfigText, Header, Image, Readout, Text
 
 __all__ = ["Received", "connect", "paced", "stream"]
 
@@ -183,7 +181,7 @@ def _open(connection: Connection, pipeline: str, header_xml: bytes) -> Inbox:
 
 
 def _take(message: Any, received: Received, store: Callable[[Any], None]) -> None:
-    if isinstance(message, ismrmrd.Image):
+    if isinstance(message, Image):
         store(message)
         series = int(message.image_series_index)
         received.images[series] = received.images.get(series, 0) + 1

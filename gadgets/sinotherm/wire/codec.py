@@ -24,12 +24,14 @@ from sinotherm.wire.messages import (
     ConfigText,
     Error,
     Header,
+    Image,
     Message,
     MessageId,
     Query,
     Readout,
     Response,
     Text,
+    Waveform,
     image_from_parts,
     image_pixels,
 )
@@ -355,7 +357,7 @@ class Decoder:
     def _waveform(self, start: int, size: int) -> Any:
         head = ismrmrd.WaveformHeader.from_buffer_copy(self._buffer, start + _ID.size)
         samples = self._bytes(start + _WAVEFORM_START, start + size)
-        return ismrmrd.Waveform(head, data=np.ndarray((head.channels, head.number_of_samples), "<u4", samples))
+        return Waveform(head, data=np.ndarray((head.channels, head.number_of_samples), "<u4", samples))
 
 
 def _encode_text(number: MessageId, raw: bytes, terminated: bool) -> list[Buffer]:
@@ -399,9 +401,9 @@ def encode(message: Message) -> list[Buffer]:
     match message:
         case Readout():
             return _encode_readout(message)
-        case ismrmrd.Image():
+        case Image():
             return _encode_image(message)
-        case ismrmrd.Waveform():
+        case Waveform():
             data = np.ascontiguousarray(message.data, np.uint32)
             return [_ID.pack(MessageId.WAVEFORM) + bytes(message.getHead()) + data.tobytes()]
         case ConfigFile():

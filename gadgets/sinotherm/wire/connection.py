@@ -4,20 +4,17 @@ A reader thread takes messages off the socket as they come and queues them, so t
 not felt by the sender; what is made of them is sent by the thread that makes it.
 """
 
-import json
 import logging
 import math
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 from queue import SimpleQueue
 from time import monotonic, sleep
 from typing import Any, Final, TypeAlias
-
-import ismrmrd
 
 from sinotherm.errors import OverloadError, PeerError, PeerGoneError, ProtocolError, SinothermError, WireError
 from sinotherm.wire.codec import Decoder, Limits, encode
@@ -27,11 +24,13 @@ from sinotherm.wire.messages import (
     ConfigText,
     Error,
     Header,
+    Image,
     Message,
     Query,
     Readout,
     Response,
     Text,
+    Waveform,
 )
 
 __all__ = ["Connection", "Inbox", "OpenScan", "Outcome", "Patience", "Process", "ScanRequest", "converse"]
@@ -81,21 +80,16 @@ class ScanRequest:
         Name of the pipeline, or its XML document (a Gadgetron parent: its ``<configuration>`` element).
     header_xml
         The scan's MRD header.
-    settings
-        ``stage.setting`` values that came as JSON after the header.
+    parameters
+        FIRE's JSON that came after the header, empty where there was none.
     terminated
         The peer ends its texts with NUL, and so do we.
     """
 
     config: str
     header_xml: bytes
-    settings: Mapping[str, str] = field(default_factory=dict)
+    parameters: str = ""
     terminated: bool = False
-
-    @property
-    def is_document(self) -> bool:
-        """Whether ``config`` is an XML document, not a name."""
-        return self.config.lstrip("\ufeff \t\r\n").startswith("<")
 
 
 Process: TypeAlias = Callable[[Iterator[Any]], Iterator[Any]]
@@ -355,7 +349,7 @@ class Inbox:
         if isinstance(message, Readout):
             self._taken_bytes += message.data.nbytes
             return (message,)
-        if isinstance(message, (ismrmrd.Image, ismrmrd.Waveform, Text)):
+        if isinstance(message, (Image, Waveform, Text)):
             return (message,)
         self.over = True
         if isinstance(message, _End) and message.error is not None:
@@ -371,16 +365,6 @@ class Inbox:
         self._discarding = True
         self._connection.silence_s = self._patience.drain_s
         self._thread.join()
-
-
-def _parameters(text: str) -> dict[str, Any] | None:
-    """Return the parameters of FIRE's JSON, or ``None`` if the text is something else."""
-    try:
-        document = json.loads(text)
-    except ValueError:
-        return None
-    parameters = document.get("parameters") if isinstance(document, dict) else None
-    return parameters if isinstance(parameters, dict) else None
 
 
 def _handshake(connection: Connection) -> ScanRequest:
@@ -410,19 +394,11 @@ def _handshake(connection: Connection) -> ScanRequest:
 
 
 def _with_parameters(request: ScanRequest, items: Iterator[Any]) -> tuple[ScanRequest, Iterator[Any]]:
-    """Merge FIRE's JSON, if it is what comes first, into the request."""
+    """Take FIRE's JSON, if it is what comes first, into the request."""
     first = next(items, None)
-    if first is None:
-        return request, items
-    parameters = _parameters(first.text) if isinstance(first, Text) else None
-    if parameters is None:
-        return request, chain((first,), items)
-    config = str(parameters.pop("config", "") or request.config)
-    settings = {name: str(value) for name, value in parameters.items() if "." in name}
-    foreign = ", ".join(name for name in parameters if name not in settings)
-    if foreign:
-        logger.info("parameters that are no setting (stage.name) are the console's own: %s", foreign)
-    return replace(request, config=config, settings={**request.settings, **settings}), items
+    if isinstance(first, Text) and first.text.lstrip().startswith("{"):
+        return replace(request, parameters=first.text), items
+    return request, items if first is None else chain((first,), items)
 
 
 def _without_texts(items: Iterator[Any]) -> Iterator[Any]:
@@ -435,7 +411,7 @@ def _without_texts(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def _send(connection: Connection, item: Any, request: ScanRequest, outcome: Outcome, *, parent: bool) -> None:
-    if isinstance(item, ismrmrd.Image):
+    if isinstance(item, Image):
         connection.send(item)
         outcome.images += 1
     elif isinstance(item, Text) and not parent:

@@ -31,12 +31,14 @@ __all__ = [
     "ConfigText",
     "Error",
     "Header",
+    "Image",
     "Message",
     "MessageId",
     "Query",
     "Readout",
     "Response",
     "Text",
+    "Waveform",
     "image_from_parts",
     "image_pixels",
     "parse_meta",
@@ -58,6 +60,10 @@ IMAGE_DTYPES: Final[dict[int, np.dtype[Any]]] = {
     ismrmrd.DATATYPE_CXDOUBLE: np.dtype("<c16"),
 }
 """Pixels of an image on the wire and in files by ``data_type`` (ismrmrd-python holds type 4 as int64)."""
+
+
+Image = ismrmrd.Image
+Waveform = ismrmrd.Waveform
 
 
 class MessageId(IntEnum):
@@ -169,7 +175,7 @@ class Readout:
 
 
 Message: TypeAlias = ConfigFile | ConfigText | Header | Text | Query | Response | Error | Close | Readout | Any
-"""What the codec reads and writes; ``Any`` stands for ``ismrmrd.Image`` and ``ismrmrd.Waveform``."""
+"""What the codec reads and writes; ``Any`` stands for `Image` and `Waveform`, which mypy does not know."""
 
 
 def parse_meta(attributes: bytes) -> Any:

@@ -1,0 +1,42 @@
+"""``sinotherm serve``: the embedded server."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for the whole network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 9002,
+    pipelines: Annotated[
+        list[Path] | None, typer.Option(help="Folder of pipelines, searched first; may be repeated.", file_okay=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="stage.setting=value for every scan; may be repeated.")
+    ] = None,
+    scans: Annotated[int, typer.Option(help="Scans at the same time.", min=1)] = 4,
+    queue_mib: Annotated[int, typer.Option(help="Readouts that may wait, MiB a scan.", min=1)] = 1024,
+    silence_s: Annotated[float, typer.Option(help="Silence within a scan after which it is given up, s.")] = 600.0,
+) -> None:
+    """Serve MRD clients: gadgetron_ismrmrd_client, FIRE and OpenRecon consoles, `sinotherm send`.
+
+    One scan a connection, several at once. The client names a pipeline or sends its XML. SIGTERM ends
+    the scans under way with the frames finished so far.
+    """
+    from sinotherm.cli.listening import listen
+    from sinotherm.pipelines.compose import parse_assignments
+    from sinotherm.pipelines.doors import open_pipeline
+    from sinotherm.wire.connection import Patience
+    from sinotherm.wire.server import Server
+
+    server = Server(
+        open_pipeline(pipelines or (), parse_assignments(settings or ())),
+        host=host,
+        port=port,
+        scans=scans,
+        patience=Patience(queue_bytes=queue_mib << 20, silence_s=silence_s),
+    )
+    listen(server)

@@ -1,0 +1,43 @@
+"""What the doors open: work on a scan, from what its peer asks for.
+
+The server and the nodes know requests and items; this is where a request becomes a pipeline.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from sinotherm.frames.header import scan_header
+from sinotherm.pipelines.compose import compose, fire_parameters, load_pipeline, merged
+from sinotherm.pipelines.xml import Values, parse_properties
+from sinotherm.wire.connection import OpenScan, Process, ScanRequest
+
+__all__ = ["open_pipeline", "open_target"]
+
+
+def open_pipeline(directories: Sequence[Path] = (), values: Values | None = None) -> OpenScan:
+    """Return what opens the pipeline that a client asks for, by name or document.
+
+    Parameters
+    ----------
+    directories
+        Folders that are searched for it before the installed ones.
+    values
+        Settings of this server; what comes in the console's JSON wins.
+    """
+
+    def open_scan(request: ScanRequest) -> Process:
+        name, sent = fire_parameters(request.parameters) if request.parameters else (None, {})
+        pipeline = load_pipeline(name or request.config, directories).with_values(merged(values or {}, sent))
+        return partial(pipeline.run, scan_header(request.header_xml))
+
+    return open_scan
+
+
+def open_target(target: str) -> OpenScan:
+    """Return what opens one of our targets with the properties that a Gadgetron parent sends."""
+
+    def open_scan(request: ScanRequest) -> Process:
+        return partial(compose(target, parse_properties(request.config)), scan_header(request.header_xml))
+
+    return open_scan

@@ -1,0 +1,72 @@
+"""Stage ``publish``: the live feed of images, maps and statistics; passes everything on."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from time import monotonic
+from typing import Any
+
+from sinotherm.core.scan import FrameImage, FrameStatistics, Item, ScanHeader, TemperatureMap
+from sinotherm.core.settings import StageSettings, setting
+from sinotherm.errors import WireError
+from sinotherm.wire.feed import FEED_ENDPOINT, Publisher, shared_publisher
+
+__all__ = ["Settings", "stage"]
+
+logger = logging.getLogger(__name__)
+
+_MAPS = (
+    ("temperature_change", "change_degc", "degC"),
+    ("temperature", "temperature_degc", "degC"),
+    ("temperature_sigma", "sigma_degc", "degC"),
+    ("dose", "cem43_min", "min"),
+    ("validity", "validity", ""),
+)
+
+
+class Settings(StageSettings):
+    """Settings of the live feed."""
+
+    endpoint: str = setting(FEED_ENDPOINT, "ZeroMQ endpoint of the live feed; empty: no feed.")
+
+
+def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
+    """Publish images, maps and statistics to whoever listens; the chain never waits for them.
+
+    A feed that cannot be opened (another process has the endpoint) is a warning: the scan goes on.
+    """
+    try:
+        publisher = shared_publisher(settings.endpoint) if settings.endpoint else None
+    except WireError as error:
+        logger.warning("no live feed: %s", error)
+        publisher = None
+    if publisher is None:
+        yield from items
+        return
+    facts = {"measurement_id": scan.measurement_id, "protocol": scan.protocol}
+    latency_ms = math.nan
+    for item in items:
+        if isinstance(item, FrameImage | TemperatureMap):
+            latency_ms = 1e3 * (monotonic() - item.received_s)
+            _publish(publisher, item, {**facts, "latency_ms": latency_ms})
+        elif isinstance(item, FrameStatistics):
+            publisher.publish("statistics", {**facts, "latency_ms": latency_ms, **dataclasses.asdict(item)})
+        yield item
+
+
+def _publish(publisher: Publisher, item: FrameImage | TemperatureMap, facts: Mapping[str, Any]) -> None:
+    header = {
+        **facts,
+        "number": item.number,
+        "slice": item.slice,
+        "footprint_s": item.footprint,
+        "meta": item.meta,
+    }
+    if isinstance(item, FrameImage):
+        publisher.publish("image", {**header, "echo": item.echo, "phase_valid": item.phase_valid}, item.data)
+        return
+    for topic, name, unit in _MAPS:
+        array = getattr(item, name)
+        if array is not None:
+            publisher.publish(topic, {**header, "unit": unit}, array)

@@ -1,0 +1,385 @@
+"""The live feed: what a scan shows while it runs, and commands to it, over ZeroMQ.
+
+A feed message has three parts: topic, JSON header (``schema`` is its version), raw array (empty where
+there is none). The feed is for eyes and displays: bounded, the newest wins, and it never slows the
+chain. Commands are requests that are answered: JSON in, JSON out.
+"""
+
+import atexit
+import hmac
+import ipaddress
+import json
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import numpy as np
+import zmq
+
+from sinotherm.errors import PeerError, PeerGoneError, ProtocolError, SettingsError, SinothermError, WireError
+
+__all__ = [
+    "COMMAND_ENDPOINT",
+    "FEED_ENDPOINT",
+    "SCHEMA",
+    "CommandClient",
+    "CommandServer",
+    "FeedMessage",
+    "Publisher",
+    "Subscriber",
+    "is_loopback",
+    "plain",
+    "shared_publisher",
+]
+
+logger = logging.getLogger(__name__)
+
+SCHEMA: Final = 1
+"""Version of the header of feed messages and commands."""
+
+FEED_ENDPOINT: Final = "tcp://127.0.0.1:5560"
+COMMAND_ENDPOINT: Final = "tcp://127.0.0.1:5561"
+
+_WAITING_PARTS: Final = 48
+_POLL_S: Final = 0.05
+_COMMAND_BYTES: Final = 1 << 16
+_HEADER_BYTES: Final = 1 << 20
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Return whether only this machine can reach a ZeroMQ endpoint."""
+    parts = urlsplit(endpoint)
+    if parts.scheme in ("ipc", "inproc"):
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return parts.hostname == "localhost"
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: numpy scalars become numbers, NaN and infinity ``None``."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _bind(kind: int, endpoint: str, **options: int) -> Any:
+    sock: Any = zmq.Context.instance().socket(kind)
+    sock.linger = 0
+    for name, value in options.items():
+        setattr(sock, name, value)
+    try:
+        sock.bind(endpoint)
+    except zmq.ZMQError as error:
+        sock.close()
+        raise WireError(f"cannot listen on {endpoint} ({error}); give another endpoint, or none.") from None
+    return sock
+
+
+def _connect(kind: int, endpoint: str, **options: int) -> Any:
+    sock: Any = zmq.Context.instance().socket(kind)
+    sock.linger = 0
+    for name, value in options.items():
+        setattr(sock, name, value)
+    try:
+        sock.connect(endpoint)
+    except zmq.ZMQError as error:
+        sock.close()
+        raise SettingsError(f"endpoint {endpoint!r}: {error}; write tcp://HOST:PORT.") from None
+    return sock
+
+
+class _Socket:
+    """A socket that is closed with its owner."""
+
+    _sock: Any
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FeedMessage:
+    """One message of the feed.
+
+    Attributes
+    ----------
+    topic
+        What it is: ``image``, ``temperature``, ``statistics`` …
+    header
+        Its facts, with ``schema``, and ``dtype`` and ``shape`` of the array.
+    array
+        The array, or ``None``.
+    """
+
+    topic: str
+    header: Mapping[str, Any]
+    array: np.ndarray | None
+
+
+class Publisher(_Socket):
+    """Publishes to whoever listens, from a thread of its own.
+
+    Of each topic only the newest message waits to be sent; with no listener nothing is done at all.
+
+    Parameters
+    ----------
+    endpoint
+        Where to listen for subscribers.
+
+    Raises
+    ------
+    WireError
+        The endpoint is taken or not ours.
+    """
+
+    def __init__(self, endpoint: str = FEED_ENDPOINT) -> None:
+        self._sock = _bind(zmq.XPUB, endpoint, sndhwm=_WAITING_PARTS)
+        if not is_loopback(endpoint):
+            logger.warning("the feed on %s can be read by everybody who reaches it", endpoint)
+        self._waiting: dict[str, tuple[Mapping[str, Any], np.ndarray | None]] = {}
+        self._change = threading.Condition()
+        self._wanted: frozenset[str] = frozenset()
+        self._closed = False
+        self.replaced = 0
+        self._thread = threading.Thread(target=self._run, name="sinotherm-feed", daemon=True)
+        self._thread.start()
+
+    def wants(self, topic: str) -> bool:
+        """Return whether somebody listens to a topic."""
+        return any(topic.startswith(wanted) for wanted in self._wanted)
+
+    def publish(self, topic: str, header: Mapping[str, Any], array: np.ndarray | None = None) -> None:
+        """Hand over a message; returns at once. The array must not be changed afterwards."""
+        if not self.wants(topic):
+            return
+        with self._change:
+            if self._waiting.pop(topic, None) is not None:
+                self.replaced += 1
+            self._waiting[topic] = (header, array)
+            self._change.notify()
+
+    def close(self) -> None:
+        """Send what waits, and close."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not (self._closed and not self._waiting):
+            with self._change:
+                if not self._waiting and not self._closed:
+                    self._change.wait(_POLL_S)
+                waiting = [(topic, *self._waiting.pop(topic)) for topic in list(self._waiting)[:1]]
+            self._listen()
+            for topic, header, array in waiting:
+                self._send(topic, header, array)
+        self._sock.close()
+
+    def _listen(self) -> None:
+        """Take note of who subscribed to what."""
+        while self._sock.poll(0):
+            event = self._sock.recv()
+            topic = event[1:].decode("utf-8", "replace")
+            self._wanted = self._wanted | {topic} if event[:1] == b"\x01" else self._wanted - {topic}
+
+    def _send(self, topic: str, header: Mapping[str, Any], array: np.ndarray | None) -> None:
+        head = {**plain(header), "schema": SCHEMA, "topic": topic}
+        if array is not None:
+            array = np.ascontiguousarray(array)
+            head |= {"dtype": array.dtype.str, "shape": list(array.shape)}
+        parts = [topic.encode(), json.dumps(head, allow_nan=False).encode(), b"" if array is None else array]
+        self._sock.send_multipart(parts, copy=False)
+
+
+_shared: dict[str, Publisher] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_publisher(endpoint: str) -> Publisher:
+    """Return the process's publisher on an endpoint: scans at the same time share it, watchers outlive scans.
+
+    Raises
+    ------
+    WireError
+        The endpoint is taken by another process, or not ours.
+    """
+    with _shared_lock:
+        if endpoint not in _shared:
+            _shared[endpoint] = Publisher(endpoint)
+            atexit.register(_shared[endpoint].close)
+        return _shared[endpoint]
+
+
+class Subscriber(_Socket):
+    """Listens to a feed.
+
+    Parameters
+    ----------
+    endpoint
+        The publisher's; it may start later, and come and go.
+    topics
+        Which topics; all by default.
+    """
+
+    def __init__(self, endpoint: str = FEED_ENDPOINT, *, topics: Iterable[str] = ("",)) -> None:
+        self._sock = _connect(zmq.SUB, endpoint, rcvhwm=_WAITING_PARTS)
+        for topic in topics:
+            self._sock.subscribe(topic)
+
+    def receive(self, *, within_s: float = 1.0) -> FeedMessage | None:
+        """Return the next message, or ``None`` if none comes in time.
+
+        Raises
+        ------
+        ProtocolError
+            What came is not a message of this feed, or of another schema version.
+        """
+        if not self._sock.poll(round(1e3 * within_s)):
+            return None
+        parts = self._sock.recv_multipart()
+        if len(parts) != 3 or len(parts[1]) > _HEADER_BYTES:
+            raise ProtocolError(f"a feed message of {len(parts)} parts: it has topic, header and array.")
+        try:
+            header = json.loads(parts[1])
+            schema = header.get("schema")
+        except (ValueError, AttributeError) as error:
+            raise ProtocolError(f"the header of a feed message is not a JSON object ({error}).") from None
+        if schema != SCHEMA:
+            raise ProtocolError(
+                f"feed of schema {schema}: this program reads {SCHEMA}; use the same version on both sides."
+            )
+        array = None
+        if "dtype" in header:
+            try:
+                array = np.frombuffer(parts[2], np.dtype(header["dtype"])).reshape(header["shape"])
+            except (TypeError, ValueError) as error:
+                raise ProtocolError(f"the array of a feed message does not fit its header ({error}).") from None
+        return FeedMessage(topic=parts[0].decode("utf-8", "replace"), header=header, array=array)
+
+
+def _checked_key(endpoint: str, key: str) -> bytes:
+    if not (key or is_loopback(endpoint)):
+        raise SettingsError(f"commands on {endpoint} can be sent by everybody who reaches it: give a key.")
+    return key.encode()
+
+
+class CommandServer(_Socket):
+    """Takes commands during a scan; the chain asks for them between frames.
+
+    A request is ``{"schema": 1, "command": NAME, "arguments": {…}, "key": KEY}``; the answer is
+    ``{"schema": 1, "ok": true, "result": {…}}`` or ``{"schema": 1, "ok": false, "error": TEXT}``.
+
+    Parameters
+    ----------
+    endpoint
+        Where to listen.
+    key
+        Secret that every request must carry; needed unless the endpoint is loopback.
+
+    Raises
+    ------
+    SettingsError
+        There is no key and the endpoint is not loopback.
+    WireError
+        The endpoint is taken or not ours.
+    """
+
+    def __init__(self, endpoint: str = COMMAND_ENDPOINT, *, key: str = "") -> None:
+        self._key = _checked_key(endpoint, key)
+        self._sock = _bind(zmq.REP, endpoint, maxmsgsize=_COMMAND_BYTES)
+
+    def poll(self, handle: Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None]) -> int:
+        """Answer what waits, without waiting, and return how many requests that were.
+
+        Parameters
+        ----------
+        handle
+            Called with command and arguments; returns the result, or raises an error of ours, which is
+            the answer then.
+        """
+        answered = 0
+        while self._sock.poll(0):
+            try:
+                answer = {"ok": True, "result": plain(self._result(self._sock.recv(), handle) or {})}
+            except SinothermError as error:
+                answer = {"ok": False, "error": str(error)}
+            self._sock.send(json.dumps({"schema": SCHEMA, **answer}).encode())
+            answered += 1
+        return answered
+
+    def _result(
+        self, raw: bytes, handle: Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None]
+    ) -> Mapping[str, Any] | None:
+        try:
+            request = json.loads(raw)
+        except ValueError as error:
+            raise ProtocolError(f"the command is not JSON ({error}).") from None
+        if not isinstance(request, dict) or request.get("schema") != SCHEMA:
+            raise ProtocolError(f"the command is not a JSON object of schema {SCHEMA}.")
+        if not hmac.compare_digest(str(request.get("key", "")).encode(), self._key):
+            raise ProtocolError("the key is wrong: the command is refused.")
+        name, arguments = request.get("command"), request.get("arguments", {})
+        if not (isinstance(name, str) and isinstance(arguments, dict)):
+            raise ProtocolError("a command has a name (command) and arguments (an object).")
+        return handle(name, arguments)
+
+
+class CommandClient(_Socket):
+    """Sends commands to a running scan.
+
+    Parameters
+    ----------
+    endpoint, key
+        As the server's.
+    within_s
+        Time within which an answer must come, s; the scan answers between frames.
+    """
+
+    def __init__(self, endpoint: str = COMMAND_ENDPOINT, *, key: str = "", within_s: float = 10.0) -> None:
+        self._endpoint, self._key, self._within_s = endpoint, key, within_s
+        self._sock = _connect(zmq.REQ, endpoint, req_relaxed=1, req_correlate=1)
+
+    def request(self, command: str, **arguments: Any) -> Mapping[str, Any]:
+        """Return the result of a command.
+
+        Raises
+        ------
+        PeerError
+            The scan refuses it, with the reason.
+        PeerGoneError
+            No answer came in time.
+        """
+        request = {"schema": SCHEMA, "command": command, "arguments": plain(arguments), "key": self._key}
+        self._sock.send(json.dumps(request).encode())
+        if not self._sock.poll(round(1e3 * self._within_s)):
+            raise PeerGoneError(
+                f"no answer from {self._endpoint} within {self._within_s:g} s: is a scan running that takes commands?"
+            )
+        answer = json.loads(self._sock.recv())
+        if not answer["ok"]:
+            raise PeerError(f"{command} was refused: {answer['error']}")
+        result: Mapping[str, Any] = answer["result"]
+        return result
