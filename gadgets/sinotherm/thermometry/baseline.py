@@ -1,0 +1,266 @@
+"""The baseline: the complex reference before heating that every frame is compared with."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from sinotherm.core.arrays import CoilImages, FloatArray, MapArray
+from sinotherm.core.scan import FrameImage, MetaValue, ScanHeader
+from sinotherm.errors import BaselineError
+
+__all__ = [
+    "Baseline",
+    "BaselineBuilder",
+    "check_fingerprint",
+    "effective_frames",
+    "fingerprint_of",
+    "load_baseline",
+    "outliers",
+    "save_baseline",
+]
+
+OUTLIER_FACTOR: Final = 4.0
+_FILE_SCHEMA: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The complex reference of one slice and echo.
+
+    Attributes
+    ----------
+    data
+        complex64 (coil, slice, y, x): mean of the frames.
+    n_effective
+        Independent frames in the mean (sliding windows share spokes).
+    frames
+        Numbers of the frames in the mean; ``rejected`` those left out as outliers.
+    time_s
+        Centre of the last frame, s.
+    noise_sd
+        float32 (slice, y, x): noise of one frame as in `FrameImage`, or ``None``.
+    phase_sd_rad
+        float32 (slice, y, x): temporal SD of the phase over the frames, widened where they are few; or ``None``.
+    fingerprint
+        What a frame must agree on.
+    """
+
+    data: CoilImages
+    n_effective: float
+    frames: tuple[int, ...]
+    time_s: float = math.nan
+    rejected: tuple[int, ...] = ()
+    noise_sd: MapArray | None = None
+    phase_sd_rad: MapArray | None = None
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def magnitude(self) -> FloatArray:
+        """Root sum of squares over the coils, float32 (slice, y, x)."""
+        return np.sqrt(np.einsum("czyx,czyx->zyx", self.data, self.data.conj()).real)
+
+    @property
+    def name(self) -> str:
+        """Short name by content, for logs and meta."""
+        return hashlib.sha256(np.ascontiguousarray(self.data).tobytes()).hexdigest()[:12]
+
+
+def fingerprint_of(image: FrameImage, scan: ScanHeader) -> Mapping[str, str]:
+    """Return what a baseline must agree on: the image's own fingerprint, with f0, TE and shape added."""
+    facts = {"shape": "x".join(str(n) for n in image.data.shape)}
+    if scan.larmor_hz is not None:
+        facts["larmor_hz"] = f"{scan.larmor_hz:.0f}"
+    if image.echo < len(scan.echo_times_s):
+        facts["echo_time_s"] = f"{scan.echo_times_s[image.echo]:.6g}"
+    facts["fov_m"] = "x".join(f"{size:.6g}" for size in scan.recon.fov_m)
+    return facts | dict(image.fingerprint)
+
+
+def check_fingerprint(baseline: Mapping[str, str], frame: Mapping[str, str]) -> None:
+    """Refuse a baseline that does not fit.
+
+    Raises
+    ------
+    BaselineError
+        A fact that both state differs: f0, TE, geometry, coils, angle scheme, delays, maps or method.
+    """
+    differing = [
+        f"{name} = {frame[name]} (baseline: {value})"
+        for name, value in baseline.items()
+        if name in frame and frame[name] != value
+    ]
+    if differing:
+        raise BaselineError(
+            f"the baseline does not fit this scan: {'; '.join(differing)}. "
+            "Take a new baseline, or give the one of this protocol."
+        )
+
+
+def effective_frames(images: Sequence[FrameImage]) -> float:
+    """Return the number of independent frames: distinct spokes over spokes a frame.
+
+    Foreign images without spokes count by the time that they cover together; without times each counts as one.
+    """
+    if all(image.spokes for image in images):
+        distinct = {(spoke.slice, spoke.echo, spoke.index) for image in images for spoke in image.spokes}
+        return max(1.0, len(distinct) * len(images) / sum(len(image.spokes) for image in images))
+    spans = sorted((image.footprint[0], image.footprint[2]) for image in images)
+    lengths = [end - start for start, end in spans]
+    if not all(math.isfinite(length) and length > 0.0 for length in lengths):
+        return float(len(images))
+    covered, reached = 0.0, -math.inf
+    for start, end in spans:
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return max(1.0, covered * len(spans) / sum(lengths))
+
+
+def outliers(frames: Sequence[CoilImages]) -> list[bool]:
+    """Return which frames do not belong to the rest: moved, or spoilt.
+
+    Each frame's distance to the median of the frames, its global phase taken out; an outlier lies
+    further than `OUTLIER_FACTOR` times the median distance. Fewer than four frames have none: one
+    of three cannot be told from the other two.
+    """
+    if len(frames) < 4:
+        return [False] * len(frames)
+    stack = np.stack(frames)
+    reference = stack[0]
+    phases = np.array([np.vdot(reference, frame) for frame in stack])
+    aligned = stack * np.exp(-1j * np.angle(phases)).astype(np.complex64)[:, None, None, None, None]
+    middle = np.median(aligned.real, axis=0) + 1j * np.median(aligned.imag, axis=0)
+    distances = np.array([np.linalg.norm(frame - middle) for frame in aligned])
+    usual = np.median(distances)
+    return [bool(distance > OUTLIER_FACTOR * usual) for distance in distances]
+
+
+class BaselineBuilder:
+    """Collects the pre-heating frames of one slice and echo and makes their mean.
+
+    Parameters
+    ----------
+    n_frames
+        Frames of the baseline.
+    """
+
+    def __init__(self, n_frames: int) -> None:
+        self._n_frames = n_frames
+        self.images: list[FrameImage] = []
+
+    @property
+    def complete(self) -> bool:
+        """Whether all frames are there."""
+        return len(self.images) >= self._n_frames
+
+    def add(self, image: FrameImage) -> None:
+        """Take a pre-heating frame."""
+        self.images.append(image)
+
+    def build(self, scan: ScanHeader) -> Baseline:
+        """Return the mean of the frames that belong together.
+
+        Raises
+        ------
+        BaselineError
+            Frames differ in their fingerprint, or hold values that are not finite.
+        """
+        prints = [fingerprint_of(image, scan) for image in self.images]
+        for other in prints[1:]:
+            check_fingerprint(prints[0], other)
+        wrong = outliers([image.data for image in self.images])
+        kept = [image for image, out in zip(self.images, wrong, strict=True) if not out]
+        data = np.asarray(np.mean([image.data for image in kept], axis=0, dtype=np.complex64))
+        if not np.isfinite(data).all():
+            raise BaselineError("the pre-heating frames hold values that are not finite: check the receive chain.")
+        return Baseline(
+            data=data,
+            n_effective=effective_frames(kept),
+            frames=tuple(image.number for image in kept),
+            rejected=tuple(image.number for image, out in zip(self.images, wrong, strict=True) if out),
+            time_s=kept[-1].footprint[1],
+            noise_sd=kept[-1].noise_sd,
+            fingerprint=prints[0],
+        )
+
+
+def save_baseline(path: Path, baselines: Mapping[tuple[int, int], Baseline]) -> None:
+    """Write the baselines of a scan, by (slice, echo), as HDF5 or (``.npz``) NumPy archive.
+
+    The file appears complete or not at all: a process that dies while it writes leaves the old one.
+    """
+    entries: dict[str, np.ndarray] = {}
+    facts: dict[str, dict[str, MetaValue | dict[str, str] | list[int]]] = {}
+    for (slice_, echo), baseline in baselines.items():
+        key = f"slice{slice_}_echo{echo}"
+        entries[f"{key}/data"] = baseline.data
+        if baseline.noise_sd is not None:
+            entries[f"{key}/noise_sd"] = baseline.noise_sd
+        if baseline.phase_sd_rad is not None:
+            entries[f"{key}/phase_sd_rad"] = baseline.phase_sd_rad
+        facts[key] = {
+            "n_effective": baseline.n_effective,
+            "frames": list(baseline.frames),
+            "rejected": list(baseline.rejected),
+            "fingerprint": dict(baseline.fingerprint),
+        }
+    text = json.dumps({"schema": _FILE_SCHEMA, "baselines": facts})
+    partial = path.with_name(path.name + ".part" + path.suffix)
+    if path.suffix == ".npz":
+        np.savez(partial, facts=np.array(text), allow_pickle=False, **entries)
+    else:
+        import h5py
+
+        with h5py.File(partial, "w") as store:
+            store.attrs["facts"] = text
+            for name, values in entries.items():
+                store.create_dataset(name, data=values)
+    partial.replace(path)
+
+
+def load_baseline(path: Path) -> Mapping[tuple[int, int], Baseline]:
+    """Read the baselines that `save_baseline` wrote; their time is unknown to this scan's clock (NaN).
+
+    Raises
+    ------
+    BaselineError
+        The file is missing or was not written by `save_baseline`.
+    """
+    if not path.is_file():
+        raise BaselineError(f"baseline file {str(path)!r} does not exist: run with thermometry.baseline_save first.")
+    entries: dict[str, np.ndarray] = {}
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                entries = {name: archive[name] for name in archive.files}
+            text = str(entries.pop("facts"))
+        else:
+            import h5py
+
+            with h5py.File(path, "r") as store:
+                text = str(store.attrs["facts"])
+                store.visititems(
+                    lambda name, node: entries.update({name: node[()]}) if isinstance(node, h5py.Dataset) else None
+                )
+        record = json.loads(text)["baselines"]
+        return {
+            (int(key.split("_")[0].removeprefix("slice")), int(key.split("_echo")[1])): Baseline(
+                data=entries[f"{key}/data"],
+                n_effective=float(facts["n_effective"]),
+                frames=tuple(facts["frames"]),
+                rejected=tuple(facts["rejected"]),
+                noise_sd=entries.get(f"{key}/noise_sd"),
+                phase_sd_rad=entries.get(f"{key}/phase_sd_rad"),
+                fingerprint=facts["fingerprint"],
+            )
+            for key, facts in record.items()
+        }
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        raise BaselineError(
+            f"{str(path)!r} is not a baseline file ({error}): write one with thermometry.baseline_save."
+        ) from error

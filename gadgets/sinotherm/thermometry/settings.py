@@ -1,0 +1,95 @@
+"""Settings of the thermometry stage."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from sinotherm.core.physics import PRF_COEFFICIENT
+from sinotherm.core.settings import StageSettings, setting
+
+__all__ = ["ThermometrySettings"]
+
+
+class ThermometrySettings(StageSettings):
+    """Settings of the thermometry stage."""
+
+    phase_sign: int | None = setting(
+        None,
+        "Receiver's phase convention: +1 where heating lowers the phase of tissue (Siemens, Philips), "
+        "-1 where it raises it (GE); unset: +1, with a warning.",
+        ge=-1,
+        le=1,
+    )
+    prf_coefficient: float = setting(PRF_COEFFICIENT, "PRF coefficient alpha of the tissue.", unit="1/degC")
+    echo_times_s: tuple[float, ...] = setting((), "Echo times instead of the header's, one an echo.", unit="s")
+    larmor_hz: float | None = setting(None, "Larmor frequency instead of the header's.", unit="Hz", gt=0.0)
+    body_temperature_degc: float | None = setting(
+        None,
+        "Temperature of the body before heating; unset: temperature change only, no dose.",
+        unit="degC",
+        ge=0.0,
+        le=45.0,
+    )
+
+    baseline_frames: int = setting(5, "Pre-heating frames in the baseline.", ge=1, le=1000)
+    baseline_skip: int = setting(0, "Frames at the start that are left out of it (steady state not reached).", ge=0)
+    baseline_rule: Literal["after_frames", "on_command", "stored"] = setting(
+        "after_frames",
+        "When the baseline is taken: after the first frames, on command only, or stored from an earlier scan.",
+    )
+    baseline_file: str = setting("", "Stored baseline (.h5 or .npz) of the rule 'stored'.")
+    baseline_save: str = setting("", "File (.h5 or .npz) to which a finished baseline is saved.")
+
+    neighbours: int = setting(1, "Odd width of the window over which complex products are summed, pixels.", ge=1, le=15)
+
+    drift_order: int = setting(1, "Order of the drift polynomial; -1: no drift correction.", ge=-1, le=2)
+    cold_mask: str = setting(
+        "auto",
+        "Tissue that is not heated: auto (periphery of the body), fat, or a region text (circle:, polygon:, file:).",
+    )
+    drift_min_voxels: int = setting(100, "Fewest cold voxels for a drift fit.", ge=1)
+    drift_max_condition: float = setting(1e4, "Largest condition number of a drift fit.", gt=1.0)
+    drift_hold_frames: int = setting(5, "Frames for which the last good drift fit is kept when fits fail.", ge=0)
+    fat: str = setting("", "Fat, which does not shift and has no reading: a region text; empty: none.")
+
+    sigma: Literal["auto", "formula", "temporal"] = setting(
+        "auto",
+        "Uncertainty by formula from the image noise (linear reconstructions) or from the pre-heating frames' "
+        "temporal SD (networks); auto: by formula where the images state their noise.",
+    )
+    max_sigma_degc: float = setting(3.0, "Voxels of a larger uncertainty have no reading.", unit="degC", gt=0.0)
+    min_signal: float = setting(
+        0.05, "Voxels below this share of the 99th percentile of the baseline have no reading.", ge=0.0, lt=1.0
+    )
+
+    dose_gap_frames: int = setting(3, "Longest gap over which the dose is interpolated, frames.", ge=0)
+    frame_interval_s: float | None = setting(
+        None, "Time between frames where they carry no time stamps.", unit="s", gt=0.0
+    )
+
+    regions: str = setting("", "Regions of interest: name=shape;name=shape, e.g. tumour=circle:128,120,15.")
+    slice_thickness_m: float | None = setting(None, "Slice thickness instead of the header's.", unit="m", gt=0.0)
+
+    alarm_temperature_degc: float | None = setting(None, "Alarm when a region's T10 exceeds this.", unit="degC")
+    alarm_dose_min: float | None = setting(
+        None, "Alarm when the CEM43 of a region's T90 curve reaches this.", unit="min", gt=0.0
+    )
+    alarm_signal: float = setting(
+        0.5, "Alarm when the body's signal falls below this share of the baseline's.", ge=0.0, le=1.0
+    )
+    alarm_wrap: float = setting(
+        0.02, "Alarm when this share of the body is in doubt about its phase wrap.", ge=0.0, le=1.0
+    )
+    stale_intervals: float = setting(3.0, "Alarm when no map came for this many frame intervals.", gt=1.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ThermometrySettings":
+        if self.phase_sign == 0:
+            raise ValueError("thermometry.phase_sign = 0: it is +1 or -1")
+        if self.neighbours % 2 == 0:
+            raise ValueError(f"thermometry.neighbours = {self.neighbours}: the window must be odd")
+        if self.baseline_rule == "stored" and not self.baseline_file:
+            raise ValueError("thermometry.baseline_rule = stored needs thermometry.baseline_file")
+        if self.cold_mask == "fat" and not self.fat:
+            raise ValueError("thermometry.cold_mask = fat needs thermometry.fat")
+        return self

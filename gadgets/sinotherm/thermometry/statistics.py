@@ -1,0 +1,96 @@
+"""Statistics of regions of interest, as hyperthermia reports them."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from sinotherm.core.arrays import FloatArray, MaskArray
+from sinotherm.core.scan import MetaValue
+from sinotherm.thermometry.dose import DoseIntegrator
+
+__all__ = ["RegionStatistics"]
+
+
+class RegionStatistics:
+    """Statistics of one region, frame after frame.
+
+    T90 is the temperature that 90 % of the region reaches (its 10th percentile), T50 the median, T10
+    the 90th percentile.
+
+    Parameters
+    ----------
+    name
+        Name of the region.
+    mask
+        bool (slice, y, x).
+    voxel_ml
+        Volume of a voxel, mL; NaN where the slice thickness is unknown.
+    """
+
+    def __init__(self, name: str, mask: MaskArray, voxel_ml: float) -> None:
+        self.name = name
+        self.mask = mask
+        self._voxel_ml = voxel_ml
+        self._dose: DoseIntegrator | None = None
+
+    def reset_dose(self, body_temperature_degc: float, time_s: float, *, max_gap_frames: int) -> None:
+        """Start the dose of the T50 and T90 curves at zero, from body temperature."""
+        self._dose = DoseIntegrator(np.full(2, body_temperature_degc), time_s, max_gap_frames=max_gap_frames)
+
+    def row(
+        self, values: FloatArray, sigma: FloatArray, *, absolute: bool, dose: FloatArray | None, time_s: float
+    ) -> Mapping[str, MetaValue]:
+        """Return the statistics of a frame; figures without a valid voxel are left out.
+
+        Parameters
+        ----------
+        values
+            float32 (slice, y, x), °C: temperature if ``absolute``, else its change; NaN = no reading.
+        sigma
+            float32 (slice, y, x), °C: σ_T.
+        dose
+            float (slice, y, x), min: CEM43 of every voxel, or ``None``.
+        time_s
+            Time of the frame, s.
+        """
+        inside = values[self.mask]
+        valid = np.isfinite(inside)
+        found = inside[valid]
+        row: dict[str, MetaValue] = {
+            "region": self.name,
+            "quantity": "temperature" if absolute else "temperature_change",
+            "n": int(valid.sum()),
+            "voxels": len(inside),
+        }
+        curve = np.full(2, math.nan)
+        if len(found):
+            t90, t50, t10 = (float(value) for value in np.percentile(found, (10.0, 50.0, 90.0)))
+            curve = np.array([t50, t90])
+            row |= {
+                "min_degC": float(found.min()),
+                "max_degC": float(found.max()),
+                "mean_degC": float(found.mean(dtype=np.float64)),
+                "sd_degC": float(found.std(dtype=np.float64)),
+                "t10_degC": t10,
+                "t50_degC": t50,
+                "t90_degC": t90,
+                "sigma_degC": float(np.median(sigma[self.mask][valid])),
+            }
+            if absolute:
+                for limit in (41, 43):
+                    above = int((found >= limit).sum())
+                    row[f"voxels_above_{limit}"] = above
+                    if math.isfinite(self._voxel_ml):
+                        row[f"volume_above_{limit}_ml"] = above * self._voxel_ml
+        if self._dose is not None:
+            self._dose.update(curve, time_s)
+            row["cem43_t50_min"], row["cem43_t90_min"] = (float(value) for value in self._dose.minutes)
+            row["cem43_lower_bound"] = bool(self._dose.lower_bound.any())
+        if dose is not None:
+            doses = dose[self.mask]
+            doses = doses[np.isfinite(doses)]
+            if len(doses):
+                row["cem43_median_min"] = float(np.median(doses))
+                row["cem43_max_min"] = float(doses.max())
+        return row

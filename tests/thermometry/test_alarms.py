@@ -1,0 +1,49 @@
+import pytest
+
+from sinotherm.thermometry.alarms import AlarmLimits, Observation, StaleWatch, alarms
+
+ROW = {"region": "rectum", "quantity": "temperature", "t10_degC": 45.2, "cem43_t90_min": 12.0}
+LIMITS = AlarmLimits(temperature_degc=45.0, dose_min=10.0)
+
+
+@pytest.mark.parametrize(
+    ("seen", "text"),
+    [
+        (
+            Observation(regions=[ROW | {"cem43_t90_min": 1.0}]),
+            "over-temperature: T10 of rectum is 45.2 degC, limit 45.0",
+        ),
+        (Observation(regions=[ROW | {"t10_degC": 40.0}]), "dose reached: CEM43 T90 of rectum is 12.0 min, limit 10.0"),
+        (Observation(signal_share=0.2), "signal lost: 20 %"),
+        (Observation(wrap_share=0.1), "wrap risk: the phase of 10.0 %"),
+        (Observation(drift_problem="3 cold voxels"), "drift fit failed: 3 cold voxels"),
+        (Observation(motion="edge moved"), "motion: edge moved"),
+        (Observation(guard="residual"), "network guard: residual"),
+        (Observation(baseline_problem="f0"), "baseline: f0"),
+    ],
+)
+def test_each_cause_raises_its_alarm(seen: Observation, text: str) -> None:
+    raised = alarms(seen, LIMITS)
+    assert len(raised) == 1
+    assert raised[0].startswith(text)
+    assert raised[0].isascii()
+
+
+@pytest.mark.parametrize(
+    ("seen", "limits"),
+    [
+        (Observation(), LIMITS),
+        (Observation(regions=[ROW]), AlarmLimits()),
+        (Observation(regions=[{"region": "a", "quantity": "temperature"}]), LIMITS),
+        (Observation(regions=[ROW | {"quantity": "temperature_change", "cem43_t90_min": "none"}]), LIMITS),
+    ],
+)
+def test_nothing_is_raised_without_cause(seen: Observation, limits: AlarmLimits) -> None:
+    assert alarms(seen, limits) == ()
+
+
+def test_maps_that_stay_away() -> None:
+    watch = StaleWatch(3.0)
+    assert [watch.frame(t) for t in (0.0, 10.0, 20.0, 49.0)] == [""] * 4
+    assert watch.frame(80.0).startswith("stale frame: no map for 31.0 s, 10.0 s expected")
+    assert watch.frame(float("nan")) == ""

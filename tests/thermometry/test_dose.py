@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import quad
+
+from sinotherm.thermometry.dose import CAP_DEGC, DoseIntegrator, cem43
+
+
+def _rate(temperature: float) -> float:
+    return (0.5 if temperature >= 43.0 else 0.25) ** (43.0 - min(temperature, CAP_DEGC))
+
+
+@settings(max_examples=60, deadline=None)
+@given(start=st.floats(30.0, 70.0), end=st.floats(30.0, 70.0), duration=st.floats(0.1, 600.0))
+def test_linear_course_against_a_numeric_integral(start: float, end: float, duration: float) -> None:
+    crossing = [duration * (43.0 - start) / (end - start)] if (start - 43.0) * (end - 43.0) < 0.0 else None
+    expected, _ = quad(
+        lambda t: _rate(start + (end - start) * t / duration), 0.0, duration, points=crossing, epsrel=1e-10
+    )
+    assert float(cem43(start, end, duration)) == pytest.approx(expected / 60.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("start", [41.3, 43.0 - 4e-7, 43.0, 44.0])
+@pytest.mark.parametrize("run", [0.0, 1e-9, 9e-7, 1.1e-6, 1e-4])
+def test_almost_constant_courses(start: float, run: float) -> None:
+    middle = _rate(start + run / 2)
+    assert float(cem43(start, start + run, 60.0)) == pytest.approx(middle, rel=1e-4)
+
+
+def test_constant_43_for_m_minutes_gives_m() -> None:
+    dose = DoseIntegrator(np.full(3, 43.0), 0.0, max_gap_frames=3)
+    for minute in range(1, 8):
+        dose.update(np.full(3, 43.0), 60.0 * minute)
+    np.testing.assert_allclose(dose.minutes, 7.0, rtol=1e-12)
+
+
+def test_both_branches_and_the_cap() -> None:
+    assert float(cem43(44.0, 44.0, 60.0)) == pytest.approx(2.0)
+    assert float(cem43(42.0, 42.0, 60.0)) == pytest.approx(0.25)
+    assert float(cem43(CAP_DEGC + 50.0, CAP_DEGC + 50.0, 60.0)) == pytest.approx(2.0**42)
+
+
+def test_gaps_are_interpolated_up_to_the_limit_and_bound_the_dose_beyond() -> None:
+    dose = DoseIntegrator(np.full(2, 43.0), 0.0, max_gap_frames=2)
+    nan = np.nan
+    for time, course in enumerate(
+        [(43.0, 43.0), (nan, nan), (nan, nan), (43.0, nan), (43.0, nan), (43.0, 43.0), (43.0, 43.0)], start=1
+    ):
+        dose.update(np.array(course), 60.0 * time)
+        if time == 3:
+            assert not dose.lower_bound.any()
+    np.testing.assert_allclose(dose.minutes, [7.0, 2.0])
+    np.testing.assert_array_equal(dose.lower_bound, [False, True])

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from sinotherm.core.physics import radian_per_degc
+from sinotherm.errors import SettingsError
+from sinotherm.thermometry.drift import DriftEstimator, periphery_mask, polynomial_terms
+
+N = 256
+RADIAN_PER_DEGC = radian_per_degc(larmor_hz=63.87e6, echo_time_s=0.0191, prf_coefficient=-1e-8, phase_sign=1)
+Y, X = (np.mgrid[:N, :N] - N // 2) / (N / 2)
+BODY = np.hypot(X / 0.8, Y / 0.6) < 1.0
+FIRST_ORDER = 1.5 + 2.5 * X - 1.0 * Y
+SECOND_ORDER = FIRST_ORDER + 0.7 * X**2 - 0.4 * X * Y + 0.9 * Y**2
+
+
+def _estimator(mask: np.ndarray, **changes) -> DriftEstimator:
+    options = {"order": 1, "one_sided": False, "min_voxels": 100, "max_condition": 1e4} | changes
+    return DriftEstimator(magnitude=BODY.astype(float), mask=mask & BODY, **options)
+
+
+def _product(change: np.ndarray, random: np.random.Generator | None = None, snr: float = 30.0) -> np.ndarray:
+    image = BODY * np.exp(1j * RADIAN_PER_DEGC * change)
+    baseline = BODY.astype(complex)
+    if random is not None:
+        noise = (random.standard_normal((2, N, N)) + 1j * random.standard_normal((2, N, N))) / snr
+        image, baseline = image + noise[0], baseline + noise[1] / np.sqrt(5.0)
+    return (image * baseline.conj()).astype(np.complex64)
+
+
+ONE_SIDE = (X > 0.3) & (X < 0.75)
+
+
+@pytest.mark.parametrize("mask", [BODY & (np.hypot(X, Y) > 0.4), ONE_SIDE], ids=["around", "one side"])
+@pytest.mark.parametrize(("order", "drift"), [(0, 0 * X + 3.0), (1, FIRST_ORDER), (2, SECOND_ORDER)])
+def test_noiseless_drift_is_found(mask: np.ndarray, order: int, drift: np.ndarray) -> None:
+    product = _product(drift)
+    fit = _estimator(mask, order=order).fit(product, np.angle(product), 1.0 / RADIAN_PER_DEGC)
+    assert not fit.problem
+    assert np.abs(fit.field_degc - drift)[BODY].max() <= 0.005
+
+
+@pytest.mark.parametrize("mask", [BODY & (np.hypot(X, Y) > 0.4), ONE_SIDE], ids=["around", "one side"])
+def test_drift_at_snr_30_with_heating_beside_the_mask(mask: np.ndarray) -> None:
+    random = np.random.default_rng(1)
+    heat = 8.0 * np.exp(-(X**2 + Y**2) / 0.02)
+    estimator = _estimator(mask)
+    errors = []
+    for _ in range(8):
+        product = _product(FIRST_ORDER + heat, random)
+        fit = estimator.fit(product, np.angle(product), 1.0 / RADIAN_PER_DEGC)
+        errors.append(np.sqrt(np.mean((fit.field_degc - FIRST_ORDER)[BODY] ** 2)))
+    assert np.sqrt(np.mean(np.square(errors))) <= 0.05
+
+
+def test_drift_beyond_the_wrap_follows_the_unwrapped_phase() -> None:
+    drift = FIRST_ORDER + 60.0
+    product = _product(drift)
+    phase = (RADIAN_PER_DEGC * drift).astype(np.float32)
+    fit = _estimator(BODY).fit(product, phase, 1.0 / RADIAN_PER_DEGC)
+    assert np.abs(fit.field_degc - drift)[BODY].max() <= 0.005
+
+
+def test_outliers_in_a_given_mask_weigh_little() -> None:
+    heat = 6.0 * ((np.abs(X - 0.5) < 0.1) & (np.abs(Y) < 0.15))
+    product = _product(FIRST_ORDER + heat, np.random.default_rng(2))
+    fit = _estimator(BODY & (np.hypot(X, Y) > 0.3)).fit(product, np.angle(product), 1.0 / RADIAN_PER_DEGC)
+    assert np.abs(fit.field_degc - FIRST_ORDER)[BODY].mean() <= 0.05
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_found_mask_with_diffuse_heating_reaching_the_rim(seed: int) -> None:
+    """7 °C of diffuse heating, water heated everywhere by 0.3 °C, fat around it that does not shift."""
+    random = np.random.default_rng(seed)
+    x0, y0 = random.uniform(-0.4, 0.4), random.uniform(-0.3, 0.3)
+    water = np.hypot(X / 0.74, Y / 0.54) < 1.0
+    heat = np.where(water, 7.0 * np.exp(-((X - x0) ** 2 + (Y - y0) ** 2) / 0.06) + 0.3, 0.0)
+    product = _product(FIRST_ORDER + heat, random, 40.0)
+    mask = periphery_mask(np.abs(product), 0.3, (0.0016, 0.0016))
+    assert mask[BODY & ~water].mean() > 0.5
+    assert not mask[np.hypot(X, Y) < 0.3].any()
+    fit = _estimator(mask, one_sided=True).fit(product, np.angle(product), 1.0 / RADIAN_PER_DEGC)
+    tumour = np.hypot(X - x0, Y - y0) < 0.15
+    assert abs((fit.field_degc - FIRST_ORDER)[tumour].mean()) <= 0.05
+
+
+def test_gates() -> None:
+    product = _product(FIRST_ORDER)
+    phase = np.angle(product)
+    small = _estimator((np.abs(X) < 0.03) & (np.abs(Y) < 0.03)).fit(product, phase, 1.0 / RADIAN_PER_DEGC)
+    assert "cold voxels: 100 are needed" in small.problem
+    assert not small.field_degc.any()
+    narrow = _estimator(X > 0.7, order=2, max_condition=50.0).fit(product, phase, 1.0 / RADIAN_PER_DEGC)
+    assert "condition number" in narrow.problem
+    broken = product.copy()
+    broken[N // 2, N // 2] = np.nan
+    assert "not finite" in _estimator(BODY).fit(broken, phase, 1.0 / RADIAN_PER_DEGC).problem
+    # Half of the mask is heated by 3 °C and half by 6 °C: too few agree on one drift.
+    torn = _product(np.where(np.random.default_rng(0).random((N, N)) < 0.5, 3.0, 6.0))
+    disagreeing = _estimator(BODY, min_voxels=int(BODY.sum())).fit(torn, np.angle(torn), 1.0 / RADIAN_PER_DEGC)
+    assert "agree on one drift" in disagreeing.problem
+
+
+def test_sizes_that_are_no_multiple_of_the_block() -> None:
+    crop = np.s_[:230, 1:255]
+    product = _product(FIRST_ORDER)[crop]
+    terms = polynomial_terms(product.shape, 1)
+    estimator = DriftEstimator(
+        magnitude=BODY[crop], mask=BODY[crop], order=1, one_sided=False, min_voxels=9, max_condition=1e4
+    )
+    fit = estimator.fit(product, np.angle(product), 1.0 / RADIAN_PER_DEGC)
+    np.testing.assert_allclose(
+        np.tensordot(fit.coefficients_degc, terms, 1)[BODY[crop]], FIRST_ORDER[crop][BODY[crop]], atol=0.005
+    )
+
+
+def test_unknown_order() -> None:
+    with pytest.raises(SettingsError, match="0, 1 or 2"):
+        polynomial_terms((4, 4), 3)

@@ -1,0 +1,317 @@
+import logging
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sinotherm.core.physics import radian_per_degc
+from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, NoReading, ScanHeader, TemperatureMap
+from sinotherm.errors import BaselineError, DataError, HeaderError
+from sinotherm.thermometry.baseline import Baseline
+from sinotherm.thermometry.monitor import SliceMonitor
+from sinotherm.thermometry.settings import ThermometrySettings
+
+N = 64
+SPACE = EncodingSpace(matrix=(N, N, 1), fov_m=(0.2, 0.2, 0.005))
+SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial", larmor_hz=63.87e6, echo_times_s=(0.019,))
+SD = 0.01
+Y, X = (np.mgrid[:N, :N] - N // 2) / (N / 2)
+BODY = np.hypot(X / 0.8, Y / 0.7) < 1.0
+HEAT = 6.0 * np.exp(-((X - 0.1) ** 2 + (Y + 0.1) ** 2) / 0.02) * BODY
+HOT = np.hypot(X - 0.1, Y + 0.1) < 0.1
+PER_DEGC = radian_per_degc(larmor_hz=63.87e6, echo_time_s=0.019, prf_coefficient=-1e-8, phase_sign=1)
+COILS = np.stack([np.exp(1j * X), 0.5 * np.exp(2j * Y)])[:, None]
+
+
+class Series:
+    """Frames of a body that is heated from frame ``start`` on, with a drift of the first order."""
+
+    def __init__(self, *, sign: int = 1, start: int = 4, coils: bool = False, seed: int = 0, noise: float = SD) -> None:
+        self.random = np.random.default_rng(seed)
+        self.sign, self.start, self.coils, self.noise = sign, start, coils, noise
+
+    def heat(self, number: int) -> np.ndarray:
+        return HEAT * max(0.0, number - self.start + 1) / 5
+
+    def image(self, number: int, *, te: float = 0.019, echo: int = 0, **changes) -> FrameImage:
+        phase = self.sign * PER_DEGC * (te / 0.019) * (self.heat(number) + 0.3 * number * (1.0 + X - 0.5 * Y))
+        data = (BODY * np.exp(1j * (phase + 0.4 * X)))[None, None] * (COILS if self.coils else 1.0)
+        shape = data.shape
+        data = data + self.noise * (self.random.standard_normal(shape) + 1j * self.random.standard_normal(shape))
+        options = {
+            "noise_sd": np.full((1, N, N), self.noise, np.float32),
+            "footprint": (10.0 * number, 10.0 * number + 5.0, 10.0 * number + 10.0),
+        } | changes
+        return FrameImage(data=data.astype(np.complex64), number=number, echo=echo, **options)
+
+
+def _settings(**values) -> ThermometrySettings:
+    return ThermometrySettings.parse(
+        "thermometry",
+        {"phase_sign": 1, "baseline_frames": 4, "body_temperature_degc": 37.0, "regions": "hot=circle:35,29,3"}
+        | values,
+    )
+
+
+def _run(
+    monitor: SliceMonitor, series: Series, frames: range, **changes
+) -> list[tuple[TemperatureMap, FrameStatistics]]:
+    return [monitor.frame([series.image(number, **changes)]) for number in frames]
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("coils", [False, True])
+def test_temperature_of_heated_tissue(sign: int, coils: bool) -> None:
+    series = Series(sign=sign, coils=coils)
+    monitor = SliceMonitor(SCAN, _settings(phase_sign=sign))
+    assert monitor.baselines == {}
+    for number, (found, statistics) in enumerate(_run(monitor, series, range(10))):
+        assert found.number == statistics.number == number
+        if number < 4:
+            assert np.isnan(found.temperature_degc).all()
+            assert (found.validity == NoReading.NO_BASELINE).all()
+            assert statistics.regions == ()
+            continue
+        errors = (found.temperature_degc[0] - 37.0 - series.heat(number))[HOT]
+        assert abs(errors.mean()) < 0.15
+        assert found.temperature_degc.dtype == found.sigma_degc.dtype == found.cem43_min.dtype == np.float32
+        assert found.validity.dtype == np.uint16
+        np.testing.assert_array_equal(np.isnan(found.temperature_degc), found.validity != 0)
+        assert statistics.regions[0]["region"] == "hot"
+        assert statistics.alarms == ()
+    assert found.meta["baseline_frames"] == (0, 1, 2, 3)
+    assert found.meta["drift_ok"] is True
+    assert set(monitor.baselines) == {0}
+
+
+def test_predicted_uncertainty_is_the_scatter() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(drift_order="1"))
+    scores = []
+    for number, (found, _) in enumerate(_run(monitor, series, range(14))):
+        if number >= 4:
+            error = found.temperature_degc[0] - 37.0 - series.heat(number)
+            scores.append((error / found.sigma_degc[0])[found.validity[0] == 0])
+    assert 0.9 < np.concatenate(scores).std() < 1.1
+
+
+def test_without_body_temperature_there_is_only_change() -> None:
+    monitor = SliceMonitor(SCAN, _settings(body_temperature_degc=None, regions=""))
+    found, statistics = _run(monitor, Series(), range(6))[-1]
+    assert found.temperature_degc is None
+    assert found.cem43_min is None
+    assert np.nanmax(found.change_degc) < 10.0
+    assert statistics.regions[0]["region"] == "body"
+    assert statistics.regions[0]["quantity"] == "temperature_change"
+    assert "body_temperature_degC" not in found.meta
+
+
+def test_dose_grows_and_is_a_lower_bound_after_a_long_gap() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(dose_gap_frames=1))
+    _run(monitor, series, range(8))
+    dark = [series.image(number) for number in (8, 9)]
+    for image in dark:
+        found, statistics = monitor.frame([replace(image, data=0 * image.data)])
+        assert (found.validity & NoReading.SIGNAL).all()
+        assert any(text.startswith("signal lost") for text in statistics.alarms)
+    found, statistics = monitor.frame([series.image(10)])
+    assert found.meta["dose_lower_bound_voxels"] > 0
+    assert statistics.regions[0]["cem43_lower_bound"] is True
+    assert np.nanmax(found.cem43_min) > 0.02
+
+
+def test_time_from_the_interval_or_no_dose(caplog: pytest.LogCaptureFixture) -> None:
+    unknown = {"footprint": (math.nan,) * 3}
+    timed = SliceMonitor(SCAN, _settings(frame_interval_s=10.0))
+    assert _run(timed, Series(), range(6), **unknown)[-1][0].cem43_min is not None
+    with caplog.at_level(logging.WARNING):
+        silent = SliceMonitor(SCAN, _settings())
+        assert _run(silent, Series(), range(6), **unknown)[-1][0].cem43_min is None
+    assert "frame_interval_s" in caplog.text
+
+
+def test_fat_has_no_reading_and_can_be_the_reference() -> None:
+    rim = BODY & (np.hypot(X / 0.65, Y / 0.55) > 1.0)
+    text = "circle:32,8,2+circle:32,55,3+circle:9,32,3+circle:54,32,3"
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(fat=text, cold_mask="fat", drift_min_voxels=50))
+    found, _ = _run(monitor, series, range(8))[-1]
+    assert found.validity[0, 32, 9] == NoReading.SIGNAL
+    assert rim[32, 9]
+    assert abs((found.temperature_degc[0] - 37.0 - series.heat(7))[HOT].mean()) < 0.2
+
+
+def test_given_cold_mask_and_no_drift_correction() -> None:
+    series = Series()
+    given = SliceMonitor(SCAN, _settings(cold_mask="circle:14,32,6+circle:50,32,6+circle:32,50,5"))
+    found, _ = _run(given, series, range(8))[-1]
+    assert abs((found.temperature_degc[0] - 37.0 - series.heat(7))[HOT].mean()) < 0.2
+    plain = SliceMonitor(SCAN, _settings(drift_order=-1))
+    found, _ = _run(plain, series, range(8))[-1]
+    assert abs((found.temperature_degc[0] - 37.0 - series.heat(7))[HOT].mean()) > 1.0
+    assert "drift_ok" not in found.meta
+
+
+def test_failed_drift_fits_keep_the_last_good_one_for_a_while() -> None:
+    series = Series(noise=1e-4)
+    monitor = SliceMonitor(SCAN, _settings(drift_hold_frames=2))
+    _run(monitor, series, range(6))
+    alarms = []
+    for number in range(6, 9):
+        image = series.image(number)
+        image.data[0, 0, 32, 7:9] = np.nan
+        found, statistics = monitor.frame([image])
+        alarms.append(statistics.alarms)
+        valid = found.validity[0][HOT] == 0
+        assert valid.all() == (number < 8)
+    assert all("drift fit failed" in " ".join(raised) for raised in alarms)
+    assert "1 frames old" in alarms[0][0]
+    assert "no reading" in alarms[2][0]
+    assert found.validity[0][HOT].all()
+    assert (found.validity[0][HOT] & NoReading.DRIFT).all()
+
+
+def test_a_jump_is_flagged_as_a_wrap() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(alarm_wrap=0.001))
+    _run(monitor, series, range(6))
+    image = series.image(6)
+    image.data[..., 20:24, 20:24] *= np.exp(2.9j)
+    found, statistics = monitor.frame([image])
+    assert (found.validity[0, 21:23, 21:23] & NoReading.WRAP).all()
+    assert np.isnan(found.temperature_degc[0, 21:23, 21:23]).all()
+    assert any(text.startswith("wrap risk") for text in statistics.alarms)
+
+
+def test_neighbours_smooth_and_the_unfiltered_map_is_kept() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(neighbours=3))
+    found, _ = _run(monitor, series, range(8))[-1]
+    cold = (HEAT < 0.01) & (np.hypot(X / 0.7, Y / 0.6) < 1.0)
+    assert np.nanstd(found.change_degc[0][cold]) < 0.5 * np.nanstd(found.unfiltered_degc[0][cold])
+
+
+def test_noise_of_foreign_images_from_the_pre_heating_frames() -> None:
+    series = Series(start=30)
+    series.start = 30
+    monitor = SliceMonitor(SCAN, _settings(baseline_frames=30))
+    found, _ = _run(monitor, series, range(31), noise_sd=None)[-1]
+    known, _ = _run(SliceMonitor(SCAN, _settings(baseline_frames=30)), Series(start=30), range(31))[-1]
+    ratio = found.sigma_degc[0][BODY] / known.sigma_degc[0][BODY]
+    assert np.nanmedian(ratio) == pytest.approx(1.0, abs=0.05)
+
+
+def test_noise_that_is_not_known() -> None:
+    one = SliceMonitor(SCAN, _settings(baseline_frames=1))
+    found, _ = _run(one, Series(start=1), range(3), noise_sd=None)[-1]
+    assert np.isnan(found.sigma_degc).all()
+    assert np.isfinite(found.change_degc[0][HOT]).all()
+    demanding = SliceMonitor(SCAN, _settings(sigma="formula", baseline_frames=1))
+    with pytest.raises(DataError, match="state no noise"):
+        _run(demanding, Series(), range(2), noise_sd=None)
+
+
+def test_temporal_noise_leaves_out_rejected_frames() -> None:
+    series = Series(start=9)
+    monitor = SliceMonitor(SCAN, _settings(sigma="temporal", baseline_frames=6))
+    images = [series.image(number) for number in range(7)]
+    images[2] = replace(images[2], data=np.roll(images[2].data, 5, axis=-1))
+    found = [monitor.frame([image])[0] for image in images][-1]
+    assert found.meta["baseline_rejected"] == (2,)
+    assert np.nanmedian(found.sigma_degc[0][HOT]) < 0.7
+
+
+def test_a_stored_baseline_measures_from_the_first_frame() -> None:
+    series = Series()
+    first = SliceMonitor(SCAN, _settings())
+    _run(first, series, range(4))
+    second = SliceMonitor(SCAN, _settings(), stored=first.baselines)
+    found, _ = second.frame([series.image(6)])
+    assert abs((found.temperature_degc[0] - 37.0 - series.heat(6))[HOT].mean()) < 0.15
+    with pytest.raises(BaselineError, match="larmor_hz"):
+        SliceMonitor(replace(SCAN, larmor_hz=64e6), _settings(), stored=first.baselines).frame([series.image(6)])
+    with pytest.raises(BaselineError, match="no echo 1"):
+        SliceMonitor(SCAN, _settings(), stored=first.baselines).frame([series.image(6, echo=1)])
+
+
+def test_a_change_in_mid_scan_stops_the_readings() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings())
+    _run(monitor, series, range(5), fingerprint={"method": "fbp"})
+    found, statistics = monitor.frame([series.image(5, fingerprint={"method": "gridding"})])
+    assert (found.validity == NoReading.NO_BASELINE).all()
+    assert "method = gridding" in statistics.alarms[0]
+    _, statistics = monitor.frame([series.image(6, echo=1, fingerprint={"method": "fbp"})])
+    assert statistics.alarms == ("baseline: echo 1 has no baseline",)
+    found, statistics = monitor.frame([series.image(7, fingerprint={"method": "fbp"})])
+    assert np.isfinite(found.temperature_degc[0][HOT]).all()
+
+
+def test_frames_skipped_and_baseline_on_command_only() -> None:
+    monitor = SliceMonitor(SCAN, _settings(baseline_skip=2, baseline_frames=2))
+    found = [pair[0] for pair in _run(monitor, Series(), range(5))]
+    assert [np.isfinite(one.change_degc).any() for one in found] == [False] * 4 + [True]
+    assert found[-1].meta["baseline_frames"] == (2, 3)
+    waiting = SliceMonitor(SCAN, _settings(baseline_rule="on_command"))
+    assert not np.isfinite(_run(waiting, Series(), range(6))[-1][0].change_degc).any()
+
+
+def test_two_echoes_are_combined() -> None:
+    scan = replace(SCAN, echo_times_s=(0.008, 0.019))
+    series = Series(noise=0.05)
+    both, one = SliceMonitor(scan, _settings()), SliceMonitor(scan, _settings())
+    for number in range(8):
+        pair = [series.image(number, te=0.008), series.image(number, echo=1)]
+        found, _ = both.frame(pair)
+        alone, _ = one.frame(pair[1:])
+    cold = HEAT < 0.01
+    assert abs((found.temperature_degc[0] - 37.0 - series.heat(7))[HOT].mean()) < 0.25
+    assert np.nanmedian(found.sigma_degc) < np.nanmedian(alone.sigma_degc)
+    assert np.nanstd(found.change_degc[0][cold]) < np.nanstd(alone.change_degc[0][cold])
+    with pytest.raises(HeaderError, match="echo 2 has no TE"):
+        _run(SliceMonitor(scan, _settings()), series, range(4), echo=2)
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(HeaderError, match="larmor_hz"):
+        SliceMonitor(replace(SCAN, larmor_hz=None), _settings())
+    with pytest.raises(HeaderError, match="echo_times_s"):
+        SliceMonitor(replace(SCAN, echo_times_s=()), _settings())
+    with pytest.raises(DataError, match="no phase"):
+        SliceMonitor(SCAN, _settings()).frame([Series().image(0, phase_valid=False)])
+    overridden = SliceMonitor(
+        replace(SCAN, larmor_hz=None, echo_times_s=()), _settings(larmor_hz=63.87e6, echo_times_s=(0.019,))
+    )
+    found, _ = _run(overridden, Series(), range(6))[-1]
+    assert found.meta["larmor_hz"] == 63.87e6
+
+
+def test_stale_frames_and_the_guard_raise_alarms(caplog: pytest.LogCaptureFixture) -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings())
+    _run(monitor, series, range(6))
+    _, statistics = monitor.frame([series.image(20, meta={"guard": "residual above bound"})])
+    assert {text.split(":")[0] for text in statistics.alarms} == {"stale frame", "network guard"}
+    assert "network guard: residual above bound" in caplog.text
+
+
+def test_volume_needs_a_slice_thickness() -> None:
+    flat = replace(SPACE, fov_m=(0.2, 0.2, 0.0))
+    monitor = SliceMonitor(replace(SCAN, recon=flat), _settings())
+    _, statistics = _run(monitor, Series(), range(6))[-1]
+    assert "volume_above_41_ml" not in statistics.regions[0]
+    monitor = SliceMonitor(replace(SCAN, recon=flat), _settings(slice_thickness_m=0.01))
+    _, statistics = _run(monitor, Series(), range(6))[-1]
+    assert "volume_above_41_ml" in statistics.regions[0]
+
+
+def test_baseline_of_stored_noise() -> None:
+    """A stored baseline without noise map is taken to be as noisy as the frame."""
+    series = Series()
+    first = SliceMonitor(SCAN, _settings())
+    _run(first, series, range(4))
+    bare: dict[int, Baseline] = {0: replace(first.baselines[0], noise_sd=None)}
+    found, _ = SliceMonitor(SCAN, _settings(), stored=bare).frame([series.image(5)])
+    assert np.nanmedian(found.sigma_degc) == pytest.approx(SD * math.sqrt(1.25) / abs(PER_DEGC), rel=0.05)

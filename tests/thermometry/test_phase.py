@@ -1,0 +1,122 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sinotherm.core.physics import degc_per_radian, radian_per_degc
+from sinotherm.errors import DataError
+from sinotherm.thermometry.phase import JUMP_LIMIT_RAD, TemporalUnwrapper, combine_echoes, complex_product
+
+RANDOM = np.random.default_rng(5)
+
+
+def _images(coils: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    shape = (coils, 1, 6, 7)
+    values = RANDOM.standard_normal((2, *shape)) + 1j * RANDOM.standard_normal((2, *shape))
+    return values[0].astype(np.complex64), values[1].astype(np.complex64)
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_product_is_the_sum_over_coils(coils: int) -> None:
+    image, baseline = _images(coils)
+    expected = sum(image[c] * np.conj(baseline[c]) for c in range(coils))
+    np.testing.assert_allclose(complex_product(image, baseline), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_neighbours_are_summed() -> None:
+    image, baseline = _images()
+    single = complex_product(image, baseline)
+    summed = complex_product(image, baseline, neighbours=3)
+    np.testing.assert_allclose(summed[0, 2, 3], single[0, 1:4, 2:5].sum(), rtol=1e-4)
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(DataError, match="does not fit its baseline"):
+        complex_product(np.zeros((1, 1, 4, 4), np.complex64), np.zeros((1, 1, 4, 5), np.complex64))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sign=st.sampled_from([-1, 1]),
+    larmor_hz=st.floats(2e7, 3e8),
+    echo_time_s=st.floats(1e-3, 3e-2),
+    change=st.floats(-20.0, 20.0),
+)
+def test_temperature_to_phase_and_back(sign: int, larmor_hz: float, echo_time_s: float, change: float) -> None:
+    facts = {"larmor_hz": larmor_hz, "echo_time_s": echo_time_s, "prf_coefficient": -1e-8, "phase_sign": sign}
+    baseline = np.full((1, 1, 4, 4), 2.0 - 1.0j, dtype=np.complex64)
+    phase = radian_per_degc(**facts) * change
+    image = (baseline * np.exp(1j * phase)).astype(np.complex64)
+    unwrapper = TemporalUnwrapper()
+    found, _ = unwrapper.update(complex_product(image, baseline), np.ones((1, 4, 4), bool))
+    turns = round((phase - float(found[0, 0, 0])) / (2 * math.pi))
+    np.testing.assert_allclose((found + 2 * math.pi * turns) * degc_per_radian(**facts), change, atol=2e-4)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_ramp_of_sixty_degrees_is_followed_beyond_the_wrap(sign: int) -> None:
+    facts = {"larmor_hz": 123.2e6, "echo_time_s": 0.013, "prf_coefficient": -1e-8, "phase_sign": sign}
+    y, x = np.mgrid[:32, :32] - 16
+    heat = 60.0 * np.exp(-(x**2 + y**2) / 60.0)[None]
+    trusted = np.ones(heat.shape, bool)
+    unwrapper = TemporalUnwrapper()
+    for share in np.linspace(0.0, 1.0, 31):
+        drift = 2.5 * share
+        product = np.exp(1j * (radian_per_degc(**facts) * heat * share + drift)).astype(np.complex64)
+        phase, doubtful = unwrapper.update(product, trusted)
+        assert not doubtful.any()
+        np.testing.assert_allclose((phase - drift) * degc_per_radian(**facts), heat * share, atol=1e-3)
+    unwrapper.reset()
+    phase, _ = unwrapper.update(product, trusted)
+    assert np.abs(phase).max() <= 2 * math.pi
+
+
+def test_a_jump_is_flagged_until_the_neighbours_agree() -> None:
+    trusted = np.ones((1, 16, 16), bool)
+    unwrapper = TemporalUnwrapper()
+    quiet = np.ones((1, 16, 16), np.complex64)
+    unwrapper.update(quiet, trusted)
+    jumped = quiet.copy()
+    jumped[0, 8, 8] = np.exp(1j * (JUMP_LIMIT_RAD + 0.2))
+    _, doubtful = unwrapper.update(jumped, trusted)
+    assert doubtful.sum() == 1
+    assert doubtful[0, 8, 8]
+    _, doubtful = unwrapper.update(jumped, trusted)
+    assert doubtful[0, 8, 8]
+    phase, doubtful = unwrapper.update(quiet, trusted)
+    assert not doubtful.any()
+    np.testing.assert_allclose(phase, 0.0, atol=1e-6)
+
+
+def test_a_voxel_on_the_wrong_branch_stays_flagged() -> None:
+    trusted = np.ones((1, 16, 16), bool)
+    unwrapper = TemporalUnwrapper()
+    for angle in (0.0, 2.6, -2.0, 0.0):
+        product = np.ones((1, 16, 16), np.complex64)
+        product[0, 8, 8] = np.exp(1j * angle)
+        phase, doubtful = unwrapper.update(product, trusted)
+    assert doubtful[0, 8, 8]
+    assert phase[0, 8, 8] == pytest.approx(2 * math.pi, abs=1e-4)
+
+
+def test_voxels_without_signal_are_not_flagged() -> None:
+    trusted = np.zeros((1, 8, 8), bool)
+    trusted[0, :, :4] = True
+    unwrapper = TemporalUnwrapper()
+    unwrapper.update(np.ones((1, 8, 8), np.complex64), trusted)
+    product = np.ones((1, 8, 8), np.complex64)
+    product[0, :, 4:] = -1.0
+    _, doubtful = unwrapper.update(product, trusted)
+    assert not doubtful.any()
+
+
+def test_echoes_are_weighted_by_the_square_of_echo_time_and_signal() -> None:
+    changes = [np.full((1, 1, 2), 2.0, np.float32), np.full((1, 1, 2), 4.0, np.float32)]
+    sizes = [np.array([[[3.0, 0.0]]], np.float32), np.array([[[1.0, 0.0]]], np.float32)]
+    change, weights = combine_echoes(changes, sizes, (0.005, 0.015))
+    np.testing.assert_allclose(weights[:, 0, 0, 0], [0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(change[0, 0], [3.0, 3.0], rtol=1e-6)
+    change, _ = combine_echoes(changes, [np.ones((1, 1, 2), np.float32)] * 2, (0.005, 0.015))
+    np.testing.assert_allclose(change, (2.0 * 1 + 4.0 * 9) / 10, rtol=1e-6)

@@ -1,0 +1,29 @@
+import pytest
+
+from sinotherm.errors import SettingsError
+from sinotherm.thermometry.settings import ThermometrySettings
+
+
+def test_settings_come_as_text() -> None:
+    found = ThermometrySettings.parse(
+        "thermometry",
+        {"phase_sign": "-1", "drift_order": "2", "echo_times_s": "0.005,0.015", "prf_coefficient": "-0.0094e-6"},
+    )
+    assert (found.phase_sign, found.drift_order, found.echo_times_s) == (-1, 2, (0.005, 0.015))
+    assert found.prf_coefficient == -9.4e-9
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"phase_sign": "0"}, "phase_sign = 0"),
+        ({"neighbours": "2"}, "odd"),
+        ({"baseline_rule": "stored"}, "baseline_file"),
+        ({"cold_mask": "fat"}, "needs thermometry.fat"),
+        ({"drift_order": "3"}, "drift_order"),
+        ({"unknown": "1"}, "unknown setting thermometry.unknown"),
+    ],
+)
+def test_what_cannot_be_is_refused(values: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        ThermometrySettings.parse("thermometry", values)
