@@ -138,7 +138,7 @@ def test_what_cannot_be_used_is_named(rng, mixing):
 def test_correlation_of_the_coils(rng, mixing):
     noise = NoiseScan()
     assert noise.correlation().shape == (0, 0)
-    noise.add(readout(correlated(rng, mixing, 65536), noise=True))
+    noise.add(readout(correlated(rng, mixing, 32768), noise=True))
     covariance = mixing @ mixing.conj().T
     sd = np.sqrt(np.diag(covariance).real)
     np.testing.assert_allclose(noise.correlation(), covariance / np.outer(sd, sd), atol=0.02)

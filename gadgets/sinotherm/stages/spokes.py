@@ -1,0 +1,78 @@
+"""Stage: makes spokes of readouts."""
+
+import logging
+from collections.abc import Iterator
+
+from sinotherm.core.scan import Item, ScanHeader
+from sinotherm.core.settings import StageSettings, setting
+from sinotherm.frames.spokes import AngleCounter, AngleSource, SpokeReader, TrajectoryUnit
+from sinotherm.wire.messages import Readout
+
+__all__ = ["Settings", "reader", "stage"]
+
+logger = logging.getLogger(__name__)
+
+
+class Settings(StageSettings):
+    """Readouts to spokes."""
+
+    angles: AngleSource = setting(
+        "auto", "Where the spoke angles come from; auto: the trajectory where there is one, else the header."
+    )
+    trajectory_unit: TrajectoryUnit = setting(
+        "auto", "Unit of the trajectory: cycles or radians per encoded pixel, or multiples of 1/FOV; auto: detected."
+    )
+    counter: AngleCounter = setting(
+        "auto",
+        "What counts the spokes of a schedule: running, encoding (step 1) or scan counter; auto: running for "
+        "golden angles, else encoding.",
+    )
+    per_frame: int = setting(
+        0, "Spokes after which a uniform or rational schedule repeats; 0: as the header says.", ge=0, le=65_536
+    )
+    tiny_golden_order: int = setting(7, "Order of the tiny golden angle.", ge=1, le=100)
+    user_float: int = setting(0, "Which user_float of a readout holds its angle.", ge=0, le=7)
+    user_float_degrees: bool = setting(False, "The angle in user_float is in degrees instead of radians.")
+    tick: float = setting(
+        2.5e-3, "Length of a tick of the acquisition time stamp (Siemens: 2.5 ms).", unit="s", gt=0.0, le=1.0
+    )
+
+
+def reader(scan: ScanHeader, settings: Settings) -> SpokeReader:
+    """Return the reader that these settings describe."""
+    return SpokeReader(
+        scan,
+        angles=settings.angles,
+        trajectory_unit=settings.trajectory_unit,
+        counter=settings.counter,
+        per_frame=settings.per_frame,
+        order=settings.tiny_golden_order,
+        user_float=settings.user_float,
+        user_float_degrees=settings.user_float_degrees,
+        tick_s=settings.tick,
+    )
+
+
+def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
+    """Replace every readout by its spoke; readouts that are no part of an image are dropped and counted.
+
+    Raises
+    ------
+    SpokeError
+        A readout does not fit the scan, or its angle cannot be derived.
+    """
+    spokes = reader(scan, settings)
+    n_spokes = 0
+    for item in items:
+        if not isinstance(item, Readout):
+            yield item
+            continue
+        spoke = spokes.read(item)
+        if spoke is not None:
+            n_spokes += 1
+            yield spoke
+    dropped = ", ".join(f"{count} {kind}" for kind, count in spokes.kept_out.items()) or "none"
+    logger.info(
+        "%d spokes; kept out of frames: %s; readouts missing: %d, repeated: %d",
+        *(n_spokes, dropped, spokes.n_missing, spokes.n_repeated),
+    )
