@@ -21,7 +21,7 @@ RIM_DEPTH_M: Final = 10e-3
 _FLOOR_DEGC: Final = 2e-3
 _CAUCHY: Final = 2.385
 _QUANTILE: Final = 0.3
-_START_WIDTH: Final = 3.0
+_START_WIDTH: Final = 3.5
 _END_WIDTH: Final = 1.5
 
 
@@ -223,16 +223,15 @@ class DriftEstimator:
         """
         weights = prior
         coefficients = _least_squares(self._design, values, weights)
-        scale = spread
-        iterations = 0
-        for iterations in range(1, MAX_ITERATIONS + 1):  # noqa: B007
+        scale, iterations, moved = spread, 0, np.inf
+        while iterations < MAX_ITERATIONS and moved >= STOP_DEGC:
+            iterations += 1
             residual = values - self._design @ coefficients
             scale = np.maximum(1.4826 * np.median(np.abs(residual) / spread) * spread, _FLOOR_DEGC)
             weights = prior / (1.0 + (residual / (_CAUCHY * scale)) ** 2)
             change = _least_squares(self._design, values, weights) - coefficients
             coefficients = coefficients + change
-            if np.abs(self._design @ change).max() < STOP_DEGC:
-                break
+            moved = np.abs(self._design @ change).max()
         return coefficients, scale, weights, iterations
 
     def _lowest(
@@ -248,17 +247,16 @@ class DriftEstimator:
             residual = values - self._design @ coefficients
             tilt = np.where(residual > 0.0, _QUANTILE, 1.0 - _QUANTILE) / np.maximum(np.abs(residual), 0.05)
             coefficients = _least_squares(self._design, values, prior * tilt)
-        width = _START_WIDTH
-        scale, weights = spread, prior
-        iterations = 0
-        for iterations in range(1, MAX_ITERATIONS + 1):  # noqa: B007
+        width, moved = _START_WIDTH, np.inf
+        scale, weights, iterations = spread, prior, 0
+        while iterations < MAX_ITERATIONS and (width > _END_WIDTH or moved >= STOP_DEGC):
+            iterations += 1
+            width = max(_END_WIDTH, 0.85 * width)
             residual = values - self._design @ coefficients
             below = residual <= np.median(residual)
             scale = np.maximum(1.4826 * np.median(np.abs(residual[below]) / spread[below]) * spread, _FLOOR_DEGC)
             weights = prior * np.exp(-0.5 * (residual / (width * scale)) ** 2)
             change = _least_squares(self._design, values, weights) - coefficients
             coefficients = coefficients + change
-            if width == _END_WIDTH and np.abs(self._design @ change).max() < STOP_DEGC:
-                break
-            width = max(_END_WIDTH, 0.85 * width)
+            moved = np.abs(self._design @ change).max()
         return coefficients, scale, weights, iterations
