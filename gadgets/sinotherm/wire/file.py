@@ -18,13 +18,14 @@ import numpy as np
 from ismrmrd.hdf5 import acquisition_dtype, image_header_dtype, waveform_dtype
 
 from sinotherm.errors import DataError, FileFormatError
-from sinotherm.wire.messages import Readout, image_pixels, parse_meta
+from sinotherm.wire.messages import Readout, image_from_parts, image_pixels, parse_meta
 
 __all__ = ["AcquisitionWriter", "ImageSeries", "ImageWriter", "MrdFile", "read_images"]
 
 _BLOCK_BYTES: Final = 4 << 20
 _BLOCK_ROWS: Final = 512
 _FLUSH_S: Final = 1.0
+_IMAGE_TABLES: Final = {"header", "attributes", "data"}
 _STORED_COMPLEX: Final = {
     np.dtype("<c8"): np.dtype([("real", "<f4"), ("imag", "<f4")]),
     np.dtype("<c16"): np.dtype([("real", "<f8"), ("imag", "<f8")]),
@@ -70,7 +71,7 @@ def _headers(heads: np.ndarray, dtype: np.dtype[Any], kind: Any, where: str) -> 
 
 
 class MrdFile:
-    """An MRD file's header, readouts and waveforms, read in blocks of a few MB.
+    """An MRD file's header, readouts, waveforms and images, read in blocks of a few MB.
 
     Parameters
     ----------
@@ -211,8 +212,30 @@ class MrdFile:
                     )
                 yield ismrmrd.Waveform(head, data=data)
 
+    def images(self) -> Iterator[Any]:
+        """Return the images (``ismrmrd.Image``) of the file's image groups, one group after the other.
+
+        Raises
+        ------
+        FileFormatError
+            They cannot be read.
+        DataError
+            An image's attributes are not MRD meta XML.
+        """
+        for name in sorted(self._group):
+            group = self._group[name]
+            if isinstance(group, h5py.Group) and set(group) >= _IMAGE_TABLES:
+                for row in range(len(group["header"])):
+                    (head,), (attributes,), (pixels,) = _image_rows(group, self.path, slice(row, row + 1))
+                    yield image_from_parts(head, attributes, pixels)
+
     def items(self) -> Iterator[Any]:
-        """Return readouts and waveforms merged by time stamp, a waveform after the readouts up to its own stamp."""
+        """Return readouts and waveforms merged by time stamp, a waveform after the readouts up to its own stamp.
+
+        A file without readouts is one of images: then those.
+        """
+        if self._readouts is None:
+            yield from self.images()
         waveforms = self.waveforms()
         waiting = next(waveforms, None)
         for readout in self.readouts():
@@ -225,6 +248,19 @@ class MrdFile:
             waiting = next(waveforms, None)
 
 
+def _image_rows(group: Any, path: Path, rows: slice) -> tuple[list[Any], list[bytes], np.ndarray]:
+    """Return headers, attributes and pixels (frame, channel, z, y, x) of some images of a group."""
+    try:
+        heads, texts, pixels = group["header"][rows], group["attributes"][rows], group["data"][rows]
+    except OSError as error:
+        raise FileFormatError(f"{path}: {group.name} cannot be read ({error}); the file is damaged.") from None
+    for dtype, stored in _STORED_COMPLEX.items():
+        if pixels.dtype == stored:
+            pixels = pixels.view(dtype)
+    attributes = [text if isinstance(text, bytes) else str(text).encode() for text in texts]
+    return _headers(heads, image_header_dtype, ismrmrd.ImageHeader, f"{path}: {group.name}"), attributes, pixels
+
+
 class _Writer:
     """An MRD file that grows table by table."""
 
@@ -234,7 +270,7 @@ class _Writer:
         self._group = self._file.create_group(dataset)
         if header_xml:
             xml = self._group.create_dataset("xml", (1,), dtype=h5py.special_dtype(vlen=bytes))
-            xml[0] = header_xml
+            xml[0] = header_xml.partition(b"\0")[0]
 
     def __enter__(self) -> Self:
         return self
@@ -420,18 +456,10 @@ def read_images(path: Path, *, dataset: str = "dataset") -> dict[int, ImageSerie
             if match is None:
                 continue
             series = group[name]
-            if not {"header", "attributes", "data"} <= set(series):
+            if not set(series) >= _IMAGE_TABLES:
                 raise FileFormatError(f"{path}: {series.name} lacks one of header, attributes, data.")
-            try:
-                heads, attributes, data = series["header"][()], series["attributes"][()], series["data"][()]
-            except OSError as error:
-                raise FileFormatError(f"{path}: {series.name} cannot be read ({error}); the file is damaged.") from None
-            for pixels, stored in _STORED_COMPLEX.items():
-                if data.dtype.names and data.dtype == stored:
-                    data = data.view(pixels)
+            heads, attributes, data = _image_rows(series, path, slice(None))
             found[int(match[1])] = ImageSeries(
-                headers=tuple(_headers(heads, image_header_dtype, ismrmrd.ImageHeader, f"{path}: {series.name}")),
-                meta=tuple(parse_meta(text if isinstance(text, bytes) else text.encode()) for text in attributes.flat),
-                data=data,
+                headers=tuple(heads), meta=tuple(parse_meta(text) for text in attributes), data=data
             )
     return found
