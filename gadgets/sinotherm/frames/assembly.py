@@ -1,0 +1,234 @@
+"""Spokes into frames: by count, by counters, by flags, or in a sliding window."""
+
+import ctypes
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+import ismrmrd
+
+from sinotherm.core.scan import Frame, MetaValue, ScanHeader, Spoke
+from sinotherm.errors import SettingsError
+from sinotherm.frames.partitions import planes
+
+__all__ = ["FrameAssembler", "FrameRule", "PartialPolicy"]
+
+logger = logging.getLogger(__name__)
+
+FrameRule: TypeAlias = Literal["auto", "count", "index", "flags", "window"]
+PartialPolicy: TypeAlias = Literal["drop", "emit"]
+
+_GEOMETRY_START: Final = ismrmrd.AcquisitionHeader.position.offset
+_GEOMETRY_BYTES: Final = ismrmrd.AcquisitionHeader.patient_table_position.offset - _GEOMETRY_START
+
+
+def _geometry(header: Any) -> bytes:
+    """Return position and directions of a readout as they stand in its header; empty without one."""
+    return b"" if header is None else ctypes.string_at(ctypes.addressof(header) + _GEOMETRY_START, _GEOMETRY_BYTES)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Stream:
+    """The spokes of one slice and echo that wait for their frame."""
+
+    spokes: list[Spoke] = field(default_factory=list)
+    geometry: bytes = b""
+    number: int = 0
+    usual: int = 0
+    fresh: int = 0
+    full: bool = False
+
+
+class FrameAssembler:
+    """Collects spokes per slice and echo and says when a frame is complete.
+
+    Parameters
+    ----------
+    scan
+        The scan's header.
+    by
+        ``count``: after ``n_spokes`` spokes; ``index``: when the repetition counter changes;
+        ``flags``: with a readout that is the last in slice, repetition or measurement; ``window``: the
+        last ``window`` spokes after every ``stride`` ones; ``auto``: as the header and the readouts say,
+        whichever comes first (or by what is given here).
+    n_spokes
+        Spokes per frame (and partition); 0: the header's.
+    window, stride
+        Spokes of a sliding window, and spokes between two of them (0: as many as the window).
+    n_partitions
+        Partitions that are acquired of each stack; 0: the header's.
+    partial
+        What happens to a frame that the end of the scan or a change of the plane cuts short.
+
+    Raises
+    ------
+    SettingsError
+        The rule needs a number that neither the settings nor the header give.
+    """
+
+    def __init__(
+        self,
+        scan: ScanHeader,
+        *,
+        by: FrameRule = "auto",
+        n_spokes: int = 0,
+        window: int = 0,
+        stride: int = 0,
+        n_partitions: int = 0,
+        partial: PartialPolicy = "drop",
+    ) -> None:
+        self._scan = scan
+        self._stack = scan.n_partitions > 1
+        chosen: FrameRule = by
+        if by == "auto" and (window or n_spokes):
+            chosen = "window" if window else "count"
+        wanted = n_spokes or scan.spokes_per_frame or 0
+        if chosen == "count" and not wanted:
+            raise SettingsError(
+                "frames.by = count needs the spokes of a frame, and the header's encoding limits do not state them: "
+                "set frames.spokes."
+            )
+        if chosen == "window" and not window:
+            raise SettingsError("frames.by = window needs the spokes of a window: set frames.window.")
+        if chosen == "window" and self._stack:
+            raise SettingsError(
+                f"a sliding window over a stack of {scan.n_partitions} partitions is not supported: "
+                "set frames.by = count, index or flags."
+            )
+        self.rule: FrameRule = chosen
+        self._count = wanted * (n_partitions or scan.n_partitions) if chosen in ("count", "index", "auto") else 0
+        # Flags of a stack may end each of its partitions; a known count is the better sign.
+        self._flags = chosen == "flags" or (chosen == "auto" and not (self._stack and self._count))
+        self._repetitions = chosen in ("index", "auto")
+        self._window, self._stride = window, stride or window
+        self._partial = partial
+        self._streams: dict[tuple[int, int], _Stream] = {}
+        self.n_frames = 0
+        self.n_dropped_spokes = 0
+        logger.info("frames by %s", self.described())
+
+    def described(self) -> str:
+        """Return the rule in words, for the log and the image meta."""
+        if self.rule == "window":
+            return f"window of {self._window} spokes every {self._stride}"
+        ends = [
+            *([f"{self._count} spokes"] if self._count else []),
+            *(["flags"] if self._flags else []),
+            *(["repetition counter"] if self._repetitions else []),
+        ]
+        return " or ".join(ends)
+
+    def add(self, spoke: Spoke) -> Iterator[Spoke | Frame]:
+        """Yield what leaves with this spoke: frames that it shows to be over, itself, the frame that it completes.
+
+        Spokes of a stack of stars are held back and leave, transformed along the partitions, plane by
+        plane before the plane's frame.
+        """
+        key = (spoke.slice, spoke.echo)
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = _Stream()
+        geometry = _geometry(spoke.header)
+        if stream.spokes:
+            if geometry != stream.geometry:
+                logger.info("the plane of slice %d changes at readout %d", spoke.slice, spoke.index)
+                yield from self._cut(stream)
+            elif self._repetitions and spoke.repetition != stream.spokes[0].repetition:
+                yield from self._close(stream)
+        stream.geometry = geometry
+        stream.spokes.append(spoke)
+        if not self._stack:
+            yield spoke
+        if self.rule == "window":
+            yield from self._slide(stream)
+        elif (self._count and len(stream.spokes) >= self._count) or (self._flags and spoke.last):
+            yield from self._close(stream)
+
+    def finish(self) -> Iterator[Spoke | Frame]:
+        """Yield what the end of the scan leaves of frames, by the policy for partial ones."""
+        for stream in self._streams.values():
+            if stream.spokes:
+                yield from self._end(stream)
+
+    def _end(self, stream: _Stream) -> Iterator[Spoke | Frame]:
+        if self.rule != "window" and not self._count and not stream.number:
+            logger.info("nothing ends a frame before the scan does: all %d spokes are one", len(stream.spokes))
+            yield from self._close(stream)
+        else:
+            yield from self._cut(stream)
+
+    def _slide(self, stream: _Stream) -> Iterator[Frame]:
+        del stream.spokes[: -self._window]
+        stream.fresh += 1
+        if len(stream.spokes) == self._window and (stream.fresh >= self._stride or not stream.full):
+            yield self._frame(stream, stream.spokes)
+            stream.fresh, stream.full = 0, True
+
+    def _cut(self, stream: _Stream) -> Iterator[Spoke | Frame]:
+        """End the running frame early."""
+        windowed = 0 if stream.full else self._window
+        expected = windowed if self.rule == "window" else self._count or stream.usual
+        n = len(stream.spokes)
+        if n >= expected and self.rule != "window":
+            yield from self._close(stream)
+            return
+        if n < expected and self._partial == "emit":
+            logger.warning("partial frame of %d of %d spokes: emitted (frames.partial = emit)", n, expected)
+            yield from self._close(stream, complete=False)
+            stream.usual = expected
+        elif n < expected:
+            logger.warning("partial frame of %d of %d spokes: dropped (frames.partial = drop)", n, expected)
+            self.n_dropped_spokes += n
+        elif stream.fresh:
+            logger.info("%d spokes after the last window are in no other frame", stream.fresh)
+        stream.spokes, stream.fresh, stream.full = [], 0, False
+
+    def _close(self, stream: _Stream, *, complete: bool = True) -> Iterator[Spoke | Frame]:
+        spokes, stream.spokes = stream.spokes, []
+        expected = stream.usual or self._count
+        if complete and expected and len(spokes) != expected:
+            logger.warning("frame %d has %d spokes where %d were expected", stream.number, len(spokes), expected)
+        stream.usual = len(spokes)
+        if not self._stack:
+            yield self._frame(stream, spokes, complete=complete)
+            return
+        number = stream.number
+        for plane in planes(spokes, self._scan.n_partitions, self._scan.recon.matrix[2]):
+            yield from plane
+            stream.number = number
+            yield self._frame(stream, plane, complete=complete, footprint=_footprint(spokes))
+
+    def _frame(
+        self,
+        stream: _Stream,
+        spokes: Sequence[Spoke],
+        *,
+        complete: bool = True,
+        footprint: tuple[float, float, float] | None = None,
+    ) -> Frame:
+        last = spokes[-1]
+        meta: dict[str, MetaValue] = {"frame_rule": self.described(), "spokes": len(spokes)}
+        if not complete:
+            meta["partial_frame"] = True
+        frame = Frame(
+            spokes=tuple(spokes),
+            number=stream.number,
+            slice=last.slice,
+            echo=last.echo,
+            complete=complete,
+            footprint=_footprint(spokes) if footprint is None else footprint,
+            meta={**meta, **last.calibration},
+        )
+        stream.number += 1
+        self.n_frames += 1
+        return frame
+
+
+def _footprint(spokes: Sequence[Spoke]) -> tuple[float, float, float]:
+    """Return first, centre and last time of the spokes that have one, s."""
+    times = [spoke.time_s for spoke in (spokes[0], spokes[-1]) if not math.isnan(spoke.time_s)]
+    if not times:
+        return math.nan, math.nan, math.nan
+    return times[0], (times[0] + times[-1]) / 2.0, times[-1]

@@ -1,0 +1,284 @@
+import dataclasses
+import logging
+import math
+
+import ismrmrd
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sinotherm.core.geometry import RadialSampling
+from sinotherm.core.scan import EncodingSpace, Frame, ScanHeader, Spoke
+from sinotherm.errors import SettingsError, SpokeError
+from sinotherm.frames.header import scan_header
+from sinotherm.stages import spokes as spokes_stage
+from sinotherm.stages.frames import Settings, stage
+from sinotherm.wire.file import MrdFile
+
+SPACE = EncodingSpace(matrix=(8, 8, 1), fov_m=(0.2, 0.2, 0.01))
+SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial")
+SAMPLING = RadialSampling(n_readout=8, spacing=1 / 8, centre=4.0)
+
+
+def spoke(index=0, **change):
+    values = {
+        "data": np.full((2, 8), index, np.complex64),
+        "sampling": SAMPLING,
+        "angle_rad": 0.1 * index,
+        "index": index,
+        "time_s": 10.0 + index,
+        "received_s": 100.0 + index,
+    }
+    return Spoke(**(values | change))
+
+
+def run(items, scan=SCAN, **values):
+    return list(stage(iter(items), scan, Settings(**values)))
+
+
+def frames(items, scan=SCAN, **values):
+    return [item for item in run(items, scan, **values) if isinstance(item, Frame)]
+
+
+def indices(found):
+    return [[one.index for one in frame.spokes] for frame in found]
+
+
+def test_spokes_pass_and_the_frame_follows_its_last_one():
+    items = [spoke(i) for i in range(4)]
+    out = run(["text", *items], spokes=2)
+    assert out[0] == "text"
+    assert [type(item) for item in out[1:]] == [Spoke, Spoke, Frame] * 2
+    assert out[1] is items[0]
+    assert out[3].spokes == (items[0], items[1])
+    assert out[3].number == 0
+    assert out[6].number == 1
+    assert out[6].footprint == (12.0, 12.5, 13.0)
+    assert out[6].received_s == 103.0
+    assert out[6].complete
+    assert out[6].meta["frame_rule"] == "2 spokes"
+    assert out[6].meta["spokes"] == 2
+
+
+@given(n=st.integers(0, 40), per_frame=st.integers(1, 12))
+def test_by_count_every_spoke_is_in_one_frame(n, per_frame):
+    found = frames([spoke(i, repetition=i // 5, last=i % 3 == 0) for i in range(n)], by="count", spokes=per_frame)
+    whole = n // per_frame * per_frame
+    assert [index for frame in indices(found) for index in frame] == list(range(whole))
+    assert all(frame.n_spokes == per_frame for frame in found)
+
+
+@given(n=st.integers(0, 40), window=st.integers(1, 12), stride=st.integers(0, 9))
+def test_windows_hold_the_last_spokes(n, window, stride):
+    found = frames([spoke(i) for i in range(n)], window=window, stride=stride)
+    ends = range(window, n + 1, stride or window)
+    assert indices(found) == [list(range(end - window, end)) for end in ends]
+    assert [frame.number for frame in found] == list(range(len(found)))
+
+
+def test_auto_takes_the_header_then_flags_then_repetitions():
+    items = [spoke(i, repetition=i // 6, last=i in (3,)) for i in range(12)]
+    with_limits = dataclasses.replace(SCAN, spokes_per_frame=6)
+    assert indices(frames(items, with_limits)) == [[0, 1, 2, 3], [4, 5], [6, 7, 8, 9, 10, 11]]
+    assert indices(frames(items[:4] + items[6:])) == [[0, 1, 2, 3], [6, 7, 8, 9, 10, 11]]
+
+
+def test_a_lost_spoke_does_not_shift_the_frames_after_it(caplog):
+    scan = dataclasses.replace(SCAN, spokes_per_frame=4)
+    items = [spoke(i, repetition=i // 4) for i in range(12) if i != 2]
+    assert indices(frames(items, scan)) == [[0, 1, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert "frame 0 has 3 spokes where 4 were expected" in caplog.text
+
+
+def test_by_flags_only():
+    items = [spoke(i, repetition=i, last=i in (2, 4)) for i in range(5)]
+    assert indices(frames(items, dataclasses.replace(SCAN, spokes_per_frame=2), by="flags")) == [[0, 1, 2], [3, 4]]
+
+
+def test_by_repetition_index():
+    items = [spoke(i, repetition=i // 3, last=True) for i in range(6)]
+    assert indices(frames(items, by="index")) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_slices_and_echoes_are_frames_of_their_own():
+    items = [spoke(i, slice=i % 2, echo=i // 2 % 2) for i in range(16)]
+    found = frames(items, spokes=2)
+    assert indices(found) == [[0, 4], [1, 5], [2, 6], [3, 7], [8, 12], [9, 13], [10, 14], [11, 15]]
+    assert [(frame.slice, frame.echo, frame.number) for frame in found[:5]] == [
+        *[(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1)]
+    ]
+
+
+@pytest.mark.parametrize("policy", ["drop", "emit"])
+def test_a_partial_frame_at_the_end_is_never_silent(policy, caplog):
+    found = frames([spoke(i) for i in range(5)], spokes=3, partial=policy)
+    assert [frame.complete for frame in found] == ([True] if policy == "drop" else [True, False])
+    assert "partial frame of 2 of 3 spokes" in caplog.text
+    assert f"frames.partial = {policy}" in caplog.text
+    if policy == "emit":
+        assert found[1].meta["partial_frame"] is True
+
+
+def test_without_any_sign_the_whole_scan_is_one_frame(caplog):
+    with caplog.at_level(logging.INFO):
+        (frame,) = frames([spoke(i) for i in range(5)])
+    assert frame.n_spokes == 5
+    assert frame.complete
+    assert "all 5 spokes are one" in caplog.text
+
+
+def test_after_flagged_frames_the_rest_is_partial(caplog):
+    items = [spoke(i, last=i == 2) for i in range(5)]
+    assert indices(frames(items)) == [[0, 1, 2]]
+    assert "partial frame of 2 of 3 spokes: dropped" in caplog.text
+    whole = [spoke(i, last=i == 2) for i in range(6)]
+    assert indices(frames(whole)) == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(("policy", "n"), [("drop", 0), ("emit", 1)])
+def test_a_window_that_never_fills(policy, n):
+    assert len(frames([spoke(i) for i in range(3)], window=4, partial=policy)) == n
+
+
+def header(x):
+    made = ismrmrd.AcquisitionHeader()
+    made.position[0] = x
+    made.slice_dir[2] = 1.0
+    return made
+
+
+def test_a_new_plane_begins_a_new_frame(caplog):
+    items = [spoke(i, header=header(0.0 if i < 5 else 7.0)) for i in range(8)]
+    with caplog.at_level(logging.INFO):
+        assert indices(frames(items, spokes=3)) == [[0, 1, 2], [5, 6, 7]]
+        assert "plane of slice 0 changes at readout 5" in caplog.text
+        assert indices(frames(items, window=3, stride=1)) == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [5, 6, 7]]
+        assert indices(frames(items, window=3, stride=2)) == [[0, 1, 2], [2, 3, 4], [5, 6, 7]]
+        assert indices(frames(items, window=4, stride=2)) == [[0, 1, 2, 3]]
+    assert "1 spokes after the last window are in no other frame" in caplog.text
+
+
+def test_calibration_goes_into_the_meta():
+    items = [spoke(i, calibration={"readouts_missing": 3}) for i in range(2)]
+    assert frames(items, spokes=2)[0].meta["readouts_missing"] == 3
+
+
+def test_without_stamps_there_is_no_footprint():
+    (frame,) = frames([spoke(i, time_s=math.nan) for i in range(2)], spokes=2)
+    assert all(math.isnan(value) for value in frame.footprint)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"by": "count"}, r"frames\.spokes"), ({"by": "window"}, r"frames\.window")],
+)
+def test_rules_that_lack_a_number(values, words):
+    with pytest.raises(SettingsError, match=words):
+        run([], **values)
+
+
+class TestStacksOfStars:
+    N = 6
+    SPACE3 = EncodingSpace(matrix=(8, 8, 6), fov_m=(0.2, 0.2, 0.06))
+    RECON3 = EncodingSpace(matrix=(8, 8, 4), fov_m=(0.2, 0.2, 0.04))
+    SCAN3 = ScanHeader(encoded=SPACE3, recon=RECON3, trajectory="radial", n_partitions=6, spokes_per_frame=3)
+
+    @pytest.fixture
+    def volume(self):
+        rng = np.random.default_rng(3)
+        shape = (self.N, 3, 2, 8)
+        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
+
+    def acquire(self, volume, order=None):
+        """Direct sum over z of every spoke, kz inside or outside the loop over angles."""
+        z = np.arange(self.N) - self.N // 2
+        kernel = np.exp(-2j * np.pi * np.outer(z, z) / self.N) / np.sqrt(self.N)
+        data = np.einsum("pz,zsci->psci", kernel, volume).astype(np.complex64)
+        pairs = order or [(p, s) for p in range(self.N) for s in range(3)]
+        return [
+            spoke(i, data=data[p, s], partition=p, angle_rad=0.4 * s, last=s == 2) for i, (p, s) in enumerate(pairs)
+        ]
+
+    @pytest.mark.parametrize("angles_outside", [True, False])
+    def test_planes_leave_after_the_slab(self, volume, angles_outside):
+        order = [(p, s) for s in range(3) for p in range(6)] if angles_outside else None
+        out = run(self.acquire(volume, order), self.SCAN3)
+        found = [item for item in out if isinstance(item, Frame)]
+        assert [type(item) for item in out] == [Spoke, Spoke, Spoke, Frame] * 4
+        assert [frame.slice for frame in found] == [0, 1, 2, 3]
+        assert {frame.number for frame in found} == {0}
+        for plane, frame in enumerate(found):
+            np.testing.assert_allclose(frame.data(), volume[plane + 1].transpose(1, 0, 2), atol=1e-5)
+            assert frame.spokes == tuple(out[4 * plane : 4 * plane + 3])
+            np.testing.assert_allclose(frame.angles(), [0.0, 0.4, 0.8])
+            assert frame.footprint == (10.0, 18.5, 27.0)
+            assert frame.received_s == 117.0
+
+    def test_a_second_slab_and_the_next_number(self, volume):
+        items = self.acquire(volume)
+        again = [dataclasses.replace(one, index=one.index + 18) for one in items]
+        other = [dataclasses.replace(one, slice=1) for one in items]
+        found = frames([*items, *again, *other], self.SCAN3)
+        assert [(frame.slice, frame.number) for frame in found] == [
+            *[(s, 0) for s in range(4)],
+            *[(s, 1) for s in range(4)],
+            *[(s, 0) for s in range(4, 8)],
+        ]
+
+    def test_partial_fourier_counts_as_zero(self, volume, caplog):
+        z = np.arange(self.N) - self.N // 2
+        flat = np.broadcast_to(volume[:1], volume.shape)
+        kernel = np.exp(-2j * np.pi * np.outer(z, z) / self.N) / np.sqrt(self.N)
+        seen = [(p, s) for p in range(1, 6) for s in range(3)]
+        with caplog.at_level(logging.INFO):
+            found = frames(self.acquire(flat, seen), self.SCAN3, partitions=5)
+        kspace = np.einsum("pz,zsci->psci", kernel, flat)
+        kspace[0] = 0
+        expected = np.einsum("zp,psci->zsci", kernel.conj().T, kspace)
+        np.testing.assert_allclose(found[0].data(), expected[1].transpose(1, 0, 2), atol=1e-5)
+        assert "3 of 18 spokes of the stack were not acquired" in caplog.text
+
+    def test_a_lost_spoke_of_a_partition_is_zero(self, volume):
+        seen = [(p, s) for p in range(6) for s in range(3) if (p, s) != (2, 0)]
+        found = frames(self.acquire(volume, seen), self.SCAN3, partial="emit")
+        assert len(found) == 4
+        assert not found[0].complete
+        np.testing.assert_allclose(found[0].data()[:, 1:], volume[1].transpose(1, 0, 2)[:, 1:], atol=1e-5)
+
+    def test_what_is_no_stack_of_stars(self, volume):
+        items = self.acquire(volume)
+        turned = [dataclasses.replace(one, angle_rad=one.angle_rad + 0.1 * one.partition) for one in items]
+        with pytest.raises(SpokeError, match="rotated partitions"):
+            frames(turned, self.SCAN3)
+        outside = [dataclasses.replace(items[0], partition=6), *items[1:]]
+        with pytest.raises(SpokeError, match=r"has partition 6: .* 0 to 5"):
+            frames(outside, self.SCAN3)
+        with pytest.raises(SettingsError, match="sliding window over a stack of 6"):
+            frames(items, self.SCAN3, window=3)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [({}, [30] * 7), ({"by": "count", "spokes": 210}, [210]), ({"by": "flags"}, [30] * 7), ({"by": "index"}, [30] * 7)],
+)
+def test_the_real_scan(shared_data, values, expected):
+    path = shared_data / "radial_cardiac_perfusion_goldenangle" / "radial_perfusion_7x30spokes_ismrmrd.h5"
+    with MrdFile(path) as file:
+        scan = scan_header(file.header_xml)
+        spokes = list(spokes_stage.stage(file.readouts(), scan, spokes_stage.Settings()))
+    found = frames(spokes, scan, **values)
+    assert [frame.n_spokes for frame in found] == expected
+    assert all(frame.complete for frame in found)
+
+
+@pytest.mark.data
+def test_the_tiny_scan(shared_data):
+    with MrdFile(shared_data / "wire" / "tiny_radial.h5") as file:
+        scan = scan_header(file.header_xml)
+        items = list(spokes_stage.stage(file.items(), scan, spokes_stage.Settings()))
+    found = frames(items, scan)
+    assert [frame.n_spokes for frame in found] == [8, 8]
+    assert [frame.number for frame in found] == [0, 1]
+    assert found[0].footprint == pytest.approx((100.1, 100.1 + 0.0875, 100.1 + 0.175))
