@@ -96,11 +96,30 @@ def noise_for_snr(n, snr, n_coils):
     return np.median((ellipse_image(n) * rss)[body]) / (snr * np.sqrt(402 * (weights**2).sum()))
 
 
+def unit_maps(n_coils, n, matrix=None):
+    """The coils with a root sum of squares of 1, complex64 (coil, row, column)."""
+    maps = coil_maps(n_coils, n, matrix)
+    return (maps / np.sqrt((np.abs(maps) ** 2).sum(0))).astype(np.complex64)
+
+
+def dense_sense(angles, sampling, maps, shifts=None):
+    """The SENSE operator as a matrix (coil·spoke·readout, pixel), by the direct sum."""
+    size = maps.shape[-1]
+    row, column = (axis.ravel() - size // 2 for axis in np.mgrid[:size, :size])
+    shifts = np.zeros((len(angles), 2)) if shifts is None else shifts
+    kx = (sampling.positions * np.cos(angles)[:, None] + shifts[:, :1]).ravel()
+    ky = (sampling.positions * np.sin(angles)[:, None] + shifts[:, 1:]).ravel()
+    fourier = np.exp(-2j * np.pi * (kx[:, None] * column + ky[:, None] * row))
+    return np.concatenate([fourier * coil.ravel() for coil in maps])
+
+
 __all__ = [
     "coil_maps",
+    "dense_sense",
     "ellipse_image",
     "ellipse_scan",
     "ellipse_transform",
     "noise_for_snr",
     "spoke_angles",
+    "unit_maps",
 ]

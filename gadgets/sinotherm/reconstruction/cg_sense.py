@@ -1,0 +1,172 @@
+"""CG-SENSE: conjugate gradients on the normal equations of radial SENSE.
+
+Minimises ‖W^½(A x − y)‖²/L + λ‖x‖², A = NUFFT ∘ coil maps and L a bound of the eigenvalues of FᴴWF, so that
+λ means the same for every matrix, number of spokes and weighting. Pruessmann et al. 2001,
+10.1002/mrm.1241; stopping early regularises as λ does.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Complex64
+from torch import Tensor
+
+from sinotherm.core.arrays import ComplexArray, FloatArray, FrameData, SpokeAngles, SpokeShifts
+from sinotherm.core.geometry import RadialSampling
+from sinotherm.errors import DataError, SettingsError
+from sinotherm.reconstruction.sense_normal import SenseNormal
+
+__all__ = ["IterativeImage", "cg_sense", "conjugate_gradients", "sample_weights"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IterativeImage:
+    """What an iterative reconstruction made.
+
+    Attributes
+    ----------
+    image
+        complex64 (G, G) in units of the object, on the grid of the maps.
+    iterations
+        Applications of the normal operator.
+    residual
+        Norm of the normal equations' residual relative to their right-hand side.
+    in_time
+        False where the time budget ended the iterations.
+    """
+
+    image: Complex64[np.ndarray, "y x"]
+    iterations: int
+    residual: float
+    in_time: bool = True
+
+
+def sample_weights(sampling: RadialSampling, density: float) -> FloatArray:
+    """Return |κ|^density per sample, float32 (1, readout), 1 at the end of the spoke.
+
+    The ramp (density 1) makes the normal operator of a full set of spokes nearly the identity: fewest
+    iterations, more noise; density 0 is the maximum-likelihood solution and converges slowly; ½ is
+    within a percent of the best error of either after a dozen iterations.
+    """
+    if not 0.0 <= density <= 1.0:
+        raise SettingsError(f"density exponent = {density:g}: give 0 (no compensation) to 1 (ramp).")
+    radius = np.abs(sampling.positions)
+    floor = sampling.spacing / 4.0
+    weights = (np.maximum(radius, floor) / radius.max()) ** density
+    return weights.astype(np.float32)[None]
+
+
+def conjugate_gradients(
+    normal: Callable[[Tensor], Tensor],
+    right: Tensor,
+    *,
+    start: Tensor | None = None,
+    regularisation: float = 0.0,
+    iterations: int = 10,
+    tolerance: float = 0.0,
+    deadline: float = float("inf"),
+) -> tuple[Tensor, int, float]:
+    """Solve (N + λ) x = b, N Hermitian and not negative.
+
+    Parameters
+    ----------
+    normal
+        N, of tensors shaped as b.
+    right
+        b, complex64.
+    start
+        First guess; ``None``: zero.
+    tolerance
+        Stop at this residual relative to ‖b‖.
+    deadline
+        `time.perf_counter` at which no further iteration is begun.
+
+    Returns
+    -------
+    tuple
+        x, iterations done, relative residual.
+    """
+    size = float(torch.linalg.vector_norm(right))
+    if size == 0.0:
+        return torch.zeros_like(right), 0, 0.0
+    if start is None:
+        solution, rest = torch.zeros_like(right), right.clone()
+    else:
+        solution = start.clone()
+        rest = right - normal(solution) - regularisation * solution
+    direction = rest.clone()
+    energy = float(torch.linalg.vector_norm(rest)) ** 2
+    done = 0
+    while done < iterations and energy > (tolerance * size) ** 2 and time.perf_counter() < deadline:
+        image = normal(direction).add_(direction, alpha=regularisation)
+        step = energy / float(torch.vdot(direction.ravel(), image.ravel()).real)
+        solution.add_(direction, alpha=step)
+        rest.sub_(image, alpha=step)
+        next_energy = float(torch.linalg.vector_norm(rest)) ** 2
+        direction.mul_(next_energy / energy).add_(rest)
+        energy = next_energy
+        done += 1
+    return solution, done, energy**0.5 / size
+
+
+def cg_sense(
+    data: FrameData,
+    angles: SpokeAngles,
+    sampling: RadialSampling,
+    maps: Complex64[np.ndarray, "coil y x"],
+    *,
+    shifts: SpokeShifts | None = None,
+    density: float = 0.5,
+    regularisation: float = 1e-3,
+    iterations: int = 10,
+    tolerance: float = 0.0,
+    start: ComplexArray | None = None,
+    time_budget_s: float = float("inf"),
+) -> IterativeImage:
+    """Reconstruct one frame by CG-SENSE.
+
+    Parameters
+    ----------
+    data
+        complex64 (coil, spoke, readout), whitened.
+    angles, shifts
+        rad, float64 (spoke,); cycles per pixel, float64 (spoke, 2).
+    maps
+        complex64 (coil, G, G), Σ_c |s_c|² = 1 in the object, 0 where there is nothing. G beyond the
+        image's matrix (pixels of the same size) takes up bodies larger than the field of view;
+        crop last.
+    density
+        Exponent of the sample weights, see `sample_weights`.
+    regularisation
+        λ, relative to the largest eigenvalue of the normal operator.
+    start
+        First guess, complex64 (G, G), such as the last frame's image.
+    time_budget_s
+        No iteration is begun after this time, the set-up included.
+
+    Raises
+    ------
+    DataError
+        Shapes do not fit.
+    """
+    deadline = time.perf_counter() + time_budget_s
+    normal = SenseNormal(angles, sampling, maps, shifts=shifts, weights=sample_weights(sampling, density))
+    first = None
+    if start is not None:
+        if start.shape != maps.shape[1:]:
+            raise DataError(f"first guess of shape {start.shape}: the maps' {maps.shape[1:]} is needed.")
+        first = torch.from_numpy(np.ascontiguousarray(start, dtype=np.complex64))
+    solution, done, residual = conjugate_gradients(
+        normal,
+        normal.right_hand_side(data),
+        start=first,
+        regularisation=regularisation,
+        iterations=iterations,
+        tolerance=tolerance,
+        deadline=deadline,
+    )
+    in_time = done == iterations or residual <= tolerance
+    return IterativeImage(image=solution.numpy(), iterations=done, residual=residual, in_time=in_time)

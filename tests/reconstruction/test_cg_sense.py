@@ -1,0 +1,132 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from direct_radial import dense_sense, ellipse_image, unit_maps
+from sinotherm.core.geometry import RadialSampling, spoke_angles
+from sinotherm.errors import DataError, SettingsError
+from sinotherm.reconstruction.cg_sense import cg_sense, conjugate_gradients, sample_weights
+from sinotherm.reconstruction.sense_normal import SenseNormal
+
+N = 16
+
+
+def setup(n_spokes=7, n_coils=3, n=N, matrix=None):
+    rng = np.random.default_rng(3)
+    angles = spoke_angles("golden", n_spokes)
+    sampling = RadialSampling(n_readout=2 * n, spacing=1 / (2 * n), centre=n - 0.5)
+    shifts = 0.01 * rng.standard_normal((n_spokes, 2))
+    return angles, sampling, unit_maps(n_coils, n, matrix), shifts, rng
+
+
+@pytest.mark.parametrize(("n_coils", "size"), [(3, 16), (9, 15), (1, 24)])
+def test_normal_operator_is_the_direct_sum(n_coils, size):
+    angles, sampling, maps, shifts, rng = setup(n_coils=n_coils, matrix=size)
+    weights = rng.random((len(angles), sampling.n_readout))
+    normal = SenseNormal(angles, sampling, maps, shifts=shifts, weights=weights)
+    matrix = dense_sense(angles, sampling, maps, shifts)
+    image = (rng.standard_normal((size, size)) + 1j * rng.standard_normal((size, size))).astype(np.complex64)
+    flat = np.tile(weights.ravel(), n_coils)
+    expected = (matrix.conj().T @ (flat * (matrix @ image.ravel()))).reshape(size, size) / normal.scale
+    np.testing.assert_allclose(normal(torch.from_numpy(image)), expected, atol=2e-4 * np.abs(expected).max())
+    data = rng.standard_normal((n_coils, *weights.shape)).astype(np.complex64)
+    expected = (matrix.conj().T @ (flat * data.ravel())).reshape(size, size) / normal.scale
+    np.testing.assert_allclose(normal.right_hand_side(data), expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_scale_bounds_the_eigenvalues():
+    angles, sampling, _, _, _ = setup(n_coils=1)
+    ones = np.ones((1, N, N), np.complex64)
+    normal = SenseNormal(angles, sampling, ones)
+    largest = np.linalg.eigvalsh(
+        dense_sense(angles, sampling, ones).conj().T @ dense_sense(angles, sampling, ones)
+    ).max()
+    # The circle of 2G bounds the eigenvalues from above; the image is half as wide.
+    assert largest <= normal.scale * (1 + 1e-4)
+    assert largest > 0.4 * normal.scale
+
+
+@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
+def test_converges_to_the_regularised_least_squares_solution(density):
+    angles, sampling, maps, shifts, rng = setup(9)
+    matrix = dense_sense(angles, sampling, maps, shifts)
+    data = (matrix @ (ellipse_image(N) * np.exp(0.4j)).ravel()).reshape(3, 9, -1)
+    data += 0.5 * (rng.standard_normal(data.shape) + 1j * rng.standard_normal(data.shape))
+    weights = np.tile(np.broadcast_to(sample_weights(sampling, density), data.shape[1:]).ravel(), 3)
+    scale = SenseNormal(angles, sampling, maps, shifts=shifts, weights=sample_weights(sampling, density)).scale
+    normal = matrix.conj().T @ (weights[:, None] * matrix) / scale + 1e-2 * np.eye(N * N)
+    expected = np.linalg.solve(normal, matrix.conj().T @ (weights * data.ravel()) / scale).reshape(N, N)
+    found = cg_sense(
+        data.astype(np.complex64),
+        *(angles, sampling, maps),
+        shifts=shifts,
+        density=density,
+        regularisation=1e-2,
+        iterations=100,
+        tolerance=1e-6,
+    )
+    assert found.in_time
+    assert found.iterations < 100
+    assert np.linalg.norm(found.image - expected) < 1e-2 * np.linalg.norm(expected)
+
+
+def test_amplitude_is_kept_and_streaks_go():
+    n = 48
+    angles, sampling, maps, _, _ = setup(20, 6, n)
+    true = ellipse_image(n)
+    data = (dense_sense(angles, sampling, maps) @ true.ravel()).reshape(6, 20, -1).astype(np.complex64)
+    found = cg_sense(data, angles, sampling, maps, iterations=15).image
+    body = true > 0
+    assert np.linalg.norm((found - true)[body]) < 0.12 * np.linalg.norm(true[body])
+
+
+def test_warm_start_needs_fewer_iterations():
+    angles, sampling, maps, _, _ = setup(12)
+    data = (dense_sense(angles, sampling, maps) @ ellipse_image(N).ravel()).reshape(3, 12, -1).astype(np.complex64)
+    settings = {"iterations": 200, "tolerance": 1e-4, "regularisation": 1e-2}
+    cold = cg_sense(data, angles, sampling, maps, **settings)
+    warm = cg_sense(data, angles, sampling, maps, start=0.98 * cold.image, **settings)
+    assert warm.iterations < cold.iterations
+    again = cg_sense(data, angles, sampling, maps, start=cold.image, **settings)
+    assert again.iterations <= 1
+    assert cold.residual <= 1e-4
+
+
+def test_time_budget_ends_the_iterations_and_says_so():
+    angles, sampling, maps, _, _ = setup()
+    data = np.ones((3, 7, 2 * N), np.complex64)
+    found = cg_sense(data, angles, sampling, maps, iterations=10, time_budget_s=0.0)
+    assert not found.in_time
+    assert found.iterations == 0
+
+    def slow(image):
+        time.sleep(0.03)
+        return image * torch.linspace(0.1, 1.0, image.numel()).reshape(image.shape)
+
+    _, done, residual = conjugate_gradients(
+        slow, torch.ones((8, 8), dtype=torch.complex64), iterations=50, deadline=time.perf_counter() + 0.1
+    )
+    assert 1 <= done <= 5
+    assert residual > 0.0
+
+
+def test_no_signal_gives_no_image():
+    angles, sampling, maps, _, _ = setup()
+    found = cg_sense(np.zeros((3, 7, 2 * N), np.complex64), angles, sampling, maps)
+    assert not found.image.any()
+    assert found.in_time
+
+
+def test_what_does_not_fit_is_refused():
+    angles, sampling, maps, _, _ = setup()
+    data = np.zeros((3, 7, 2 * N), np.complex64)
+    with pytest.raises(DataError, match=r"\(3, 7, 32\) is needed"):
+        cg_sense(data[:2], angles, sampling, maps)
+    with pytest.raises(DataError, match=r"\(coil, G, G\)"):
+        cg_sense(data, angles, sampling, maps[:, 1:])
+    with pytest.raises(DataError, match="first guess"):
+        cg_sense(data, angles, sampling, maps, start=np.zeros((4, 4), np.complex64))
+    with pytest.raises(SettingsError, match="density exponent"):
+        cg_sense(data, angles, sampling, maps, density=2.0)
