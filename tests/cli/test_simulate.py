@@ -1,0 +1,56 @@
+import json
+from importlib.resources import files
+
+import h5py
+import jsonschema
+import numpy as np
+import typer
+from typer.testing import CliRunner
+
+from sinotherm.cli.simulate import command
+from sinotherm.errors import SettingsError
+from sinotherm.simulation.phantoms import image_of_file
+
+SMALL = [
+    "--matrix", "16", "--coils", "2", "--spokes", "5", "--frames", "3", "--baseline", "1", "--cooling", "0",
+    "--noise-scans", "2", "--dummy-scans", "1",
+]  # fmt: skip
+
+
+def run(*arguments):
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_scan_with_its_figures(tmp_path):
+    result = run(tmp_path / "scan.h5", *SMALL, "--json", tmp_path / "scan.json", "--peak", "6", "--width", "60")
+    assert result.exit_code == 0, result.output
+    assert "3 frames of 5 spokes" in result.stdout
+    record = json.loads((tmp_path / "scan.json").read_text())
+    schema = json.loads((files("sinotherm.schemas") / "simulate.json").read_text())
+    jsonschema.validate(record, schema)
+    assert record["readouts"] == 18
+    assert record["peak_heating_degC"] == 6.0
+    with h5py.File(tmp_path / "scan.h5") as file:
+        assert file["dataset/data"].shape == (18,)
+        assert file["truth/temperature"].shape == (3, 16, 16)
+
+
+def test_an_image_as_object(tmp_path):
+    image = np.zeros((32, 32))
+    image[4:28, 4:28] = 100.0
+    with h5py.File(tmp_path / "image.h5", "w") as file:
+        file["person"] = image
+    result = run(tmp_path / "scan.h5", *SMALL, "--object", f"{tmp_path}/image.h5:person", "--no-fat")
+    assert result.exit_code == 0, result.output
+    with h5py.File(tmp_path / "scan.h5") as file:
+        found = file["truth/magnitude"][()]
+    np.testing.assert_array_equal(found, image_of_file(f"{tmp_path}/image.h5:person", 16))
+
+
+def test_an_echo_time_that_does_not_fit(tmp_path):
+    result = run(tmp_path / "scan.h5", *SMALL, "--te", "30")
+    assert isinstance(result.exception, SettingsError)
+    assert "TE = 30 ms does not fit TR = 25 ms" in str(result.exception)
+    assert not (tmp_path / "scan.h5").exists()
