@@ -1,0 +1,52 @@
+"""Stage: images and maps as MRD images, each product in a series of its own."""
+
+import logging
+from collections.abc import Iterator
+from typing import Literal
+
+from sinotherm.core.scan import Frame, FrameImage, FrameStatistics, Item, ScanHeader, Spoke, TemperatureMap
+from sinotherm.core.settings import StageSettings, setting
+from sinotherm.frames.images import ImageMaker
+
+__all__ = ["Settings", "stage"]
+
+logger = logging.getLogger(__name__)
+
+
+class Settings(StageSettings):
+    """Images out."""
+
+    format: Literal["research", "console"] = setting(
+        "research", "float32 with NaN for no reading, or uint16 with fixed slope and intercept for scanner consoles."
+    )
+    magnitude: bool = setting(True, "Send the magnitude (series 1).")
+    complex_images: bool = setting(False, "Send the complex image (series 2).")
+    sinograms: bool = setting(False, "Send the sinogram of the frame's spokes (series 7).")
+    scale: float = setting(
+        0.0, "Object units of one count of the console's magnitude; 0: from the first image, then fixed.", ge=0.0
+    )
+
+
+def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
+    """Replace every image and map by its MRD images; spokes, frames and statistics end here."""
+    maker = ImageMaker(scan, console=settings.format == "console", scale=settings.scale)
+    n_angles = 0
+    for item in items:
+        if isinstance(item, FrameImage):
+            if settings.magnitude:
+                yield maker.magnitude(item)
+            if settings.complex_images:
+                yield maker.complex_image(item)
+            if settings.sinograms and item.spokes:
+                n_angles = n_angles or len(item.spokes)
+                if len(item.spokes) == n_angles:
+                    yield maker.sinogram(item)
+                else:
+                    logger.warning(
+                        "no sinogram of frame %d: it has %d spokes, the series has %d",
+                        *(item.number, len(item.spokes), n_angles),
+                    )
+        elif isinstance(item, TemperatureMap):
+            yield from maker.maps(item)
+        elif not isinstance(item, Spoke | Frame | FrameStatistics):
+            yield item

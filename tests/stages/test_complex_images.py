@@ -1,0 +1,73 @@
+import ismrmrd
+import numpy as np
+import pytest
+
+from sinotherm.core.scan import EncodingSpace, FrameImage, ScanHeader
+from sinotherm.stages import images as images_stage
+from sinotherm.stages.complex_images import Settings, stage
+
+SPACE = EncodingSpace(matrix=(6, 4, 1), fov_m=(0.3, 0.2, 0.005))
+SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial")
+
+
+def image(dtype=np.complex64, **head):
+    rng = np.random.default_rng(1)
+    data = (rng.standard_normal((2, 1, 4, 6)) * 5).astype(np.float32)
+    if np.dtype(dtype).kind == "c":
+        data = data + 1j * rng.standard_normal((2, 1, 4, 6))
+    made = ismrmrd.Image.from_array(data.astype(dtype), transpose=False)
+    for name, value in head.items():
+        setattr(made, name, value)
+    return made
+
+
+def run(items, **values):
+    return list(stage(iter(items), SCAN, Settings(**values)))
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_complex_images_become_ours(dtype):
+    item = image(dtype, slice=2, contrast=1, acquisition_time_stamp=400, image_series_index=9)
+    item.field_of_view[:] = (300.0, 200.0, 5.0)
+    (made,) = run([item])
+    assert isinstance(made, FrameImage)
+    assert made.data.dtype == np.complex64
+    np.testing.assert_array_equal(made.data, item.data.astype(np.complex64))
+    assert (made.number, made.slice, made.echo) == (0, 2, 1)
+    assert made.footprint == pytest.approx((1.0, 1.0, 1.0))
+    assert made.phase_valid
+    assert made.noise_sd is None
+    assert made.meta == {"method": "foreign", "source_series": 9}
+    assert made.fingerprint["coils"] == "2"
+    assert "300.000" in made.fingerprint["geometry"]
+
+
+def test_frames_count_per_slice_and_contrast():
+    items = [image(slice=s, contrast=c) for _ in range(2) for s in range(2) for c in range(2)]
+    made = run(items)
+    assert [(one.slice, one.echo, one.number) for one in made] == [
+        *[(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)],
+        *[(0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 1, 1)],
+    ]
+
+
+def test_no_stamp_and_another_tick():
+    assert np.isnan(run([image()])[0].footprint[1])
+    assert run([image(acquisition_time_stamp=400)], tick=1e-3)[0].footprint[1] == pytest.approx(0.4)
+
+
+def test_images_without_phase_and_the_rest_pass(caplog):
+    items = [image(np.float32, image_series_index=3), "text", image(np.uint16)]
+    assert run(items) == items
+    assert caplog.text.count("image series 3 is float32 and has no phase") == 1
+
+
+def test_geometry_survives_the_way_through():
+    item = image(slice=1)
+    item.position[:] = (1.0, 2.0, 3.0)
+    item.field_of_view[:] = (301.0, 201.0, 6.0)
+    (made,) = images_stage.stage(iter(run([item])), SCAN, images_stage.Settings(magnitude=False, complex_images=True))
+    np.testing.assert_array_equal(made.data, item.data)
+    assert list(made.position) == [1.0, 2.0, 3.0]
+    assert list(made.field_of_view) == [301.0, 201.0, 6.0]
+    assert made.slice == 1
