@@ -6,14 +6,21 @@ projections) are kept on purpose.
 """
 
 import itertools
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["PaperArchitecture", "PaperPrimalDual", "RealOperator"]
+from sinotherm.core.arrays import SpokeAngles
+from sinotherm.core.geometry import RadialSampling
+from sinotherm.networks.radial import RadialSinogram
+from sinotherm.operators.density import radial_weights
+
+__all__ = ["MagnitudeSinogram", "PaperArchitecture", "PaperPrimalDual", "RealOperator"]
 
 
 class RealOperator(Protocol):
@@ -156,3 +163,44 @@ class PaperPrimalDual(nn.Module):
             back = operator.inverse(h.mean(dim=1) * deviation + mean)[:, None]
             f = f + self.primal_weight[k, :, None, None] * self.primal[k](torch.cat([f, back], dim=1))
         return f.mean(dim=1)
+
+
+class MagnitudeSinogram:
+    """T and T⁺ of the papers for radial MRI: parallel-beam projections of a real image, one coil.
+
+    The sinogram has the detector length of the papers, the image's diagonal (363 bins for 256 pixels);
+    T⁺ weights all spokes alike and tapers the ramp with a Hann window.
+
+    Parameters
+    ----------
+    sampling, angles
+        Samples on a spoke and spoke angles, rad, (spoke,).
+    n_pixels
+        Rows and columns of the image.
+    """
+
+    def __init__(self, sampling: RadialSampling, angles: SpokeAngles, *, n_pixels: int) -> None:
+        self._radial = RadialSinogram(sampling, angles, n_pixels=n_pixels, equal=True)
+        order = self._radial.order_index.numpy()
+        weights = radial_weights(angles, sampling, weights="equal", radial_filter="hann")[order]
+        self._radial.weights = torch.from_numpy(weights.astype(np.float32))
+        length = math.ceil(n_pixels * math.sqrt(2.0))
+        length += 1 - length % 2
+        self._start = sampling.n_readout // 2 - length // 2
+        self._end = sampling.n_readout - self._start - length
+
+    def _crop(self, sinogram: Tensor) -> Tensor:
+        return sinogram[..., self._start : sinogram.shape[-1] - self._end]
+
+    def measured(self, samples: Tensor) -> Tensor:
+        """Return magnitude projections (batch, spoke, detector) of samples (batch, 1, spoke, readout)."""
+        return self._crop(self._radial.order(samples)[:, 0].abs())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """T: float32 (batch, y, x) → (batch, spoke, detector)."""
+        return self._crop(self._radial.forward(torch.complex(image, torch.zeros_like(image)))[:, 0].real)
+
+    def inverse(self, sinogram: Tensor) -> Tensor:
+        """T⁺: (batch, spoke, detector) → float32 (batch, y, x)."""
+        padded = functional.pad(sinogram, (self._start, self._end))
+        return self._radial.inverse(torch.complex(padded, torch.zeros_like(padded))[:, None]).real

@@ -120,7 +120,7 @@ class PrimalDual(nn.Module):
         if bottom or right:
             channels = functional.pad(channels, (0, right, 0, bottom))
         with self._precision(channels.device):
-            correction, memory = block(channels, memory)
+            correction, memory = block(channels.to(_dtype_of(block)), memory)
         return as_complex(correction)[..., :rows, :columns], memory
 
     def _refine(self, index: int, residual: Tensor, measured: Tensor, context: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class PrimalDual(nn.Module):
             dim=1,
         )
         with self._precision(channels.device):
-            correction = self.dual[index](channels)
+            correction = self.dual[index](channels.to(_dtype_of(self.dual[index])))
         return residual + as_complex(correction).reshape(residual.shape)
 
     def forward(
@@ -188,3 +188,8 @@ def intensity_scale(image: Tensor) -> Tensor:
     length = mean.abs()
     phase = torch.where(length > 0, mean / length.clamp_min(torch.finfo(length.dtype).tiny), torch.ones_like(mean))
     return torch.where(top > 0, top, torch.ones_like(top)) * phase
+
+
+def _dtype_of(block: nn.Module) -> torch.dtype:
+    """Return the precision of a block's weights: what its input must have."""
+    return next(block.parameters()).dtype

@@ -11,6 +11,7 @@ from torch import Tensor
 from sinotherm.core.arrays import SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling, angular_gaps, angular_order
 from sinotherm.networks.blocks import mirror_detector
+from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import Nufft
 
 __all__ = ["RadialSinogram"]
@@ -64,10 +65,8 @@ class RadialSinogram:
         self.order_index = torch.from_numpy(np.ascontiguousarray(order)).to(device)
         self._flipped = torch.from_numpy(flipped[order]).to(device) if flipped.any() else None
         n = sampling.n_readout
+        weights = radial_weights(angles, sampling, weights="equal" if equal else "gaps", shifts=shifts)[order]
         kappa = np.abs(sampling.positions)
-        weights = sampling.spacing * kappa[None, :] * gaps[order][:, None]
-        centre = kappa < 1e-6 * sampling.spacing
-        weights[:, centre] = (sampling.spacing**2 * gaps[order] / 4.0)[:, None]
         self.weights = torch.from_numpy(weights.astype(np.float32)).to(device)
         # Where spokes are sparser than Nyquist, full density compensation makes T⁺T an amplification
         # (12-fold at the edge of k-space with 32 spokes at N = 256); a gap counts as one Nyquist step at most.

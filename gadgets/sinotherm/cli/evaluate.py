@@ -1,0 +1,98 @@
+"""``sinotherm evaluate``: reconstructions and thermometry scored on people, with one protocol for every table."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Score reconstructions and thermometry on image sets.")
+
+Data = Annotated[Path, typer.Option("--data", help="Folder or file of images: HDF5, NIfTI or PNG.")]
+SplitOption = Annotated[
+    str | None,
+    typer.Option("--split", help="train, val or all; by default val where splits.json lies beside the data."),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder for the CSV, the Markdown table and the figure.")
+]
+Json = Annotated[
+    Path | None, typer.Option("--json", help="File for the figures, with machine and versions beside them.")
+]
+PerPerson = Annotated[int | None, typer.Option("--per-person", help="At most so many slices of a person.", min=1)]
+
+
+def _integers(text: str, name: str) -> list[int]:
+    from sinotherm.errors import SettingsError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"{name} {text!r}: whole numbers with commas between are needed.") from None
+
+
+def _choice(value: str | None, name: str, choices: tuple[str, ...]) -> str | None:
+    from sinotherm.errors import SettingsError
+
+    if value is not None and value not in choices:
+        raise SettingsError(f"{name} {value!r}: one of {', '.join(choices)} is needed.")
+    return value
+
+
+@app.command()
+def radial(
+    data: Data = Path("data"),
+    split: SplitOption = None,
+    setting: Annotated[str, typer.Option(help="paper: one coil, real object, no noise; real: coils, phase, noise.")] = (
+        "paper"
+    ),
+    coils: Annotated[str, typer.Option(help="Numbers of coils, with commas between.")] = "1",
+    angles: Annotated[str, typer.Option(help="uniform, golden or both.")] = "uniform",
+    spokes: Annotated[str, typer.Option(help="Spokes of a frame; R_paper = 512 / spokes.")] = "32",
+    snr: Annotated[float, typer.Option(help="SNR of the real setting.", min=0.1)] = 30.0,
+    methods: Annotated[str | None, typer.Option(help="Methods, with commas between; by default all.")] = None,
+    per_person: PerPerson = None,
+    output: Output = None,
+    json: Json = None,
+) -> None:
+    """Score reconstructions of accelerated radial imaging: SSIM in the body, PSNR, NRMSE and phase error."""
+    from sinotherm.evaluation.radial import METHODS, run
+
+    names = tuple(methods.split(",")) if methods else METHODS
+    schemes = [_choice(part, "--angles", ("uniform", "golden")) for part in angles.split(",")]
+    run(
+        data,
+        split=_choice(split, "--split", ("train", "val", "all")),
+        setting=_choice(setting, "--setting", ("paper", "real")),
+        coils=_integers(coils, "--coils"),
+        angles=schemes,
+        spokes=_integers(spokes, "--spokes"),
+        snr=snr,
+        names=names,
+        per_person=per_person,
+        output=output,
+        json=json,
+    )
+
+
+@app.command()
+def ct(
+    data: Data = Path("data"),
+    split: SplitOption = None,
+    sparsity: Annotated[int, typer.Option(help="Every so many-th of 360 views is kept.", min=1)] = 16,
+    methods: Annotated[str | None, typer.Option(help="Methods, with commas between; by default all.")] = None,
+    output: Output = None,
+    json: Json = None,
+) -> None:
+    """Score reconstructions of sparse fan-beam CT."""
+    from sinotherm.evaluation.ct import METHODS, run
+
+    run(
+        data,
+        split=_choice(split, "--split", ("train", "val", "all")),
+        sparsity=sparsity,
+        names=tuple(methods.split(",")) if methods else METHODS,
+        output=output,
+        json=json,
+    )

@@ -1,0 +1,338 @@
+"""``evaluate radial``: reconstructions of accelerated radial imaging, scored on people.
+
+Two settings: ``paper`` (one coil, real non-negative object, no noise) and ``real`` (coils round the
+body, smooth object phase, noise of a stated SNR).
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+
+from sinotherm.core.arrays import CoilImages, ComplexArray, FrameData, SpokeAngles
+from sinotherm.core.geometry import RadialSampling, spoke_angles
+from sinotherm.core.record import figures_record, write_record
+from sinotherm.errors import SettingsError
+from sinotherm.evaluation.images import EvaluationSlice, default_split, magnitude_slices
+from sinotherm.evaluation.metrics import ImageScores, body_mask, by_person, fit_scale, score
+from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
+from sinotherm.simulation.image_sets import Split
+
+__all__ = ["METHODS", "RadialScan", "Reconstruction", "evaluate", "methods", "run", "simulate_scan"]
+
+log = logging.getLogger(__name__)
+
+Setting: TypeAlias = Literal["paper", "real"]
+Angles: TypeAlias = Literal["uniform", "golden"]
+METHODS: Final = ("fbp", "gridding", "cg-sense-tv", "pd-paper", "pdunet-paper", "fourier-pdunet", "pdunet")
+FULL_SPOKES: Final = 402
+TV_STRENGTH: Final = 2e-3
+TV_ITERATIONS: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RadialScan:
+    """One accelerated frame with its truth.
+
+    Attributes
+    ----------
+    samples
+        complex64 (coil, spoke, readout).
+    angles, sampling
+        Where they lie.
+    maps
+        complex64 (coil, y, x), Σ|s|² = 1.
+    truth
+        complex64 (y, x).
+    noise_sd
+        SD of the real part of a sample's noise; 0 without noise.
+    """
+
+    samples: FrameData
+    angles: SpokeAngles
+    sampling: RadialSampling
+    maps: ComplexArray
+    truth: ComplexArray
+    noise_sd: float
+
+
+Reconstruction: TypeAlias = Callable[[RadialScan], ComplexArray]
+
+
+def _smooth_phase(random: np.random.Generator, size: int) -> np.ndarray:
+    """Return a smooth object phase, rad (size, size): B1 and off-resonance as cubic splines of 4 × 4 knots."""
+    from scipy.ndimage import zoom
+
+    field = zoom(random.standard_normal((4, 4)), size / 4, order=3, mode="nearest", grid_mode=True)
+    return 0.8 * (field - field.mean()) / field.std()
+
+
+def simulate_scan(
+    image: np.ndarray,
+    *,
+    setting: Setting,
+    coils: int,
+    angles: Angles,
+    spokes: int,
+    snr: float = 30.0,
+    seed: int = 0,
+) -> RadialScan:
+    """Return a simulated frame of a magnitude image (y, x), readout oversampled twice.
+
+    The SNR is |S|/SD(real part) in the combined ramp-filtered reconstruction of 402 spokes, median over
+    the body.
+
+    Raises
+    ------
+    SettingsError
+        The paper's setting with more than one coil.
+    """
+    from sinotherm.operators.density import readout_weights
+    from sinotherm.operators.nufft import ACCURATE, FinufftPlan, radial_points
+    from sinotherm.simulation.coils import coil_array
+
+    if setting == "paper" and coils != 1:
+        raise SettingsError(f"the paper's setting has one coil, not {coils}: use --setting real.")
+    size = image.shape[0]
+    random = np.random.default_rng(seed)
+    sampling = RadialSampling(n_readout=2 * size, spacing=0.5 / size, centre=float(size))
+    theta = spoke_angles("uniform180" if angles == "uniform" else "golden", spokes)
+    body = body_mask(image)
+    maps: CoilImages = np.ones((1, size, size), dtype=np.complex64)
+    truth = image.astype(np.complex64)
+    if setting == "real":
+        truth = (image * np.exp(1j * _smooth_phase(random, size))).astype(np.complex64)
+        if coils > 1:
+            maps = coil_array(coils, body=body, fov_m=0.25, random=random).maps
+            maps = (maps / np.sqrt(np.sum(np.abs(maps) ** 2, axis=0))).astype(np.complex64)
+    plan = FinufftPlan((size, size), coils, dtype=np.complex128, accuracy=ACCURATE)
+    plan.set_points(np.ascontiguousarray(radial_points(theta, sampling).reshape(-1, 2)))
+    samples = plan.forward((truth * maps).astype(np.complex128)).reshape(coils, spokes, -1)
+    noise_sd = 0.0
+    if setting == "real":
+        weights = readout_weights(sampling) * (math.pi / FULL_SPOKES)
+        signal = float(np.median(image[body]))
+        noise_sd = signal / (snr * math.sqrt(FULL_SPOKES * float(np.sum(weights**2))))
+        noise = random.standard_normal((2, *samples.shape))
+        samples = samples + noise_sd * (noise[0] + 1j * noise[1])
+    return RadialScan(
+        samples=samples.astype(np.complex64),
+        angles=theta,
+        sampling=sampling,
+        maps=maps,
+        truth=truth,
+        noise_sd=noise_sd,
+    )
+
+
+def _fbp(scan: RadialScan) -> ComplexArray:
+    """Return the filtered back-projection: classical equal weights, Hann window as in the papers."""
+    return _gridded(scan, "equal", "hann")
+
+
+def _gridding(scan: RadialScan) -> ComplexArray:
+    """Return the NUFFT gridding: weights by the angular gaps, plain ramp."""
+    return _gridded(scan, "gaps", "ramp")
+
+
+def _gridded(scan: RadialScan, weights: Any, radial_filter: Any) -> ComplexArray:
+    from sinotherm.operators.density import radial_weights
+    from sinotherm.operators.nufft import FinufftPlan, radial_points
+
+    coils, size = scan.maps.shape[0], scan.maps.shape[-1]
+    plan = FinufftPlan((size, size), coils)
+    plan.set_points(np.ascontiguousarray(radial_points(scan.angles, scan.sampling).reshape(-1, 2)))
+    density = radial_weights(scan.angles, scan.sampling, weights=weights, radial_filter=radial_filter)
+    images = plan.adjoint((scan.samples * density).astype(np.complex64).reshape(coils, -1))
+    return np.sum(images * scan.maps.conj(), axis=0)
+
+
+def _network(name: str) -> Reconstruction:
+    import torch
+
+    from sinotherm.networks.radial import RadialSinogram
+    from sinotherm.networks.weights import load_network
+
+    network, _ = load_network(name)
+
+    def reconstruct(scan: RadialScan) -> ComplexArray:
+        operator = RadialSinogram(
+            scan.sampling, scan.angles, n_pixels=scan.maps.shape[-1], maps=torch.from_numpy(scan.maps)
+        )
+        with torch.inference_mode():
+            measured = operator.order(torch.from_numpy(scan.samples)[None])
+            return network(measured, operator)[0].numpy()
+
+    return reconstruct
+
+
+def _paper_network(name: str) -> Reconstruction:
+    import torch
+
+    from sinotherm.networks.paper import MagnitudeSinogram
+    from sinotherm.networks.weights import load_network
+
+    network, _ = load_network(name)
+
+    def reconstruct(scan: RadialScan) -> ComplexArray:
+        operator = MagnitudeSinogram(scan.sampling, scan.angles, n_pixels=scan.maps.shape[-1])
+        with torch.inference_mode():
+            combined = torch.from_numpy(scan.samples)[None]
+            return network(operator.measured(combined), operator)[0].numpy().astype(np.complex64)
+
+    return reconstruct
+
+
+def methods(names: Sequence[str]) -> dict[str, Reconstruction]:
+    """Return the reconstructions of these names, ready to run.
+
+    Raises
+    ------
+    SettingsError
+        A name is unknown.
+    WeightsError
+        A network's weights are missing; the message names the file.
+    """
+    found: dict[str, Reconstruction] = {}
+    for name in names:
+        if name not in METHODS:
+            raise SettingsError(f"unknown method {name}; known: {', '.join(METHODS)}.")
+        if name == "fbp":
+            found[name] = _fbp
+        elif name == "gridding":
+            found[name] = _gridding
+        elif name == "cg-sense-tv":
+            found[name] = _cg_sense_tv
+        elif name == "pdunet":
+            found[name] = _network("pdunet-radial")
+        elif name == "fourier-pdunet":
+            found[name] = _network(name)
+        else:
+            found[name] = _paper_network(name)
+    return found
+
+
+def _cg_sense_tv(scan: RadialScan) -> ComplexArray:
+    """Return CG-SENSE with total variation; its strength was tuned on validation people."""
+    from sinotherm.reconstruction.total_variation import tv_sense
+
+    return tv_sense(
+        scan.samples, scan.angles, scan.sampling, scan.maps, strength=TV_STRENGTH, iterations=TV_ITERATIONS
+    ).image
+
+
+def evaluate(
+    path: Path,
+    *,
+    split: Split | None = None,
+    setting: Setting = "paper",
+    coils: Sequence[int] = (1,),
+    angles: Sequence[Angles] = ("uniform",),
+    spokes: Sequence[int] = (32,),
+    snr: float = 30.0,
+    names: Sequence[str] = METHODS,
+    per_person: int | None = None,
+) -> Iterator[tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]]:
+    """Yield one row for each set, method, number of coils, angle scheme and number of spokes.
+
+    Beside the row come the scores of each slice. Means and SDs are over people.
+    """
+    ready = methods(names)
+    slices = magnitude_slices(path, split=split, per_person=per_person)
+    split = split or default_split(path)
+    cases = [(c, a, s) for c in coils for a in angles for s in spokes]
+    for dataset in dict.fromkeys(one.dataset for one in slices):
+        chosen = [one for one in slices if one.dataset == dataset]
+        for n_coils, scheme, n_spokes in cases:
+            results: dict[str, list[tuple[EvaluationSlice, ImageScores]]] = {name: [] for name in ready}
+            for index, one in enumerate(chosen):
+                scan = simulate_scan(
+                    one.image, setting=setting, coils=n_coils, angles=scheme, spokes=n_spokes, snr=snr, seed=index
+                )
+                for name, reconstruct in ready.items():
+                    results[name].append((one, score(reconstruct(scan), scan.truth)))
+            for name, scores in results.items():
+                people = by_person([(one.person, value) for one, value in scores])
+                ssim = [value.ssim for value in people.values()]
+                row = {
+                    "dataset": dataset,
+                    "split": split,
+                    "setting": setting,
+                    "angles": scheme,
+                    "snr": snr if setting == "real" else None,
+                    "method": name,
+                    "spokes": n_spokes,
+                    "coils": n_coils,
+                    "n_people": len(people),
+                    "n_slices": len(scores),
+                    "ssim_mean": float(np.mean(ssim)),
+                    "ssim_sd": float(np.std(ssim, ddof=1)) if len(ssim) > 1 else 0.0,
+                    "ssim_whole_mean": float(np.mean([value.ssim_whole for value in people.values()])),
+                    "psnr_mean": float(np.mean([value.psnr for value in people.values()])),
+                    "nrmse_mean": float(np.mean([value.nrmse for value in people.values()])),
+                    "phase_rmse_rad_mean": float(np.mean([value.phase_rmse_rad for value in people.values()])),
+                }
+                yield row, scores
+
+
+def run(
+    path: Path,
+    *,
+    output: Path | None = None,
+    json: Path | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Print the table of `evaluate`, and write it with a figure of the worst, median and best slice."""
+    rows: list[dict[str, Any]] = []
+    pictures: list[tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]] = []
+    for row, scores in evaluate(path, **options):
+        if not rows:
+            print_row(list(row))
+        rows.append(row)
+        print_row([table_cell(value) for value in row.values()])
+        pictures.append((row, scores))
+    if output is not None:
+        write_table(rows, output, "radial")
+        _figure(pictures, output / "radial.png")
+    if json is not None:
+        write_record(json, figures_record(command_line(), rows))
+    return rows
+
+
+def _figure(
+    results: Sequence[tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]],
+    file: Path,
+) -> None:
+    """Worst, median and best slice of the last method of each set, for every method of its last case."""
+    from matplotlib.figure import Figure
+
+    row, scores = results[-1]
+    case = [(r, s) for r, s in results if all(r[key] == row[key] for key in ("dataset", "coils", "angles", "spokes"))]
+    ready = methods([r["method"] for r, _ in case])
+    ranking = sorted(range(len(scores)), key=lambda place: scores[place][1].ssim)
+    chosen = [ranking[0], ranking[len(ranking) // 2], ranking[-1]]
+    figure = Figure(figsize=(2.4 * (len(case) + 1), 7.6), layout="constrained")
+    axes = figure.subplots(3, len(case) + 1, squeeze=False)
+    for line, place in zip(axes, chosen, strict=True):
+        scan = simulate_scan(
+            scores[place][0].image,
+            setting=row["setting"],
+            coils=row["coils"],
+            angles=row["angles"],
+            spokes=row["spokes"],
+            snr=row["snr"] or 30.0,
+            seed=place,
+        )
+        line[0].imshow(np.abs(scan.truth), cmap="gray", vmin=0, vmax=1)
+        line[0].set_title(f"{scores[place][0].person} truth", fontsize=7)
+        for axis, (one, values) in zip(line[1:], case, strict=True):
+            image = ready[one["method"]](scan)
+            axis.imshow(np.abs(image * fit_scale(image, scan.truth)), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(f"{one['method']} {values[place][1].ssim:.3f}", fontsize=7)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.savefig(file, dpi=120)

@@ -1,0 +1,252 @@
+"""Networks at run time: reduced precision, warm-up, operators kept between frames, the guard's residuals."""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sinotherm.core.arrays import ComplexArray, FrameData, SpokeAngles, SpokeShifts
+from sinotherm.core.geometry import RadialSampling
+from sinotherm.errors import SettingsError, WeightsError
+from sinotherm.networks.guard import (
+    Guard,
+    Verdict,
+    estimate_snr,
+    held_out_spokes,
+    noise_energy,
+    relative_residual,
+)
+from sinotherm.networks.primal_dual import PrimalDual
+from sinotherm.networks.radial import RadialSinogram
+from sinotherm.networks.weights import load_network
+
+__all__ = ["Device", "Precision", "RadialReconstructor", "Runtime", "choose_device", "sped_up"]
+
+logger = logging.getLogger(__name__)
+
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+Precision: TypeAlias = Literal["bfloat16", "float32"]
+Runtime: TypeAlias = Literal["torch", "openvino"]
+
+FEWEST_GUARDED: Final = 8
+
+
+def choose_device(device: Device) -> torch.device:
+    """Return the device; ``auto`` is CUDA where there is one.
+
+    Raises
+    ------
+    SettingsError
+        CUDA is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("device cuda: PyTorch finds no CUDA device here; use auto or cpu.")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class _OpenVinoBlock(nn.Module):
+    """A primal block compiled by OpenVINO for the shape of its first input; the same signature as `UNet`."""
+
+    def __init__(self, block: nn.Module, *, precision: Precision, threads: int) -> None:
+        super().__init__()
+        self.block = block
+        self.multiple = block.multiple
+        self.memory_out = block.memory_out
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        self._compiled: dict[tuple[int, ...], Any] = {}
+
+    def forward(self, image: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        inputs = [image] if memory is None else [image, memory.float()]
+        key = tuple(image.shape)
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(inputs)
+        answers = self._compiled[key]([value.contiguous().numpy() for value in inputs])
+        correction = torch.from_numpy(np.array(answers[0]))
+        return correction, torch.from_numpy(np.array(answers[1])) if self.memory_out else None
+
+    def _compile(self, inputs: list[Tensor]) -> Any:
+        import openvino
+
+        block = self.block
+
+        class Traced(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.block = block
+
+            def forward(self, *values: Tensor) -> Any:
+                correction, kept = self.block(*values)
+                return correction if kept is None else (correction, kept)
+
+        model = openvino.convert_model(Traced().eval(), example_input=tuple(inputs))
+        model.reshape({index: list(value.shape) for index, value in enumerate(inputs)})
+        return openvino.Core().compile_model(model, "CPU", self._settings)
+
+
+def sped_up(network: PrimalDual, *, precision: Precision = "bfloat16", runtime: Runtime = "torch") -> PrimalDual:
+    """Return a copy whose blocks run in reduced precision; operators and sums stay in single precision.
+
+    Raises
+    ------
+    SettingsError
+        OpenVINO is asked for and is not installed.
+    """
+    network = copy.deepcopy(network).eval()
+    if runtime == "openvino":
+        try:
+            import openvino  # noqa: F401
+        except ImportError:
+            raise SettingsError("runtime openvino is not installed: pip install 'sinotherm[openvino]'.") from None
+        network.primal = nn.ModuleList(
+            _OpenVinoBlock(block, precision=precision, threads=torch.get_num_threads()) for block in network.primal
+        )
+    elif precision == "bfloat16":
+        network.primal.to(torch.bfloat16)
+    if precision == "bfloat16":
+        network.dual.to(torch.bfloat16)
+    return network
+
+
+class RadialReconstructor:
+    """A radial network with its card and guard, ready for frame after frame.
+
+    Parameters
+    ----------
+    weights
+        Name of shipped weights or path of a file.
+    device, precision, runtime
+        Where and how its blocks run.
+
+    Raises
+    ------
+    WeightsError
+        The weights are missing, altered, or not of a radial network.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path = "pdunet-radial",
+        *,
+        device: Device = "auto",
+        precision: Precision = "bfloat16",
+        runtime: Runtime = "torch",
+    ) -> None:
+        self.device = choose_device(device)
+        network, self.card = load_network(weights, self.device)
+        if not isinstance(network, PrimalDual) or self.card.geometry != "radial":
+            raise WeightsError(
+                f"weights {weights} are a {self.card.network} network for {self.card.geometry} data: "
+                "a primal-dual network for radial data is needed."
+            )
+        self.network = sped_up(network, precision=precision, runtime=runtime)
+        self.guard = Guard(self.card)
+        self._operators: dict[str, tuple[tuple[Any, ...], RadialSinogram]] = {}
+        self._maps: tuple[ComplexArray, Tensor] | None = None
+
+    def _device_maps(self, maps: ComplexArray) -> Tensor:
+        if self._maps is None or self._maps[0] is not maps:
+            self._maps = (maps, torch.from_numpy(np.ascontiguousarray(maps)).to(self.device))
+        return self._maps[1]
+
+    def _operator(
+        self, use: str, sampling: RadialSampling, angles: SpokeAngles, maps: ComplexArray, shifts: SpokeShifts | None
+    ) -> RadialSinogram:
+        """Return the operator of these spokes; the same spokes as last time cost nothing."""
+        key = (sampling, maps.shape, angles.tobytes(), None if shifts is None else shifts.tobytes())
+        tensor = self._device_maps(maps)
+        if use not in self._operators or self._operators[use][0] != key:
+            self._operators[use] = (
+                key,
+                RadialSinogram(sampling, angles, n_pixels=maps.shape[-1], maps=tensor, shifts=shifts),
+            )
+        return self._operators[use][1].with_maps(tensor)
+
+    def warm_up(self, sampling: RadialSampling, angles: SpokeAngles, maps: ComplexArray) -> None:
+        """Run once on nothing, so that plans, kernels and compiled blocks exist before the first frame."""
+        samples = np.zeros((len(maps), len(angles), sampling.n_readout), dtype=np.complex64)
+        self.reconstruct(samples, sampling, angles, maps)
+        logger.info("network %s is warm on %s", self.card.name, self.device)
+
+    def reconstruct(
+        self,
+        samples: FrameData,
+        sampling: RadialSampling,
+        angles: SpokeAngles,
+        maps: ComplexArray,
+        *,
+        shifts: SpokeShifts | None = None,
+        use: str = "frame",
+    ) -> tuple[ComplexArray, RadialSinogram]:
+        """Return the image, complex64 (y, x), in units of the object, and its operator.
+
+        Parameters
+        ----------
+        samples
+            complex64 (coil, spoke, readout), in order of acquisition.
+        maps
+            complex64 (coil, y, x), Σ|s|² = 1.
+        shifts
+            cycles per pixel, (spoke, 2).
+        use
+            Slot of the kept operator.
+        """
+        operator = self._operator(use, sampling, angles, maps, shifts)
+        with torch.inference_mode():
+            measured = operator.order(torch.from_numpy(samples).to(self.device)[None])
+            image = self.network(measured, operator)[0]
+        return image.cpu().numpy(), operator
+
+    def check(
+        self,
+        samples: FrameData,
+        sampling: RadialSampling,
+        angles: SpokeAngles,
+        maps: ComplexArray,
+        image: ComplexArray,
+        operator: RadialSinogram,
+        *,
+        fov_m: float,
+        frame: int = 0,
+        shifts: SpokeShifts | None = None,
+    ) -> Verdict:
+        """Return the guard's verdict on an image of `reconstruct`.
+
+        The network runs a second time, without every eighth spoke.
+        """
+        data = torch.from_numpy(samples)
+        noise = noise_energy(data, sampling)
+        size = maps.shape[-1]
+        snr = estimate_snr(torch.from_numpy(image), float(noise), sampling)
+        verdict = self.guard.range_verdict(
+            spokes=len(angles), coils=len(samples), pixels=size, fov_m=fov_m, snr=min(snr, 1e9)
+        )
+        if verdict.trips or len(angles) < FEWEST_GUARDED:
+            return verdict
+        with torch.inference_mode():
+            shown = torch.from_numpy(image).to(self.device)[None]
+            own = relative_residual(data, operator.restore(operator.forward(shown))[0].cpu(), noise)
+        # By θ mod π, so that what is left out is spread evenly.
+        places = operator.order_index.cpu().numpy()
+        left = np.sort(places[held_out_spokes(len(angles), frame)])
+        kept = np.setdiff1d(np.arange(len(angles)), left)
+        part = None if shifts is None else shifts[kept]
+        rest = None if shifts is None else shifts[left]
+        guess, _ = self.reconstruct(
+            np.ascontiguousarray(samples[:, kept]), sampling, angles[kept], maps, shifts=part, use="kept"
+        )
+        unseen = self._operator("held out", sampling, angles[left], maps, rest)
+        with torch.inference_mode():
+            predicted = unseen.restore(unseen.forward(torch.from_numpy(guess).to(self.device)[None]))[0].cpu()
+        held_out = relative_residual(data[:, torch.from_numpy(left)], predicted, noise)
+        judged = self.guard.residual_verdict(
+            spokes=len(angles), held_out=float(held_out.square().mean().sqrt()), spoke=float(own.max())
+        )
+        return Verdict(trips=judged.trips, reason=judged.reason, numbers={**verdict.numbers, **judged.numbers})

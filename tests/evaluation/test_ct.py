@@ -1,0 +1,51 @@
+import json
+from importlib.resources import files
+
+import h5py
+import jsonschema
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sinotherm.cli.evaluate import app
+from sinotherm.errors import SettingsError, WeightsError
+from sinotherm.evaluation.ct import evaluate, methods
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lungs")
+    y, x = np.mgrid[:128, :128] - 64
+    body = np.where((x / 50) ** 2 + (y / 35) ** 2 < 1, 40, -1000)
+    body[(x - 15) ** 2 + y**2 < 200] = -850
+    with h5py.File(folder / "lungs.h5", "w") as file:
+        file["anna"] = np.stack([body, body[:, ::-1]]).astype(np.int16)
+        file["bert"] = body.T.astype(np.int16)
+    return folder
+
+
+def test_more_views_are_better(data):
+    few, many = (next(iter(evaluate(data, sparsity=n, names=("fbp",)))) for n in (16, 2))
+    assert (few["views"], many["views"]) == (23, 180)
+    assert (few["n_people"], few["n_slices"]) == (2, 3)
+    assert few["ssim_mean"] < many["ssim_mean"]
+    assert few["nrmse_mean"] > 2 * many["nrmse_mean"]
+    assert many["nrmse_mean"] < 0.1
+
+
+def test_command_writes_a_record_that_fits_its_schema(data, tmp_path):
+    record = tmp_path / "ct.json"
+    arguments = ["ct", "--data", str(data), "--methods", "fbp", "-o", str(tmp_path), "--json", str(record)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    schema = json.loads(files("sinotherm").joinpath("schemas/evaluate_ct.json").read_text())
+    jsonschema.validate(json.loads(record.read_text()), schema)
+    assert "| fbp | 16 | 23 |" in (tmp_path / "ct.md").read_text()
+
+
+def test_unknown_methods_and_missing_weights_are_named(monkeypatch, tmp_path):
+    with pytest.raises(SettingsError, match="known: fbp"):
+        methods(["astra"])
+    monkeypatch.setattr("sinotherm.networks.weights.SHIPPED", tmp_path)
+    with pytest.raises(WeightsError, match=r"pdunet-ct\.safetensors does not exist"):
+        methods(["pdunet-ct"])
