@@ -251,9 +251,6 @@ def test_damage_inside_a_file_is_noticed(tmp_path: Path) -> None:
 
 def test_damage_at_the_start_of_the_tables_is_noticed(tmp_path: Path) -> None:
     class Broken:
-        dtype = np.dtype([("head", "u1"), ("traj", "u1"), ("data", "u1")])
-        name = "/dataset/data"
-
         def __len__(self) -> int:
             return 3
 
@@ -263,10 +260,17 @@ def test_damage_at_the_start_of_the_tables_is_noticed(tmp_path: Path) -> None:
     package_file(tmp_path / "a.h5", [readout(1)])
     with MrdFile(tmp_path / "a.h5") as file:
         file._readouts = Broken()
-        with pytest.raises(FileFormatError, match="cannot be read"):
+        with pytest.raises(FileFormatError, match="rows 0 to 2 cannot be read"):
             next(file.readouts())
-        with pytest.raises(FileFormatError, match="from 0 to 2 of 3"):
-            next(file._blocks(Broken(), 1))
+
+
+def test_time_stamps_are_looked_for(tmp_path: Path) -> None:
+    for stamps, expected in (([], False), ([0, 0], False), ([0] * 4100 + [3], True)):
+        with AcquisitionWriter(tmp_path / "a.h5", XML) as writer:
+            for n, stamp in enumerate(stamps):
+                writer.append(readout(n, samples=1, stamp=stamp))
+        with MrdFile(tmp_path / "a.h5") as file:
+            assert file.has_time_stamps is expected
 
 
 def test_a_header_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

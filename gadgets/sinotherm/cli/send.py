@@ -51,8 +51,9 @@ def command(
                 repetition_time_s = scan_header(file.header_xml).repetition_time_s
             except SinothermError as error:
                 logging.getLogger(__name__).warning("TR is not known: %s", error)
+        stamped = speed == float("inf") or file.has_time_stamps
+        items = paced(file.items(), speed, stamped=stamped, repetition_time_s=repetition_time_s, tick_s=tick_ms / 1e3)
         connection = connect(host.strip("[]"), int(port), patience=Patience(tick_s=tick_ms / 1e3))
-        items = paced(file.items(), speed, repetition_time_s=repetition_time_s, tick_s=tick_ms / 1e3)
         with ImageWriter(output, file.header_xml) as writer:
             try:
                 counted_items = counted(items, total=file.n_readouts + file.n_waveforms, what="readouts")

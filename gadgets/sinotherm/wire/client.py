@@ -57,12 +57,17 @@ def connect(
 
 
 def paced(
-    items: Iterable[Any], speed: float, *, repetition_time_s: float | None = None, tick_s: float = _TICK_S
+    items: Iterable[Any],
+    speed: float,
+    *,
+    stamped: bool = True,
+    repetition_time_s: float | None = None,
+    tick_s: float = _TICK_S,
 ) -> Iterator[Any]:
-    """Yield items when a scanner would have sent them.
+    """Return items that come when a scanner would have sent them.
 
-    A readout is due when its time stamp says; a waveform follows the readout before it. Without time
-    stamps (all zero) readouts follow each other by the repetition time.
+    A readout is due when its time stamp says; a waveform, or a readout without a stamp, follows the
+    one before it.
 
     Parameters
     ----------
@@ -70,6 +75,8 @@ def paced(
         Readouts and waveforms in order.
     speed
         1 is the scanner's pace, N is N times faster; infinite: as fast as they are taken.
+    stamped
+        Whether the readouts carry time stamps; else they follow each other by the repetition time.
     repetition_time_s
         TR, s; needed only where there are no time stamps.
     tick_s
@@ -85,26 +92,25 @@ def paced(
     if not speed > 0.0:
         raise SettingsError(f"pace {speed}: it must be above 0 (1 is the scanner's own).")
     if math.isinf(speed):
-        yield from items
-        return
-    start_s = monotonic()
-    first_stamp, due_s, stamped = -1, 0.0, False
+        return iter(items)
+    if not stamped and repetition_time_s is None:
+        raise HeaderError("the readouts carry no time stamps and the header no TR: give --tr (s).")
+    return _waiting(items, speed, None if stamped else repetition_time_s, tick_s)
+
+
+def _waiting(items: Iterable[Any], speed: float, step_s: float | None, tick_s: float) -> Iterator[Any]:
+    start_s, due_s, first = monotonic(), 0.0, 0
     for item in items:
         if isinstance(item, Readout):
             stamp = int(item.header.acquisition_time_stamp)
-            if first_stamp < 0:
-                first_stamp = stamp
-            stamped = stamped or stamp > 0
-            if stamped:
+            if step_s is None and stamp > 0:
+                first = first or stamp
                 # A scan that runs over midnight starts again at 0: it goes on at once.
-                due_s = max(due_s, (stamp - first_stamp) * tick_s)
-            elif repetition_time_s is None:
-                raise HeaderError("the readouts carry no time stamps and the header no TR: give --tr (s).")
+                due_s = max(due_s, (stamp - first) * tick_s)
             wait_s = start_s + due_s / speed - monotonic()
             if wait_s > 0.0:
                 sleep(wait_s)
-            if not stamped and repetition_time_s is not None:
-                due_s += repetition_time_s
+            due_s += step_s or 0.0
         yield item
 
 

@@ -37,7 +37,7 @@ __all__ = ["Connection", "Inbox", "OpenScan", "Outcome", "Patience", "Process", 
 
 logger = logging.getLogger(__name__)
 
-_POLL_S: Final = 0.25
+_POLL_S: Final = 0.1
 _HOLD_S: Final = 1e-3
 _REPLAY: Final = 1.2
 
@@ -125,6 +125,7 @@ class Connection:
         self._socket = sock
         self._decoder = Decoder(limits=limits)
         self._stopping = threading.Event()
+        self._torn = False
         # Kernel time-outs cost nothing a call; Python's would poll before each one.
         sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(_POLL_S))
@@ -210,6 +211,9 @@ class Connection:
         """
         buffers = encode(message)
         left = sum(len(buffer) for buffer in buffers)
+        if self._torn:
+            raise PeerGoneError("the last message could not be sent to its end, nothing can follow it.")
+        self._torn = True
         try:
             while left > (sent := self._socket.sendmsg(buffers)):
                 left -= sent
@@ -222,6 +226,7 @@ class Connection:
             ) from None
         except OSError as error:
             raise PeerGoneError(f"the peer is gone ({error.strerror or error}).") from None
+        self._torn = False
 
     def close(self) -> None:
         """Close the socket, once the peer has had a moment to take what was sent.

@@ -24,6 +24,7 @@ __all__ = ["AcquisitionWriter", "ImageSeries", "ImageWriter", "MrdFile", "read_i
 
 _BLOCK_BYTES: Final = 4 << 20
 _BLOCK_ROWS: Final = 512
+_STAMP_ROWS: Final = 4096
 _FLUSH_S: Final = 1.0
 _IMAGE_TABLES: Final = {"header", "attributes", "data"}
 _STORED_COMPLEX: Final = {
@@ -120,6 +121,15 @@ class MrdFile:
         """Waveforms in the file."""
         return 0 if self._waveforms is None else len(self._waveforms)
 
+    @property
+    def has_time_stamps(self) -> bool:
+        """Whether any readout carries a time stamp."""
+        for start in range(0, self.n_readouts, _STAMP_ROWS):
+            heads = self._rows(self._readouts.fields("head"), start, min(start + _STAMP_ROWS, self.n_readouts))
+            if heads["acquisition_time_stamp"].any():
+                return True
+        return False
+
     def _read_header(self) -> bytes:
         try:
             xml = self._group["xml"][()] if "xml" in self._group else b""
@@ -141,25 +151,21 @@ class MrdFile:
             raise FileFormatError(f"{self.path}: {self._group.name}/{name} is not a table of {', '.join(fields)}.")
         return table
 
-    def _blocks(self, table: Any, row_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
+    def _rows(self, table: Any, start: int, stop: int) -> np.ndarray:
+        try:
+            return table[start:stop]
+        except OSError as error:
+            raise FileFormatError(
+                f"{self.path}: the rows {start} to {stop - 1} cannot be read ({error}); "
+                "the file is truncated or damaged."
+            ) from None
+
+    def _blocks(self, table: Any) -> Iterator[tuple[int, np.ndarray]]:
+        # A noise scan may be shorter than what follows it.
+        row_bytes = max((row.nbytes for row in self._rows(table, 0, min(4, len(table)))["data"]), default=1)
         rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(row_bytes, 1)))
         for start in range(0, len(table), rows):
-            stop = min(start + rows, len(table))
-            try:
-                block = table[start:stop]
-            except OSError as error:
-                raise FileFormatError(
-                    f"{self.path}: {table.name} cannot be read from {start} to {stop - 1} of {len(table)} "
-                    f"({error}); the file is truncated or damaged."
-                ) from None
-            yield start, block
-
-    def _row_bytes(self, table: Any, array: str) -> int:
-        """Return the size of the largest of the first rows: a noise scan may be shorter than what follows."""
-        try:
-            return max((row.nbytes for row in table[: min(4, len(table))][array]), default=1)
-        except OSError as error:
-            raise FileFormatError(f"{self.path}: {table.name} cannot be read ({error}); the file is damaged.") from None
+            yield start, self._rows(table, start, min(start + rows, len(table)))
 
     def readouts(self) -> Iterator[Readout]:
         """Return the readouts in the order of the file; ``received_s`` is NaN.
@@ -172,7 +178,7 @@ class MrdFile:
         table = self._readouts
         if table is None:
             return
-        for start, block in self._blocks(table, self._row_bytes(table, "data")):
+        for start, block in self._blocks(table):
             where = f"{self.path}: readouts from {start}"
             heads = _headers(block["head"], acquisition_dtype["head"], ismrmrd.AcquisitionHeader, where)
             for index, (head, trajectory, data) in enumerate(zip(heads, block["traj"], block["data"], strict=True)):
@@ -200,7 +206,7 @@ class MrdFile:
         table = self._waveforms
         if table is None:
             return
-        for start, block in self._blocks(table, self._row_bytes(table, "data")):
+        for start, block in self._blocks(table):
             where = f"{self.path}: waveforms from {start}"
             heads = _headers(block["head"], waveform_dtype["head"], ismrmrd.WaveformHeader, where)
             for index, (head, data) in enumerate(zip(heads, block["data"], strict=True)):

@@ -14,7 +14,7 @@ __all__ = ["Server"]
 
 logger = logging.getLogger(__name__)
 
-_POLL_S: Final = 0.25
+_POLL_S: Final = 0.1
 
 
 class Server:
@@ -57,10 +57,12 @@ class Server:
         self._limits = limits or Limits()
         self._stopping = threading.Event()
         self._active: dict[threading.Thread, Connection] = {}
+        if not 0 <= port <= 65535:
+            raise WireError(f"port {port}: it lies between 0 and 65535.")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._listener = socket.create_server((host, port), family=family)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise WireError(f"cannot listen on {host}:{port} ({error}); choose another --host or --port.") from None
         self._listener.settimeout(_POLL_S)
 
@@ -78,7 +80,6 @@ class Server:
         """Serve until `stop`, then give scans under way ``grace_s`` seconds to end."""
         with self._listener:
             while not self._stopping.is_set():
-                self._active = {thread: peer for thread, peer in self._active.items() if thread.is_alive()}
                 try:
                     sock, peer = self._listener.accept()
                 except TimeoutError:
@@ -98,6 +99,7 @@ class Server:
                 logger.error("%s did not end within %g s of the stop", thread.name, grace_s)
 
     def _begin(self, connection: Connection, peer: str) -> None:
+        self._active = {thread: active for thread, active in self._active.items() if thread.is_alive()}
         free = len(self._active) < self._scans
         thread = threading.Thread(
             target=converse,

@@ -1,0 +1,339 @@
+"""The server and the warm node against peers that know the wire only from its description."""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrd_handlers import REQUESTS, last_readouts, serving
+from mrd_peers import CLOSE, Peer, config_name, converse, dial, pixels, readout_message, recorded, split, text_message
+from sinotherm.errors import SettingsError, WireError
+from sinotherm.wire.connection import Patience, ScanRequest
+from sinotherm.wire.server import Server
+
+HEADER = text_message(3, b"<ismrmrdHeader/>")
+LAST = 1 << 13
+
+
+def frame(counter: int = 0) -> bytes:
+    return readout_message(coils=1, samples=4, flags=LAST, counter=counter, stamp=counter)
+
+
+def ids(messages: list[tuple[int, bytes]]) -> list[int]:
+    return [number for number, _ in messages]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "config", "terminated"),
+    [
+        ("client_to_server", None, False),
+        ("client_to_server_named", "golden_images.xml", False),
+        ("fire_client_to_server", "invertcontrast", True),
+        ("fire_configtext_client_to_server", "invertcontrast", True),
+    ],
+)
+def test_real_clients_get_images(shared_data: Path, name: str, config: str | None, terminated: bool) -> None:
+    raw = recorded(shared_data, f"{name}.bin")
+    with serving() as server:
+        messages = converse(server.address[1], [raw])
+    (request,) = REQUESTS
+    assert ids(messages) == [1022, 1022]
+    last = [part for number, part in split(raw) if number == 1008 and struct.unpack_from("<Q", part, 4)[0] & LAST]
+    assert len(last) == 2
+    for (_, payload), part in zip(messages, last, strict=True):
+        # Two coils of 32 samples of which the magnitude was taken.
+        assert len(pixels(payload)) == 2 * 32 * 4
+        # measurement_uid, position and directions are the readout's.
+        assert payload[12:16] == part[12:16]
+        assert payload[36:84] == part[184:232]
+    assert request.terminated is terminated
+    assert request.header_xml == next(part for number, part in split(raw) if number == 3)[6:].rstrip(b"\0")
+    if config is None:
+        assert request.config.startswith("<?xml")
+    else:
+        assert request.config == config
+    assert ("sinotherm golden capture" in request.parameters) == (name == "fire_client_to_server")
+
+
+@pytest.mark.data
+def test_a_gadgetron_parent_gets_what_an_external_node_sends(shared_data: Path) -> None:
+    raw = recorded(shared_data, "gadgetron_to_external.bin")
+    with serving(parent=True) as server:
+        messages = converse(server.address[1], [raw])
+    assert ids(messages) == [1022, 1022]
+    assert "te_ms" in REQUESTS[0].config
+
+
+def test_a_gadgetron_parent_gets_no_texts() -> None:
+    with serving(parent=True) as server:
+        messages = converse(server.address[1], [text_message(2, b"talk"), HEADER, frame(), CLOSE])
+    assert ids(messages) == [1022]
+
+
+def test_a_client_gets_texts_and_its_own_are_not_sent_back() -> None:
+    with serving() as server:
+        for nul in (b"", b"\0"):
+            header = text_message(3, b"<ismrmrdHeader/>" + nul)
+            parts = [config_name("talk"), header, frame(), text_message(5, b"hello" + nul), CLOSE]
+            messages = converse(server.address[1], parts)
+            assert messages[0] == (5, b"WRN too hot" + nul)
+            assert ids(messages) == [5, 1022]
+
+
+def test_failures_reach_a_client_as_text_and_a_parent_as_error() -> None:
+    # The parent sends much after the failure; all of it must be read before the last CLOSE.
+    more = [readout_message(coils=8, samples=512) for _ in range(300)]
+    for parent, number, start in ((False, 5, b"ERR "), (True, 8, b"")):
+        with serving(parent=parent) as server:
+            messages = converse(server.address[1], [text_message(2, b"fail"), HEADER, frame(1), *more, CLOSE])
+            assert ids(messages) == [1022, number]
+            assert messages[1][1] == start + b"internal error, ZeroDivisionError: deliberate failure"
+            # The next scan is served.
+            assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
+
+
+def test_a_parents_error_comes_before_its_close_and_ours_after() -> None:
+    with serving(parent=True) as server:
+        peer = dial(server.address[1])
+        peer.sock.sendall(text_message(2, b"fail") + HEADER + frame(1))
+        assert peer.message()[0] == 1022
+        assert peer.message()[0] == 8
+        peer.sock.settimeout(0.4)
+        with pytest.raises(TimeoutError):
+            peer.message()
+        peer.sock.sendall(frame(2) + CLOSE)
+        peer.sock.settimeout(10)
+        assert peer.message()[0] == 4
+        with pytest.raises(EOFError):
+            peer.message()
+        peer.close()
+
+
+@pytest.mark.parametrize("parent", [False, True])
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ([frame()], "a Readout where a config"),
+        ([HEADER], "a Header where a config"),
+        ([CLOSE], "a Close where a config"),
+        ([config_name("frames"), config_name("frames")], "a ConfigFile where the header"),
+        ([config_name("frames"), HEADER, frame(1), HEADER], "a Header within a scan"),
+        ([config_name("frames"), HEADER, frame(1), struct.pack("<H", 4711)], "message id 4711 is unknown"),
+        ([config_name("frames"), HEADER, frame(1), struct.pack("<H", 1023)], "1023 (RECON_DATA) is not taken here"),
+        ([config_name("frames"), HEADER, frame(1), struct.pack("<HI", 5, 2**32 - 1)], "bytes of text 4294967295"),
+        ([config_name("frames"), HEADER, frame(1), struct.pack("<HQ4s", 8, 4, b"oops")], "the peer reports: oops"),
+        ([struct.pack("<HQ4s", 8, 4, b"oops")], "the peer reports: oops"),
+        ([config_name("frames"), HEADER, frame(1)[:-3]], "within a message"),
+        ([config_name("frames"), HEADER, frame(1)], "without CLOSE"),
+    ],
+)
+def test_bad_streams_are_answered_and_the_next_scan_is_served(parent: bool, parts: list[bytes], words: str) -> None:
+    with serving(parent=parent) as server:
+        peer = dial(server.address[1])
+        peer.sock.sendall(b"".join(parts))
+        peer.sock.shutdown(socket.SHUT_WR)
+        messages = peer.until_close()
+        peer.close()
+        assert messages[-1][0] == (8 if parent else 5)
+        assert words in messages[-1][1].decode()
+        # What was finished before is there.
+        assert ids(messages[:-1]) == [1022] * (frame(1) in parts)
+        assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
+
+
+def test_queries_are_answered() -> None:
+    query = struct.pack("<HQQQ4s", 6, 0, 99, 4, b"info")
+    with serving() as server:
+        messages = converse(server.address[1], [query, config_name("frames"), query, HEADER, frame(), CLOSE])
+    assert messages[:2] == [(7, struct.pack("<Q", 99))] * 2
+
+
+def test_a_silent_peer_is_told_and_given_up() -> None:
+    with serving() as server:
+        for parts in ([], [config_name("frames")], [config_name("frames"), HEADER, frame(1)]):
+            peer = dial(server.address[1])
+            peer.sock.sendall(b"".join(parts))
+            messages = peer.until_close()
+            assert b"ERR the peer was silent for 0.5 s" in messages[-1][1]
+            peer.close()
+
+
+def test_a_killed_peer_and_a_port_scan_leave_the_server_alive() -> None:
+    with serving() as server:
+        for parts in ([], [config_name("frames"), HEADER, frame(1)]):
+            peer = dial(server.address[1])
+            peer.sock.sendall(b"".join(parts))
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+        assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
+
+
+def test_a_peer_that_takes_nothing_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    big = readout_message(coils=64, samples=65535, flags=LAST)
+    with serving() as server:
+        peer = dial(server.address[1])
+        peer.sock.sendall(config_name("frames") + HEADER + big)
+        until = time.monotonic() + 20
+        while "took nothing for" not in caplog.text and time.monotonic() < until:
+            time.sleep(0.05)
+        assert "the peer took nothing for 0.5 s" in caplog.text
+        # A second message into the torn one would be read as pixels.
+        with pytest.raises((EOFError, ConnectionResetError)):
+            peer.message()
+        peer.close()
+        assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
+
+
+def test_a_slow_sender_is_waited_for() -> None:
+    raw = config_name("frames") + HEADER + frame(1) + CLOSE
+    with serving() as server:
+        peer = dial(server.address[1])
+        for at in range(0, len(raw), 97):
+            peer.sock.sendall(raw[at : at + 97])
+            time.sleep(0.01)
+        assert ids(peer.until_close()) == [1022]
+        peer.close()
+
+
+def test_two_clients_at_once_do_not_meet() -> None:
+    with serving() as server:
+        first, second = dial(server.address[1]), dial(server.address[1])
+        for peer, counter in ((first, 1), (second, 2)):
+            peer.sock.sendall(config_name("frames") + HEADER + frame(counter))
+        for peer, counter in ((second, 2), (first, 1)):
+            assert f"<value>{counter}</value>".encode() in peer.message()[1]
+            peer.sock.sendall(CLOSE)
+            assert peer.until_close() == []
+            peer.close()
+
+
+def test_one_scan_too_many_is_refused() -> None:
+    with serving(scans=1) as server:
+        first = dial(server.address[1])
+        first.sock.sendall(config_name("frames") + HEADER + frame(1))
+        assert first.message()[0] == 1022
+        messages = converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])
+        assert ids(messages) == [5]
+        assert b"ERR 1 scans are under way, which is the bound" in messages[0][1]
+        first.sock.sendall(CLOSE)
+        assert first.until_close() == []
+        first.close()
+        time.sleep(0.1)
+        assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
+
+
+@pytest.mark.parametrize("parent", [False, True])
+def test_stopping_delivers_what_is_finished(parent: bool) -> None:
+    with serving(parent=parent) as server:
+        scanning, opening = dial(server.address[1]), dial(server.address[1])
+        scanning.sock.sendall(config_name("frames") + HEADER + frame(1))
+        opening.sock.sendall(config_name("frames"))
+        time.sleep(0.2)
+        server.stop()
+        messages = scanning.until_close()
+        assert ids(messages) == [1022, 8 if parent else 5]
+        assert b"stopped before the end of the scan" in messages[1][1]
+        assert b"we were stopped" in opening.until_close()[0][1]
+        scanning.close()
+        opening.close()
+
+
+def test_a_scan_that_does_not_stop_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
+    release = threading.Event()
+
+    def stubborn(_: ScanRequest) -> Any:
+        def process(items: Iterator[Any]) -> Iterator[Any]:
+            release.wait(20)
+            yield from items
+
+        return process
+
+    server = Server(stubborn, port=0, patience=Patience(silence_s=5.0))
+    thread = threading.Thread(target=server.run, kwargs={"grace_s": 0.3})
+    thread.start()
+    peer = dial(server.address[1])
+    peer.sock.sendall(config_name("frames") + HEADER + frame(1))
+    time.sleep(0.3)
+    server.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert "did not end within 0.3 s" in caplog.text
+    release.set()
+    peer.until_close()
+    peer.close()
+
+
+def test_errors_of_the_pipeline_reach_the_client_word_by_word() -> None:
+    def refusing(request: ScanRequest) -> Any:
+        raise SettingsError(f"unknown pipeline {request.config!r}; known pipelines: µ.")
+
+    with serving(opening=refusing) as server:
+        messages = converse(server.address[1], [config_name("none"), HEADER, frame(), CLOSE])
+    assert messages == [(5, "ERR unknown pipeline 'none'; known pipelines: µ.".encode())]
+
+
+def test_a_pipeline_that_ends_early_still_reads_to_the_close() -> None:
+    def first_only(_: ScanRequest) -> Any:
+        def process(items: Iterator[Any]) -> Iterator[Any]:
+            yield next(last_readouts(items))
+
+        return process
+
+    with serving(opening=first_only) as server:
+        parts = [config_name("x"), HEADER, *(frame(n) for n in range(50)), CLOSE]
+        assert ids(converse(server.address[1], parts)) == [1022]
+        assert ids(converse(server.address[1], [config_name("x"), HEADER, CLOSE])) == [5]
+
+
+def test_the_address_must_be_ours() -> None:
+    with serving() as server:
+        assert server.address[0] == "127.0.0.1"
+        with pytest.raises(WireError, match=r"cannot listen on 127.0.0.1:\d+ .* choose another"):
+            Server(last_readouts, port=server.address[1])  # type: ignore[arg-type]
+    with pytest.raises(WireError, match="port 99999: it lies between 0 and 65535"):
+        Server(last_readouts, port=99999)  # type: ignore[arg-type]
+
+
+def test_a_server_listens_on_ipv6_where_there_is_one() -> None:
+    try:
+        server = Server(last_readouts, host="::1", port=0)  # type: ignore[arg-type]
+    except WireError:
+        pytest.skip("no IPv6 loopback here")
+    assert server.address[0] == "::1"
+    server.stop()
+    server.run()
+
+
+def test_a_client_that_is_gone_before_it_is_accepted_is_no_matter(caplog: pytest.LogCaptureFixture) -> None:
+    with serving() as server:
+        real = server._listener.accept
+        failures = [OSError("too many open files")]
+
+        class Listener:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(listener, name)
+
+            def accept(self) -> Any:
+                if failures:
+                    raise failures.pop()
+                return real()
+
+        listener, server._listener = server._listener, Listener()  # type: ignore[assignment]
+        assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
+        server._listener = listener
+    assert "a connection could not be taken: too many open files" in caplog.text
+
+
+def test_peer_reads_strictly() -> None:
+    one, other = socket.socketpair()
+    one.sendall(struct.pack("<H", 12))
+    with pytest.raises(ValueError, match="unknown id 12"):
+        Peer(other).message()
+    one.close()
+    other.close()

@@ -1,0 +1,285 @@
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ismrmrd
+import numpy as np
+import pytest
+
+from mrd_handlers import QUICK, open_scan
+from sinotherm.errors import DataError, OverloadError, PeerError, PeerGoneError, ProtocolError, WireError
+from sinotherm.wire.connection import Connection, Inbox, Patience, ScanRequest, converse
+from sinotherm.wire.messages import Close, ConfigFile, Error, Header, Readout, Text
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Connection, Connection]]:
+    one, other = socket.socketpair()
+    first, second = Connection(one, patience=QUICK), Connection(other, patience=QUICK)
+    yield first, second
+    one.close()
+    other.close()
+
+
+def readout(*, stamp: int = 0, coils: int = 1, samples: int = 64, last: bool = False) -> Readout:
+    header = ismrmrd.AcquisitionHeader()
+    header.number_of_samples, header.active_channels, header.acquisition_time_stamp = samples, coils, stamp
+    if last:
+        header.setFlag(ismrmrd.ACQ_LAST_IN_REPETITION)
+    return Readout(header=header, data=np.ones((coils, samples), np.complex64), trajectory=np.empty((samples, 0), "f4"))
+
+
+def test_messages_arrive_stamped_with_the_clock(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    before = time.monotonic()
+    one.send(readout(coils=3))
+    got = other.receive()
+    assert before <= got.received_s <= time.monotonic()
+    one.send(Close())
+    assert other.receive() == Close()
+    assert other.closed
+    with pytest.raises(PeerGoneError, match="the peer said CLOSE"):
+        other.receive()
+
+
+def test_large_messages_pass_in_pieces(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    big = readout(coils=32, samples=60000)
+    thread = threading.Thread(target=one.send, args=(big,))
+    thread.start()
+    np.testing.assert_array_equal(other.receive().data, big.data)
+    thread.join()
+
+
+def test_silence_is_noticed(ends: tuple[Connection, Connection]) -> None:
+    with pytest.raises(PeerGoneError, match=r"silent for 0.5 s"):
+        ends[0].receive()
+
+
+def test_a_stop_is_noticed(ends: tuple[Connection, Connection]) -> None:
+    ends[0].silence_s = 60.0
+    threading.Timer(0.1, ends[0].stop).start()
+    with pytest.raises(PeerGoneError, match="we were stopped"):
+        ends[0].receive()
+
+
+def test_a_vanished_peer_is_noticed(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    one._socket.close()
+    with pytest.raises(PeerGoneError, match="without CLOSE"):
+        other.receive()
+    with pytest.raises(PeerGoneError, match="the peer is gone"):
+        other.send(Text(text="x"))
+    with pytest.raises(PeerGoneError, match="nothing can follow"):
+        other.send(Text(text="x"))
+    other._socket.close()
+    with pytest.raises(PeerGoneError, match="the peer is gone"):
+        next(other.stream())
+    other.close()
+
+
+def test_what_cannot_be_written_tears_nothing(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    with pytest.raises(DataError):
+        one.send(3)
+    one.send(Text(text="fine"))
+    assert other.receive() == Text(text="fine")
+
+
+def test_closing_waits_for_a_peer_that_still_sends(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    one.send(Text(text="last words"))
+    one.send(Text(text="unread"))
+    closing = threading.Thread(target=one.close)
+    other.send(readout())
+    closing.start()
+    assert other.receive() == Text(text="last words")
+    other.send(readout())
+    assert other.receive() == Text(text="unread")
+    other._socket.shutdown(socket.SHUT_WR)
+    closing.join(5)
+    assert not closing.is_alive()
+
+
+def test_closing_a_deaf_peer_takes_no_longer_than_agreed(ends: tuple[Connection, Connection]) -> None:
+    start = time.monotonic()
+    ends[0].close()
+    assert 0.4 < time.monotonic() - start < 5.0
+
+
+def test_the_inbox_takes_what_nobody_wants_yet(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    inbox = Inbox(other)
+    for stamp in range(200):
+        one.send(readout(stamp=stamp, samples=1000))
+    one.send(Close())
+    assert [item.header.acquisition_time_stamp for item in inbox.items()] == list(range(200))
+    assert inbox.over
+    assert list(inbox.items()) == list(inbox.ready()) == []
+
+
+def test_ready_does_not_wait(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    inbox = Inbox(other)
+    assert list(inbox.ready()) == []
+    one.send(Text(text="x"))
+    until = time.monotonic() + 5
+    while not (got := list(inbox.ready())) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert got == [Text(text="x")]
+    one.send(Close())
+    assert list(inbox.items()) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "match"),
+    [
+        (Error(text="oops\n"), PeerError, "the peer reports: oops$"),
+        (ConfigFile(name="again"), ProtocolError, "a ConfigFile within a scan"),
+    ],
+)
+def test_what_has_no_place_in_a_scan(
+    ends: tuple[Connection, Connection], message: Any, error: type[Exception], match: str
+) -> None:
+    one, other = ends
+    inbox = Inbox(other)
+    one.send(readout())
+    one.send(message)
+    items = inbox.items()
+    next(items)
+    with pytest.raises(error, match=match):
+        next(items)
+    assert inbox.over
+    inbox.drain()
+
+
+def test_a_stop_ends_the_items(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    inbox = Inbox(other)
+    one.send(readout())
+    time.sleep(0.1)
+    other.stop()
+    assert len(list(inbox.items())) == 1
+
+
+def test_a_reader_that_dies_is_not_waited_for(
+    ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Connection) -> Iterator[Any]:
+        raise RuntimeError("a bug")
+        yield
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(Connection, "stream", broken)
+    with pytest.raises(WireError, match="the log says why"):
+        list(Inbox(ends[1]).items())
+
+
+BOUND = Patience(silence_s=5.0, handshake_s=5.0, drain_s=0.5, queue_bytes=20 * 512, tick_s=2.5e-3)
+
+
+@pytest.fixture
+def stuffed() -> Iterator[tuple[Connection, Inbox]]:
+    one, other = socket.socketpair()
+    yield Connection(one, patience=BOUND), Inbox(Connection(other, patience=BOUND))
+    one.close()
+    other.close()
+
+
+def send_all(peer: Connection, stamps: list[int], pause_s: float = 0.0) -> None:
+    try:
+        for stamp in stamps:
+            peer.send(readout(stamp=stamp))
+            time.sleep(pause_s)
+        peer.send(Close())
+    except PeerGoneError:
+        pass
+
+
+@pytest.mark.parametrize("stamps", [[0] * 400, list(range(0, 400_000, 1000))], ids=["no stamps", "a replay"])
+def test_a_replay_is_held_back_and_loses_nothing(stuffed: tuple[Connection, Inbox], stamps: list[int]) -> None:
+    peer, inbox = stuffed
+    thread = threading.Thread(target=send_all, args=(peer, stamps))
+    thread.start()
+    time.sleep(0.3)
+    assert inbox._queue.qsize() < 40
+    got = [item.header.acquisition_time_stamp for item in inbox.items()]
+    thread.join()
+    assert got == stamps
+
+
+def test_a_scanner_that_cannot_be_held_back_is_an_overload(stuffed: tuple[Connection, Inbox]) -> None:
+    peer, inbox = stuffed
+    # 40 readouts, 2.5 ms apart by their stamps, that take at least as long to come.
+    send_all(peer, list(range(1, 41)), pause_s=2.6e-3)
+    until = time.monotonic() + 5
+    while inbox._overload is None and time.monotonic() < until:
+        time.sleep(0.01)
+    with pytest.raises(OverloadError, match=r"bytes of readouts wait .* the bound is 10240.*frames.overload = latest"):
+        list(inbox.items())
+    inbox.drain()
+
+
+def test_draining_frees_a_sender_that_is_held_back(stuffed: tuple[Connection, Inbox]) -> None:
+    peer, inbox = stuffed
+    thread = threading.Thread(target=send_all, args=(peer, [0] * 400))
+    thread.start()
+    time.sleep(0.2)
+    inbox.drain()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_stopping_frees_a_reader_that_holds_back(stuffed: tuple[Connection, Inbox]) -> None:
+    peer, inbox = stuffed
+    thread = threading.Thread(target=send_all, args=(peer, [0] * 100), daemon=True)
+    thread.start()
+    time.sleep(0.2)
+    inbox._connection.stop()
+    inbox.drain()
+    assert not inbox._thread.is_alive()
+    thread.join(5)
+
+
+def test_converse_with_a_peer_that_has_been_read_already(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    one.send(readout(last=True))
+    one.send(Close())
+    request = ScanRequest(config="frames", header_xml=b"<h/>")
+    outcome = converse(other, open_scan, parent=True, request=request, close=False)
+    assert (outcome.images, outcome.unsent, outcome.error) == (1, 0, None)
+    assert isinstance(one.receive(), ismrmrd.Image)
+    # The last CLOSE is left to whoever opened the socket.
+    with pytest.raises(PeerGoneError, match="silent"):
+        one.receive()
+
+
+def test_a_peer_that_vanishes_before_the_last_close(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    one.send(ConfigFile(name="frames"))
+    one.send(Header(xml=b"<h/>"))
+    one.send(readout())
+    one.send(Close())
+    one._socket.close()
+    outcome = converse(other, open_scan)
+    assert isinstance(outcome.error, PeerGoneError)
+    assert outcome.unsent == 1
+
+
+def test_fires_parameters_are_what_comes_first(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    seen: list[ScanRequest] = []
+
+    def remember(request: ScanRequest) -> Any:
+        seen.append(request)
+        return open_scan(request)
+
+    one.send(ConfigFile(name="frames"))
+    one.send(Header(xml=b"<h/>", terminated=True))
+    one.send(Text(text=' {"a": 1}', terminated=True))
+    one.send(Text(text="not parameters"))
+    one.send(Close())
+    assert converse(other, remember).error is None
+    assert seen == [ScanRequest(config="frames", header_xml=b"<h/>", parameters=' {"a": 1}', terminated=True)]

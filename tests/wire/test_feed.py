@@ -1,0 +1,230 @@
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from mrd_peers import free_port
+from sinotherm.errors import PeerError, PeerGoneError, ProtocolError, SettingsError, WireError
+from sinotherm.wire.feed import (
+    SCHEMA,
+    CommandClient,
+    CommandServer,
+    Publisher,
+    Subscriber,
+    is_loopback,
+    plain,
+    shared_publisher,
+)
+
+
+@pytest.fixture
+def endpoint() -> str:
+    return f"tcp://127.0.0.1:{free_port()}"
+
+
+def until(condition: Any) -> None:
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert condition()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        ("tcp://127.0.0.1:5560", True),
+        ("tcp://127.3.2.1:5560", True),
+        ("tcp://localhost:5560", True),
+        ("tcp://[::1]:5560", True),
+        ("ipc:///tmp/feed", True),
+        ("inproc://feed", True),
+        ("tcp://0.0.0.0:5560", False),
+        ("tcp://*:5560", False),
+        ("tcp://192.168.0.7:5560", False),
+        ("nonsense", False),
+    ],
+)
+def test_loopback(endpoint: str, expected: bool) -> None:
+    assert is_loopback(endpoint) is expected
+
+
+def test_values_become_plain() -> None:
+    value = {"a": np.float32(0.5), 2: (np.int64(3), float("nan"), [np.bool_(True)]), "c": None, "d": "°C"}
+    assert plain(value) == {"a": 0.5, "2": [3, None, [True]], "c": None, "d": "°C"}
+
+
+def test_messages_are_topic_header_and_array(endpoint: str) -> None:
+    with Publisher(endpoint) as publisher, Subscriber(endpoint, topics=("image", "statistics")) as subscriber:
+        until(lambda: publisher.wants("image") and publisher.wants("statistics"))
+        image = np.arange(6, dtype=np.complex64).reshape(2, 3)
+        publisher.publish("image", {"number": 4, "latency_ms": float("nan")}, image.T)
+        message = subscriber.receive(within_s=5)
+        assert message is not None
+        assert message.topic == "image"
+        expected = {
+            "number": 4,
+            "latency_ms": None,
+            "schema": SCHEMA,
+            "topic": "image",
+            "dtype": "<c8",
+            "shape": [3, 2],
+        }
+        assert message.header == expected
+        assert message.array is not None
+        np.testing.assert_array_equal(message.array, image.T)
+        publisher.publish("statistics", {"alarms": ("hot",)})
+        message = subscriber.receive(within_s=5)
+        assert message is not None
+        assert message.array is None
+        assert message.header["alarms"] == ["hot"]
+        assert subscriber.receive(within_s=0.01) is None
+
+
+def test_nothing_is_done_for_nobody(endpoint: str) -> None:
+    with Publisher(endpoint) as publisher:
+        publisher.publish("image", {"unserialisable": object()})
+        assert not publisher._waiting
+        with Subscriber(endpoint, topics=("dose",)):
+            until(lambda: publisher.wants("dose"))
+            assert not publisher.wants("image")
+        until(lambda: not publisher.wants("dose"))
+
+
+def test_the_newest_wins_and_the_chain_never_waits(endpoint: str) -> None:
+    with Publisher(endpoint) as publisher, Subscriber(endpoint) as subscriber:
+        until(lambda: publisher.wants("image"))
+        big = np.zeros(1 << 22, np.uint8)
+        for number in range(200):
+            publisher.publish("image", {"number": number}, big)
+        numbers = []
+        while (message := subscriber.receive(within_s=0.5)) is not None:
+            numbers.append(message.header["number"])
+        assert numbers == sorted(numbers)
+        assert numbers[-1] == 199
+        assert len(numbers) + publisher.replaced <= 200
+        assert publisher.replaced > 0
+
+
+def test_what_waits_is_sent_before_closing(endpoint: str) -> None:
+    with Subscriber(endpoint):
+        publisher = Publisher(endpoint)
+        until(lambda: publisher.wants("x"))
+        publisher.publish("x", {})
+        publisher.close()
+        assert publisher._sock.closed
+
+
+def test_scans_of_a_process_share_a_feed(endpoint: str) -> None:
+    assert shared_publisher(endpoint) is shared_publisher(endpoint)
+    with pytest.raises(WireError, match="cannot listen on"):
+        Publisher(endpoint)
+    shared_publisher(endpoint).close()
+
+
+def test_a_feed_for_everybody_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with Publisher(f"tcp://0.0.0.0:{free_port()}"):
+        pass
+    assert "can be read by everybody" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parts", "match"),
+    [
+        ([b"image"], "of 1 parts"),
+        ([b"image", b"{" + b" " * (1 << 20) + b"}", b""], "of 3 parts"),
+        ([b"image", b"{", b""], "not a JSON object"),
+        ([b"image", b"[]", b""], "not a JSON object"),
+        ([b"image", b'{"schema": 99}', b""], "schema 99: this program reads 1"),
+        ([b"image", b'{"schema": 1, "dtype": "<f4", "shape": [3]}', b"12345678"], "does not fit its header"),
+        ([b"image", b'{"schema": 1, "dtype": "nonsense", "shape": [3]}', b"1234"], "does not fit its header"),
+    ],
+)
+def test_what_is_no_feed_message_is_refused(endpoint: str, parts: list[bytes], match: str) -> None:
+    with Subscriber(endpoint) as subscriber, zmq.Context.instance().socket(zmq.XPUB) as sock:
+        sock.linger = 0
+        sock.bind(endpoint)
+        assert sock.recv() == b"\x01"
+        sock.send_multipart(parts)
+        with pytest.raises(ProtocolError, match=match):
+            subscriber.receive(within_s=5)
+
+
+def test_endpoints_are_checked() -> None:
+    with pytest.raises(SettingsError, match="write tcp://HOST:PORT"):
+        Subscriber("nonsense")
+
+
+@pytest.fixture
+def commands(endpoint: str) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
+    """Answer commands as a scan does between its frames."""
+    taken: list[tuple[str, Mapping[str, Any]]] = []
+    ended = threading.Event()
+
+    def handle(name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        taken.append((name, arguments))
+        if name == "refuse":
+            raise SettingsError("body temperature 90: at most 45 degC.")
+        return None if name == "mark" else {"echo": arguments, "sigma": np.float32(0.5)}
+
+    def scan() -> None:
+        with CommandServer(endpoint, key="secret") as server:
+            while not ended.is_set():
+                server.poll(handle)
+                time.sleep(0.005)
+
+    thread = threading.Thread(target=scan)
+    thread.start()
+    yield taken
+    ended.set()
+    thread.join()
+
+
+def test_commands_are_answered(endpoint: str, commands: list[Any]) -> None:
+    with CommandClient(endpoint, key="secret") as client:
+        assert client.request("set", body=np.float64(37.0)) == {"echo": {"body": 37.0}, "sigma": 0.5}
+        assert client.request("mark") == {}
+        with pytest.raises(PeerError, match="refuse was refused: body temperature 90: at most 45"):
+            client.request("refuse")
+    assert commands == [("set", {"body": 37.0}), ("mark", {}), ("refuse", {})]
+
+
+@pytest.mark.parametrize(
+    ("raw", "match"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "not a JSON object of schema 1"),
+        (b'{"schema": 2}', "not a JSON object of schema 1"),
+        (b'{"schema": 1, "command": "set", "key": "wrong"}', "the key is wrong"),
+        (b'{"schema": 1, "command": 3, "key": "secret"}', "a command has a name"),
+        (b'{"schema": 1, "command": "a", "arguments": [], "key": "secret"}', "a command has a name"),
+    ],
+)
+def test_bad_commands_are_refused(endpoint: str, commands: list[Any], raw: bytes, match: str) -> None:
+    with zmq.Context.instance().socket(zmq.REQ) as sock:
+        sock.linger = 0
+        sock.connect(endpoint)
+        sock.send(raw)
+        assert sock.poll(5000)
+        answer = json.loads(sock.recv())
+    assert answer["ok"] is False
+    assert match in answer["error"]
+    assert commands == []
+
+
+def test_a_scan_that_is_not_there_does_not_answer(endpoint: str) -> None:
+    with CommandClient(endpoint, within_s=0.1) as client:
+        for _ in range(2):
+            with pytest.raises(PeerGoneError, match=r"no answer from .* within 0.1 s"):
+                client.request("set")
+
+
+def test_others_need_a_key() -> None:
+    with pytest.raises(SettingsError, match="give a key"):
+        CommandServer("tcp://0.0.0.0:5561")
+    with CommandServer(f"tcp://0.0.0.0:{free_port()}", key="secret"):
+        pass
