@@ -2,7 +2,7 @@ import pytest
 
 from sinotherm.thermometry.alarms import AlarmLimits, Observation, StaleWatch, alarms
 
-ROW = {"region": "rectum", "quantity": "temperature", "t10_degC": 45.2, "cem43_t90_min": 12.0}
+ROW = {"region": "rectum", "quantity": "temperature", "t10_degc": 45.2, "cem43_t90_min": 12.0}
 LIMITS = AlarmLimits(temperature_degc=45.0, dose_min=10.0)
 
 
@@ -13,7 +13,7 @@ LIMITS = AlarmLimits(temperature_degc=45.0, dose_min=10.0)
             Observation(regions=[ROW | {"cem43_t90_min": 1.0}]),
             "over-temperature: T10 of rectum is 45.2 degC, limit 45.0",
         ),
-        (Observation(regions=[ROW | {"t10_degC": 40.0}]), "dose reached: CEM43 T90 of rectum is 12.0 min, limit 10.0"),
+        (Observation(regions=[ROW | {"t10_degc": 40.0}]), "dose reached: CEM43 T90 of rectum is 12.0 min, limit 10.0"),
         (Observation(signal_share=0.2), "signal lost: 20 %"),
         (Observation(wrap_share=0.1), "wrap risk: the phase of 10.0 %"),
         (Observation(drift_problem="3 cold voxels"), "drift fit failed: 3 cold voxels"),

@@ -91,9 +91,8 @@ def test_gates() -> None:
     assert not small.field_degc.any()
     narrow = _estimator(X > 0.7, order=2, max_condition=50.0).fit(product, phase, 1.0 / RADIAN_PER_DEGC)
     assert "condition number" in narrow.problem
-    broken = product.copy()
-    broken[N // 2, N // 2] = np.nan
-    assert "not finite" in _estimator(BODY).fit(broken, phase, 1.0 / RADIAN_PER_DEGC).problem
+    dark = _estimator(BODY).fit(0 * product, phase, 1.0 / RADIAN_PER_DEGC)
+    assert dark.problem.startswith("0 cold voxels")
     # Half of the mask is heated by 3 °C and half by 6 °C: too few agree on one drift.
     torn = _product(np.where(np.random.default_rng(0).random((N, N)) < 0.5, 3.0, 6.0))
     disagreeing = _estimator(BODY, min_voxels=int(BODY.sum())).fit(torn, np.angle(torn), 1.0 / RADIAN_PER_DEGC)
@@ -114,5 +113,5 @@ def test_sizes_that_are_no_multiple_of_the_block() -> None:
 
 
 def test_unknown_order() -> None:
-    with pytest.raises(SettingsError, match="0, 1 or 2"):
-        polynomial_terms((4, 4), 3)
+    with pytest.raises(SettingsError, match="0 to 6"):
+        polynomial_terms((4, 4), 7)

@@ -24,19 +24,19 @@ def test_figures_of_a_region() -> None:
     assert row["quantity"] == "temperature"
     assert (row["n"], row["voxels"]) == (20, 20)
     for name, expected in {
-        "min_degC": 40.0,
-        "max_degC": 44.0,
-        "mean_degC": inside.mean(),
-        "sd_degC": inside.std(),
-        "t10_degC": np.percentile(inside, 90),
-        "t50_degC": np.median(inside),
-        "t90_degC": np.percentile(inside, 10),
-        "sigma_degC": 0.4,
+        "min_degc": 40.0,
+        "max_degc": 44.0,
+        "mean_degc": inside.mean(),
+        "sd_degc": inside.std(),
+        "t10_degc": np.percentile(inside, 90),
+        "t50_degc": np.median(inside),
+        "t90_degc": np.percentile(inside, 10),
+        "sigma_degc": 0.4,
         "voxels_above_41": (inside >= 41).sum(),
         "volume_above_43_ml": 0.01 * (inside >= 43).sum(),
     }.items():
         assert row[name] == pytest.approx(expected, abs=1e-5), name
-    assert row["t90_degC"] < row["t50_degC"] < row["t10_degC"]
+    assert row["t90_degc"] < row["t50_degc"] < row["t10_degc"]
     assert "cem43_t50_min" not in row
 
 
@@ -45,7 +45,7 @@ def test_voxels_without_reading_do_not_count() -> None:
     values[0, 2] = np.nan
     row = RegionStatistics("tumour", MASK, math.nan).row(values, SIGMA, absolute=True, dose=None, time_s=0.0)
     assert (row["n"], row["voxels"]) == (16, 20)
-    assert row["min_degC"] == pytest.approx(values[MASK][4])
+    assert row["min_degc"] == pytest.approx(values[MASK][4])
     assert "volume_above_41_ml" not in row
     empty = RegionStatistics("tumour", MASK, 0.01).row(
         np.full_like(values, np.nan), SIGMA, absolute=True, dose=np.full_like(values, np.nan), time_s=0.0

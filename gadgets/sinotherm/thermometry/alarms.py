@@ -67,7 +67,7 @@ def alarms(seen: Observation, limits: AlarmLimits) -> tuple[str, ...]:
     texts: list[str] = []
     for row in seen.regions:
         name = row.get("region", "")
-        hot, dose = _number(row, "t10_degC"), _number(row, "cem43_t90_min")
+        hot, dose = _number(row, "t10_degc"), _number(row, "cem43_t90_min")
         if (
             limits.temperature_degc is not None
             and row.get("quantity") == "temperature"

@@ -6,17 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from sinotherm.core.arrays import CoilImages, FloatArray, MapArray
-from sinotherm.core.scan import FrameImage, MetaValue, ScanHeader
+from sinotherm.core.arrays import CoilImages, MapArray
+from sinotherm.core.scan import FrameImage, ScanHeader
 from sinotherm.errors import BaselineError
 
 __all__ = [
     "Baseline",
     "BaselineBuilder",
+    "best_match",
     "check_fingerprint",
     "effective_frames",
     "fingerprint_of",
@@ -47,6 +48,8 @@ class Baseline:
         float32 (slice, y, x): noise of one frame as in `FrameImage`, or ``None``.
     phase_sd_rad
         float32 (slice, y, x): temporal SD of the phase over the frames, widened where they are few; or ``None``.
+    library
+        The frames themselves, where each frame takes the most similar one (respiration); else empty.
     fingerprint
         What a frame must agree on.
     """
@@ -58,12 +61,8 @@ class Baseline:
     rejected: tuple[int, ...] = ()
     noise_sd: MapArray | None = None
     phase_sd_rad: MapArray | None = None
+    library: tuple[CoilImages, ...] = ()
     fingerprint: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def magnitude(self) -> FloatArray:
-        """Root sum of squares over the coils, float32 (slice, y, x)."""
-        return np.sqrt(np.einsum("czyx,czyx->zyx", self.data, self.data.conj()).real)
 
     @property
     def name(self) -> str:
@@ -121,6 +120,18 @@ def effective_frames(images: Sequence[FrameImage]) -> float:
     return max(1.0, covered * len(spans) / sum(lengths))
 
 
+def best_match(image: CoilImages, library: Sequence[CoilImages]) -> tuple[int, float]:
+    """Return the index of the library's image that is most similar, and the similarity.
+
+    The similarity is |⟨x, x_j⟩| / (‖x‖·‖x_j‖) over all coils and voxels: 1 for the same image up to a
+    factor. Multi-baseline subtraction: Rieke and Butts Pauly 2008, 10.1002/jmri.21265.
+    """
+    size = np.linalg.norm(image)
+    scores = [abs(np.vdot(other, image)) / max(1e-30, float(size * np.linalg.norm(other))) for other in library]
+    best = int(np.argmax(scores))
+    return best, float(scores[best])
+
+
 def outliers(frames: Sequence[CoilImages]) -> list[bool]:
     """Return which frames do not belong to the rest: moved, or spoilt.
 
@@ -147,10 +158,13 @@ class BaselineBuilder:
     ----------
     n_frames
         Frames of the baseline.
+    library
+        Keep the frames themselves beside their mean.
     """
 
-    def __init__(self, n_frames: int) -> None:
+    def __init__(self, n_frames: int, *, library: bool = False) -> None:
         self._n_frames = n_frames
+        self._library = library
         self.images: list[FrameImage] = []
 
     @property
@@ -185,6 +199,7 @@ class BaselineBuilder:
             rejected=tuple(image.number for image, out in zip(self.images, wrong, strict=True) if out),
             time_s=kept[-1].footprint[1],
             noise_sd=kept[-1].noise_sd,
+            library=tuple(image.data for image in kept) if self._library else (),
             fingerprint=prints[0],
         )
 
@@ -195,7 +210,7 @@ def save_baseline(path: Path, baselines: Mapping[tuple[int, int], Baseline]) -> 
     The file appears complete or not at all: a process that dies while it writes leaves the old one.
     """
     entries: dict[str, np.ndarray] = {}
-    facts: dict[str, dict[str, MetaValue | dict[str, str] | list[int]]] = {}
+    facts: dict[str, dict[str, Any]] = {}
     for (slice_, echo), baseline in baselines.items():
         key = f"slice{slice_}_echo{echo}"
         entries[f"{key}/data"] = baseline.data
@@ -203,7 +218,10 @@ def save_baseline(path: Path, baselines: Mapping[tuple[int, int], Baseline]) -> 
             entries[f"{key}/noise_sd"] = baseline.noise_sd
         if baseline.phase_sd_rad is not None:
             entries[f"{key}/phase_sd_rad"] = baseline.phase_sd_rad
+        for index, other in enumerate(baseline.library):
+            entries[f"{key}/library{index}"] = other
         facts[key] = {
+            "library": len(baseline.library),
             "n_effective": baseline.n_effective,
             "frames": list(baseline.frames),
             "rejected": list(baseline.rejected),
@@ -256,6 +274,7 @@ def load_baseline(path: Path) -> Mapping[tuple[int, int], Baseline]:
                 rejected=tuple(facts["rejected"]),
                 noise_sd=entries.get(f"{key}/noise_sd"),
                 phase_sd_rad=entries.get(f"{key}/phase_sd_rad"),
+                library=tuple(entries[f"{key}/library{index}"] for index in range(facts["library"])),
                 fingerprint=facts["fingerprint"],
             )
             for key, facts in record.items()

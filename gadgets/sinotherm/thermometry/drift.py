@@ -12,13 +12,14 @@ import numpy as np
 from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
 from sinotherm.errors import SettingsError
 
-__all__ = ["DriftEstimator", "DriftFit", "periphery_mask", "polynomial_terms"]
+__all__ = ["DriftEstimator", "DriftFit", "monomials", "periphery_mask", "polynomial_terms"]
 
 BLOCK: Final = 4
 MAX_ITERATIONS: Final = 30
 STOP_DEGC: Final = 1e-3
 RIM_DEPTH_M: Final = 10e-3
 _FLOOR_DEGC: Final = 2e-3
+_PRESENT: Final = 0.25
 _CAUCHY: Final = 2.385
 _QUANTILE: Final = 0.3
 _START_WIDTH: Final = 3.5
@@ -56,20 +57,24 @@ class DriftFit:
     problem: str = ""
 
 
-def polynomial_terms(shape: tuple[int, int], order: int) -> FloatArray:
-    """Return 1, x, y, x², x·y, y² up to ``order``, float64 (term, y, x), with x and y from −1 to 1.
+def monomials(x: FloatArray, y: FloatArray, order: int) -> FloatArray:
+    """Return 1, x, y, x², x·y, y² … up to ``order``, float64 (term, …).
 
     Raises
     ------
     SettingsError
-        The order is not 0, 1 or 2.
+        The order is not 0 to 6.
     """
-    if order not in (0, 1, 2):
-        raise SettingsError(f"drift of order {order}: it is 0, 1 or 2.")
+    if not 0 <= order <= 6:
+        raise SettingsError(f"polynomial of order {order}: it is 0 to 6.")
+    return np.stack([x ** (degree - j) * y**j for degree in range(order + 1) for j in range(degree + 1)])
+
+
+def polynomial_terms(shape: tuple[int, int], order: int) -> FloatArray:
+    """Return the `monomials` on the image, float64 (term, y, x), with x and y from −1 to 1."""
     y = (np.arange(shape[0]) - shape[0] // 2)[:, None] / (shape[0] / 2) + np.zeros(shape)
     x = (np.arange(shape[1]) - shape[1] // 2)[None, :] / (shape[1] / 2) + np.zeros(shape)
-    terms = [np.ones(shape), x, y, x * x, x * y, y * y]
-    return np.stack(terms[: (1, 3, 6)[order]])
+    return monomials(x, y, order)
 
 
 def periphery_mask(magnitude: FloatArray, threshold: float, pixel_m: tuple[float, float]) -> MaskArray:
@@ -175,21 +180,23 @@ class DriftEstimator:
         degc_per_radian
             °C that 1 rad stands for.
         """
-        voxels = int(self._voxels.sum())
+        sums = self._blocks(np.where(self._mask, product, 0))[self._rows]
+        signal = np.abs(sums)
+        # Blocks that went dark in this frame (or hold nothing finite) have no phase to tell.
+        present = signal > _PRESENT * np.median(signal / self._block_power) * self._block_power
+        voxels = int(self._voxels[present].sum())
         if voxels < self._min_voxels:
             return self._failed(f"{voxels} cold voxels: {self._min_voxels} are needed", voxels=voxels)
-        sums = self._blocks(np.where(self._mask, product, 0))[self._rows]
-        branch = self._blocks(self._power * phase)[self._rows] / self._block_power
-        values = (branch + np.angle(sums * np.exp(-1j * branch))) * degc_per_radian
-        if not np.isfinite(values).all():
-            return self._failed("the cold mask holds values that are not finite", voxels=voxels)
+        design, power = self._design[present], self._block_power[present]
+        branch = self._blocks(self._power * phase)[self._rows][present] / power
+        values = (branch + np.angle(sums[present] * np.exp(-1j * branch))) * degc_per_radian
         # Relative weights by noise, levelled off where the noise is no longer what limits.
-        relative = self._block_power / np.median(self._block_power)
+        relative = power / np.median(power)
         prior = relative / (1.0 + relative)
         solve = self._lowest if self._one_sided else self._middle
-        coefficients, scale, weights, iterations = solve(values, prior, np.sqrt(1.0 / relative))
-        kept = int(self._voxels[np.abs(values - self._design @ coefficients) < 3.0 * scale].sum())
-        condition = float(np.linalg.cond(self._design * np.sqrt(weights / weights.max())[:, None]))
+        coefficients, scale, weights, iterations = solve(design, values, prior, np.sqrt(1.0 / relative))
+        kept = int(self._voxels[present][np.abs(values - design @ coefficients) < 3.0 * scale].sum())
+        condition = float(np.linalg.cond(design * np.sqrt(weights / weights.max())[:, None]))
         if kept < self._min_voxels:
             return self._failed(
                 f"{kept} cold voxels agree on one drift: {self._min_voxels} are needed",
@@ -213,8 +220,9 @@ class DriftEstimator:
             iterations=iterations,
         )
 
+    @staticmethod
     def _middle(
-        self, values: FloatArray, prior: FloatArray, spread: FloatArray
+        design: FloatArray, values: FloatArray, prior: FloatArray, spread: FloatArray
     ) -> tuple[FloatArray, FloatArray, FloatArray, int]:
         """Fit a given mask: iteratively reweighted by 1/(1 + r²), r in 2.385 robust SD of the residuals.
 
@@ -222,41 +230,42 @@ class DriftEstimator:
         1977, 10.1080/03610927708827533.
         """
         weights = prior
-        coefficients = _least_squares(self._design, values, weights)
+        coefficients = _least_squares(design, values, weights)
         scale, iterations, moved = spread, 0, np.inf
         while iterations < MAX_ITERATIONS and moved >= STOP_DEGC:
             iterations += 1
-            residual = values - self._design @ coefficients
+            residual = values - design @ coefficients
             scale = np.maximum(1.4826 * np.median(np.abs(residual) / spread) * spread, _FLOOR_DEGC)
             weights = prior / (1.0 + (residual / (_CAUCHY * scale)) ** 2)
-            change = _least_squares(self._design, values, weights) - coefficients
+            change = _least_squares(design, values, weights) - coefficients
             coefficients = coefficients + change
-            moved = np.abs(self._design @ change).max()
+            moved = np.abs(design @ change).max()
         return coefficients, scale, weights, iterations
 
+    @staticmethod
     def _lowest(
-        self, values: FloatArray, prior: FloatArray, spread: FloatArray
+        design: FloatArray, values: FloatArray, prior: FloatArray, spread: FloatArray
     ) -> tuple[FloatArray, FloatArray, FloatArray, int]:
         """Fit a found mask: from a low quantile up to the lowest surface on which the blocks gather.
 
         Heating only raises a block, so that the residuals below the surface are noise alone and give its scale.
         The window narrows to where noise, not heated tissue, decides.
         """
-        coefficients = _least_squares(self._design, values, prior)
+        coefficients = _least_squares(design, values, prior)
         for _ in range(MAX_ITERATIONS // 2):
-            residual = values - self._design @ coefficients
+            residual = values - design @ coefficients
             tilt = np.where(residual > 0.0, _QUANTILE, 1.0 - _QUANTILE) / np.maximum(np.abs(residual), 0.05)
-            coefficients = _least_squares(self._design, values, prior * tilt)
+            coefficients = _least_squares(design, values, prior * tilt)
         width, moved = _START_WIDTH, np.inf
         scale, weights, iterations = spread, prior, 0
         while iterations < MAX_ITERATIONS and (width > _END_WIDTH or moved >= STOP_DEGC):
             iterations += 1
             width = max(_END_WIDTH, 0.85 * width)
-            residual = values - self._design @ coefficients
+            residual = values - design @ coefficients
             below = residual <= np.median(residual)
             scale = np.maximum(1.4826 * np.median(np.abs(residual[below]) / spread[below]) * spread, _FLOOR_DEGC)
             weights = prior * np.exp(-0.5 * (residual / (width * scale)) ** 2)
-            change = _least_squares(self._design, values, weights) - coefficients
+            change = _least_squares(design, values, weights) - coefficients
             coefficients = coefficients + change
-            moved = np.abs(self._design @ change).max()
+            moved = np.abs(design @ change).max()
         return coefficients, scale, weights, iterations

@@ -3,20 +3,23 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray, ValidityArray
+from sinotherm.core.arrays import FloatArray, MaskArray, ValidityArray
 from sinotherm.core.physics import PRF_COEFFICIENT_SPREAD, degc_per_radian
 from sinotherm.core.scan import FrameImage, FrameStatistics, MetaValue, NoReading, ScanHeader, TemperatureMap
 from sinotherm.errors import BaselineError, DataError, HeaderError
 from sinotherm.thermometry.alarms import AlarmLimits, Observation, StaleWatch, alarms
 from sinotherm.thermometry.baseline import Baseline, BaselineBuilder, check_fingerprint, fingerprint_of
 from sinotherm.thermometry.dose import DoseIntegrator
-from sinotherm.thermometry.drift import DriftEstimator, DriftFit, periphery_mask
-from sinotherm.thermometry.noise import coverage_factor, sigma_by_formula, temporal_phase_sd
-from sinotherm.thermometry.phase import TemporalUnwrapper, combine_echoes, complex_product
+from sinotherm.thermometry.drift import periphery_mask
+from sinotherm.thermometry.fat import fat_phase, find_fat
+from sinotherm.thermometry.measurement import EchoMeasurement, Reading, magnitude
+from sinotherm.thermometry.motion import Motion, MotionWatch
+from sinotherm.thermometry.phase import combine_echoes
 from sinotherm.thermometry.regions import named_regions, region_mask
 from sinotherm.thermometry.settings import ThermometrySettings
 from sinotherm.thermometry.statistics import RegionStatistics
@@ -25,45 +28,53 @@ __all__ = ["SliceMonitor"]
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(slots=True, kw_only=True)
-class _Echo:
-    """What one echo carries from frame to frame."""
-
-    baseline: Baseline
-    magnitude: FloatArray
-    degc_per_radian: float
-    drift: list[DriftEstimator]
-    unwrapper: TemporalUnwrapper
-    last_good: list[DriftFit | None]
-    held: list[int]
+_LIVE: Final = (
+    "body_temperature_degc",
+    "regions",
+    "cold_mask",
+    "alarm_temperature_degc",
+    "alarm_dose_min",
+    "alarm_signal",
+    "alarm_wrap",
+    "baseline_frames",
+    "dose_on_new_baseline",
+)
+"""Settings that `SliceMonitor.configure` changes during a scan."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Service:
-    """A baseline in service, and what is measured against it."""
+    """A baseline in service, and what is measured against it.
+
+    Attributes
+    ----------
+    name
+        Of the baseline.
+    echoes
+        Measurement of each echo.
+    body, dark
+        bool (slice, y, x): voxels with signal in the baseline; those that never have a reading (no signal, fat).
+    outside
+        bool (slice, y, x): voxels that a referenceless mode cannot read.
+    level
+        Signal below this is noise.
+    motion
+        Watch of each slice plane.
+    """
 
     name: str
-    echoes: dict[int, _Echo]
+    echoes: dict[int, EchoMeasurement]
     body: MaskArray
-    fat: MaskArray | None
+    dark: MaskArray
+    outside: MaskArray
+    fat: MaskArray
     level: float
-    regions: list[RegionStatistics]
-    dose: DoseIntegrator | None = None
+    motion: list[MotionWatch]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reading:
-    """Temperature change of one frame and echo."""
-
-    change: FloatArray
-    unfiltered: FloatArray
-    sigma: FloatArray
-    magnitude: FloatArray
-    wrapped: MaskArray
-    no_drift: MaskArray
-    fits: list[DriftFit]
-    problems: list[str]
+    @property
+    def first(self) -> EchoMeasurement:
+        """The measurement of the first echo."""
+        return next(iter(self.echoes.values()))
 
 
 class SliceMonitor:
@@ -78,6 +89,11 @@ class SliceMonitor:
     stored
         Baselines of an earlier scan by echo, or ``None``.
 
+    Attributes
+    ----------
+    generation
+        How many baselines have been put into service.
+
     Raises
     ------
     HeaderError
@@ -91,15 +107,13 @@ class SliceMonitor:
         self._settings = settings
         self._stored = stored
         self._builders: dict[int, BaselineBuilder] = {}
+        self._collecting = settings.baseline_rule == "after_frames" and not settings.referenceless
         self._service: _Service | None = None
         self._to_skip = settings.baseline_skip
+        self.generation = 0
         self._stale = StaleWatch(settings.stale_intervals)
-        self._limits = AlarmLimits(
-            temperature_degc=settings.alarm_temperature_degc,
-            dose_min=settings.alarm_dose_min,
-            signal_share=settings.alarm_signal,
-            wrap_share=settings.alarm_wrap,
-        )
+        self._regions: dict[str, RegionStatistics] = {}
+        self._dose: DoseIntegrator | None = None
         larmor = settings.larmor_hz if settings.larmor_hz is not None else scan.larmor_hz
         if larmor is None:
             raise HeaderError("the header states no H1resonanceFrequency_Hz: give thermometry.larmor_hz.")
@@ -112,113 +126,159 @@ class SliceMonitor:
     @property
     def baselines(self) -> Mapping[int, Baseline]:
         """The baselines in use, by echo; empty before there is one."""
-        return {} if self._service is None else {echo: state.baseline for echo, state in self._service.echoes.items()}
+        return {} if self._service is None else {echo: one.baseline for echo, one in self._service.echoes.items()}
+
+    # --- changes during the scan ----------------------------------------------------------------
+
+    def renew_baseline(self) -> None:
+        """Take a new baseline from the next frames; the old one serves until it is complete."""
+        self._builders = {}
+        self._collecting = True
+
+    def configure(self, settings: ThermometrySettings) -> None:
+        """Change what may change during a scan: body temperature, regions, cold mask, alarm limits.
+
+        Raises
+        ------
+        SettingsError
+            A region text cannot be drawn on these images; nothing is changed then.
+        """
+        values = {name: getattr(settings, name) for name in _LIVE}
+        new = self._settings.model_copy(update=values)
+        if self._service is not None:
+            service = self._service
+            regions = self._drawn(new, service)
+            if new.cold_mask != self._settings.cold_mask:
+                cold = self._cold_mask(new, service.first.magnitude, service.level, service.fat)
+                for echo in service.echoes.values():
+                    echo.set_cold_mask(cold, one_sided=new.cold_mask == "auto")
+            self._regions = regions
+        self._settings = new
 
     # --- baseline -------------------------------------------------------------------------------
 
-    def _collect(self, images: Sequence[FrameImage]) -> _Service | None:
-        """Use the frames of a scan without baseline; return the service if these can be measured already."""
-        if self._stored is not None:
-            missing = [image.echo for image in images if image.echo not in self._stored]
-            if missing:
-                raise BaselineError(f"the stored baseline has no echo {missing[0]}: store one of this protocol.")
-            for image in images:
-                check_fingerprint(self._stored[image.echo].fingerprint, fingerprint_of(image, self._scan))
-            self._service = self._install({image.echo: self._stored[image.echo] for image in images}, images[0])
-            return self._service
-        if self._settings.baseline_rule != "after_frames":
-            return None
+    def _gather(self, images: Sequence[FrameImage]) -> None:
+        """Add a frame to the baseline that is being taken, and put it into service once complete."""
         if self._to_skip > 0:
             self._to_skip -= 1
-            return None
+            return
+        settings = self._settings
         for image in images:
-            self._builders.setdefault(image.echo, BaselineBuilder(self._settings.baseline_frames)).add(image)
-        if all(builder.complete for builder in self._builders.values()):
-            built = {echo: builder.build(self._scan) for echo, builder in self._builders.items()}
-            frames = {echo: builder.images for echo, builder in self._builders.items()}
-            self._builders = {}
-            self._service = self._install(built, images[0], frames)
-        return None
+            builder = BaselineBuilder(settings.baseline_frames, library=settings.baseline_mode == "library")
+            self._builders.setdefault(image.echo, builder).add(image)
+        if not all(builder.complete for builder in self._builders.values()):
+            return
+        service = self._serve({echo: builder.build(self._scan) for echo, builder in self._builders.items()})
+        for echo, builder in self._builders.items():
+            service.echoes[echo].use_pre_heating(builder.images)
+        self._start(service, images[0])
+        self._builders, self._collecting = {}, False
 
-    def _install(
-        self,
-        baselines: Mapping[int, Baseline],
-        image: FrameImage,
-        frames: Mapping[int, Sequence[FrameImage]] | None = None,
-    ) -> _Service:
-        """Put baselines into service; ``frames`` are those that they were made of, for the temporal noise."""
+    def _at_once(self, images: Sequence[FrameImage]) -> _Service | None:
+        """Return the service of a scan that needs no frames of its own before it can measure, or ``None``."""
+        image = images[0]
+        if self._settings.referenceless:
+            first = {
+                other.echo: Baseline(
+                    data=other.data,
+                    n_effective=math.inf,
+                    frames=(),
+                    noise_sd=other.noise_sd,
+                    fingerprint=fingerprint_of(other, self._scan),
+                )
+                for other in images
+            }
+            return self._start(self._serve(first), image)
+        if self._stored is None:
+            return None
+        missing = [other.echo for other in images if other.echo not in self._stored]
+        if missing:
+            raise BaselineError(f"the stored baseline has no echo {missing[0]}: store one of this protocol.")
+        for other in images:
+            check_fingerprint(self._stored[other.echo].fingerprint, fingerprint_of(other, self._scan))
+        return self._start(self._serve({other.echo: self._stored[other.echo] for other in images}), image)
+
+    def _serve(self, baselines: Mapping[int, Baseline]) -> _Service:
+        """Make ready to measure against baselines."""
         settings, pixel = self._settings, self._scan.pixel_m
-        first = next(iter(baselines.values()))
-        magnitude = first.magnitude
-        shape = (magnitude.shape[0], magnitude.shape[1], magnitude.shape[2])
-        level = float(np.percentile(magnitude, 99.0)) * settings.min_signal
-        body = magnitude > level
-        fat = region_mask(settings.fat, shape, pixel) if settings.fat else None
-        cold = self._cold_mask(magnitude, level, fat)
-        echoes = {echo: self._echo(echo, baseline, cold) for echo, baseline in baselines.items()}
-        for echo, taken in (frames or {}).items():
-            state = echoes[echo]
-            by_time = settings.sigma == "temporal" or (settings.sigma == "auto" and taken[-1].noise_sd is None)
-            if by_time and len(state.baseline.frames) > 1:
-                state.baseline = replace(state.baseline, phase_sd_rad=self._pre_heating_sd(state, taken))
-        thickness = settings.slice_thickness_m or self._scan.recon.fov_m[2] / max(1, self._scan.recon.matrix[2])
-        voxel_ml = pixel[0] * pixel[1] * thickness * 1e6 if thickness > 0.0 else math.nan
-        texts = named_regions(settings.regions)
-        regions = [RegionStatistics(name, region_mask(text, shape, pixel), voxel_ml) for name, text in texts.items()]
-        service = _Service(
+        echo, first = next(iter(baselines.items()))
+        size = magnitude(first.data)
+        shape = (size.shape[0], size.shape[1], size.shape[2])
+        level = float(np.percentile(size, 99.0)) * settings.min_signal
+        body = size > level
+        if not body.any():
+            raise BaselineError("the baseline holds no signal: check the receive chain.")
+        heated = region_mask(settings.heated, shape, pixel) if settings.referenceless else None
+        fat = self._fat_mask(first, self._echo_time(echo), size, level)
+        cold = self._cold_mask(settings, size, level, fat)
+        return _Service(
             name=first.name,
-            echoes=echoes,
+            echoes={
+                echo: EchoMeasurement(
+                    baseline,
+                    settings=settings,
+                    degc_per_radian=degc_per_radian(
+                        larmor_hz=self._larmor_hz,
+                        echo_time_s=self._echo_time(echo),
+                        prf_coefficient=settings.prf_coefficient,
+                        phase_sign=self._sign,
+                    ),
+                    level=level,
+                    cold=cold,
+                    heated=heated,
+                )
+                for echo, baseline in baselines.items()
+            },
             body=body,
+            dark=~body | fat,
+            outside=np.zeros(shape, dtype=bool) if heated is None else ~heated,
             fat=fat,
             level=level,
-            regions=regions or [RegionStatistics("body", body, voxel_ml)],
+            motion=[MotionWatch(plane) for plane in size],
         )
-        self._start_dose(service, self._time(image))
+
+    def _start(self, service: _Service, image: FrameImage) -> _Service:
+        """Put a service into use, with the dose kept or begun anew."""
+        self._regions = self._drawn(self._settings, service)
+        if self._service is not None and self._settings.dose_on_new_baseline == "reset":
+            self._dose = None
+            self._regions = self._drawn(self._settings, service, anew=True)
+        self._service = service
+        self.generation += 1
+        self._begin_dose(self._time(image))
+        baseline = service.first.baseline
         logger.info(
             "baseline %s: frames %s%s, %d voxels with signal",
             service.name,
-            ", ".join(map(str, first.frames)),
-            f" (left out as outliers: {', '.join(map(str, first.rejected))})" if first.rejected else "",
-            int(body.sum()),
+            ", ".join(map(str, baseline.frames)) or "none",
+            f" (left out as outliers: {', '.join(map(str, baseline.rejected))})" if baseline.rejected else "",
+            int(service.body.sum()),
         )
         return service
 
-    def _cold_mask(self, magnitude: FloatArray, level: float, fat: MaskArray | None) -> MaskArray:
-        text = self._settings.cold_mask
-        if text == "auto":
-            return np.stack([periphery_mask(plane, level, self._scan.pixel_m) for plane in magnitude])
-        shape = (magnitude.shape[0], magnitude.shape[1], magnitude.shape[2])
-        given = fat if text == "fat" and fat is not None else region_mask(text, shape, self._scan.pixel_m)
-        return given & (magnitude > level)
-
-    def _echo(self, echo: int, baseline: Baseline, cold: MaskArray) -> _Echo:
-        settings, magnitude = self._settings, baseline.magnitude
-        estimators = [
-            DriftEstimator(
-                magnitude=plane,
-                mask=mask,
-                order=settings.drift_order,
-                one_sided=settings.cold_mask == "auto",
-                min_voxels=settings.drift_min_voxels,
-                max_condition=settings.drift_max_condition,
+    def _fat_mask(self, baseline: Baseline, echo_time_s: float, size: FloatArray, level: float) -> MaskArray:
+        text = self._settings.fat
+        shape = (size.shape[0], size.shape[1], size.shape[2])
+        if not text:
+            return np.zeros(shape, dtype=bool)
+        if text != "auto":
+            return region_mask(text, shape, self._scan.pixel_m)
+        if len(baseline.data) != 1:
+            raise DataError(
+                f"{len(baseline.data)} coil images: fat is found in combined images only; "
+                "give thermometry.fat a region."
             )
-            for plane, mask in zip(magnitude, cold, strict=True)
-            if settings.drift_order >= 0
-        ]
-        return _Echo(
-            baseline=baseline,
-            magnitude=magnitude,
-            degc_per_radian=degc_per_radian(
-                larmor_hz=self._larmor_hz,
-                echo_time_s=self._echo_time(echo),
-                prf_coefficient=settings.prf_coefficient,
-                phase_sign=self._sign,
-            ),
-            drift=estimators,
-            unwrapper=TemporalUnwrapper(),
-            last_good=[None] * len(magnitude),
-            held=[0] * len(magnitude),
+        offset = fat_phase(larmor_hz=self._larmor_hz, echo_time_s=echo_time_s, phase_sign=self._sign)
+        return np.stack(
+            [find_fat(plane, shown, level, offset) for plane, shown in zip(baseline.data[0], size, strict=True)]
         )
+
+    def _cold_mask(self, settings: ThermometrySettings, size: FloatArray, level: float, fat: MaskArray) -> MaskArray:
+        if settings.cold_mask == "auto":
+            return np.stack([periphery_mask(plane, level, self._scan.pixel_m) for plane in size])
+        shape = (size.shape[0], size.shape[1], size.shape[2])
+        given = fat if settings.cold_mask == "fat" else region_mask(settings.cold_mask, shape, self._scan.pixel_m)
+        return given & (size > level)
 
     def _echo_time(self, echo: int) -> float:
         if echo >= len(self._echo_times):
@@ -228,21 +288,23 @@ class SliceMonitor:
             )
         return self._echo_times[echo]
 
-    def _pre_heating_sd(self, state: _Echo, frames: Sequence[FrameImage]) -> FloatArray:
-        """Return the temporal SD of the phase over the baseline's own frames, drift taken out, rad."""
-        products: list[ComplexArray] = []
-        for image in frames:
-            if image.number in state.baseline.rejected:
-                continue
-            product = complex_product(image.data, state.baseline.data)
-            phase = np.angle(product)
-            for plane, estimator in enumerate(state.drift):
-                fit = estimator.fit(product[plane], phase[plane], state.degc_per_radian)
-                product[plane] *= np.exp(np.complex64(-1j / state.degc_per_radian) * fit.field_degc)
-            products.append(product)
-        return temporal_phase_sd(products) * np.float32(coverage_factor(len(products)))
+    # --- regions and dose -----------------------------------------------------------------------
 
-    # --- dose -----------------------------------------------------------------------------------
+    def _drawn(
+        self, settings: ThermometrySettings, service: _Service, *, anew: bool = False
+    ) -> dict[str, RegionStatistics]:
+        """Return the regions of the settings; one that has not changed keeps its dose."""
+        shape = (service.body.shape[0], service.body.shape[1], service.body.shape[2])
+        pixel = self._scan.pixel_m
+        thickness = settings.slice_thickness_m or self._scan.recon.fov_m[2] / max(1, self._scan.recon.matrix[2])
+        voxel_ml = pixel[0] * pixel[1] * thickness * 1e6 if thickness > 0.0 else math.nan
+        masks = {name: region_mask(text, shape, pixel) for name, text in named_regions(settings.regions).items()}
+        regions = {}
+        for name, mask in (masks or {"body": service.body}).items():
+            old = self._regions.get(name)
+            same = old is not None and not anew and np.array_equal(old.mask, mask)
+            regions[name] = old if old is not None and same else RegionStatistics(name, mask, voxel_ml)
+        return regions
 
     def _time(self, image: FrameImage) -> float:
         """Return the time of a frame, s: centre of its footprint, else its number times the interval set."""
@@ -252,22 +314,41 @@ class SliceMonitor:
             return image.number * self._settings.frame_interval_s
         return image.received_s
 
-    def _start_dose(self, service: _Service, time_s: float) -> None:
-        body = self._settings.body_temperature_degc
-        if body is None:
+    def _begin_dose(self, time_s: float) -> None:
+        """Begin the doses that are not being integrated yet, from body temperature."""
+        body, service = self._settings.body_temperature_degc, self._service
+        if body is None or service is None:
             return
         if not math.isfinite(time_s):
             logger.warning("no dose: frames carry no time; give thermometry.frame_interval_s")
             return
         gap = self._settings.dose_gap_frames
-        service.dose = DoseIntegrator(np.full(int(service.body.sum()), body), time_s, max_gap_frames=gap)
-        for region in service.regions:
-            region.reset_dose(body, time_s, max_gap_frames=gap)
+        if self._dose is None:
+            self._dose = DoseIntegrator(np.full(service.body.shape, body), time_s, max_gap_frames=gap)
+        for region in self._regions.values():
+            if not region.has_dose:
+                region.reset_dose(body, time_s, max_gap_frames=gap)
+
+    def _advance_dose(self, service: _Service, temperature: FloatArray | None, time_s: float) -> FloatArray | None:
+        """Return the dose of every voxel, float32 (slice, y, x), min; NaN outside the body."""
+        if temperature is None or self._dose is None:
+            return None
+        self._dose.update(temperature, time_s)
+        return np.where(service.body, self._dose.minutes, np.nan).astype(np.float32)
 
     # --- one frame ------------------------------------------------------------------------------
 
-    def frame(self, images: Sequence[FrameImage]) -> tuple[TemperatureMap, FrameStatistics]:
+    def frame(
+        self, images: Sequence[FrameImage], *, notes: Mapping[str, MetaValue] | None = None
+    ) -> tuple[TemperatureMap, FrameStatistics]:
         """Take the images of a frame, one an echo; return its map and statistics.
+
+        Parameters
+        ----------
+        images
+            Of one frame.
+        notes
+            What else the meta shall say: commands since the last frame, the scanner's qualification.
 
         Raises
         ------
@@ -282,15 +363,17 @@ class SliceMonitor:
                 "the images carry no phase (root sum of squares): "
                 "thermometry needs a phase-preserving coil combination."
             )
+        said = notes or {}
         stale = self._stale.frame(self._time(image))
-        service, problem = self._service, ""
-        if service is None:
-            service = self._collect(images)
-        else:
-            problem = self._misfit(service, images)
+        service = self._service or self._at_once(images)
+        problem = "" if service is None else self._misfit(service, images)
         if service is None or problem:
-            return self._no_map(image, problem, stale)
-        return self._map(service, images, stale)
+            found = self._no_map(image, problem, stale, said)
+        else:
+            found = self._map(service, images, stale, said)
+        if self._collecting:
+            self._gather(images)
+        return found
 
     def _misfit(self, service: _Service, images: Sequence[FrameImage]) -> str:
         """Return why the baseline does not fit these images (f0 changed in mid-scan …), or an empty text."""
@@ -303,11 +386,12 @@ class SliceMonitor:
                 return str(error)
         return ""
 
-    def _no_map(self, image: FrameImage, problem: str, stale: str) -> tuple[TemperatureMap, FrameStatistics]:
+    def _no_map(
+        self, image: FrameImage, problem: str, stale: str, notes: Mapping[str, MetaValue]
+    ) -> tuple[TemperatureMap, FrameStatistics]:
         nothing = np.full(image.data.shape[1:], np.nan, dtype=np.float32)
-        seen = Observation(baseline_problem=problem)
-        raised = (*alarms(seen, self._limits), *filter(None, (stale,)))
-        meta = self._provenance(image) | {"alarms": raised}
+        raised = self._raised(image, Observation(baseline_problem=problem), stale)
+        meta = self._provenance(image) | dict(notes) | {"alarms": raised}
         absolute = self._settings.body_temperature_degc is not None
         return TemperatureMap(
             change_degc=nothing,
@@ -323,6 +407,20 @@ class SliceMonitor:
             received_s=image.received_s,
             meta=meta,
         ), self._frame_statistics(image, (), raised, meta)
+
+    def _raised(self, image: FrameImage, seen: Observation, stale: str) -> tuple[str, ...]:
+        """Return the alarms of a frame, logged."""
+        settings = self._settings
+        limits = AlarmLimits(
+            temperature_degc=settings.alarm_temperature_degc,
+            dose_min=settings.alarm_dose_min,
+            signal_share=settings.alarm_signal,
+            wrap_share=settings.alarm_wrap,
+        )
+        raised = (*alarms(seen, limits), *filter(None, (stale,)))
+        for text in raised:
+            logger.warning("frame %d: %s", image.number, text)
+        return raised
 
     def _frame_statistics(
         self,
@@ -340,128 +438,47 @@ class SliceMonitor:
             meta=meta,
         )
 
-    def _read(self, service: _Service, image: FrameImage) -> _Reading:
-        """Return the temperature change of one echo."""
-        state = service.echoes[image.echo]
-        scale = np.float32(state.degc_per_radian)
-        product = complex_product(image.data, state.baseline.data)
-        magnitude = np.sqrt(np.einsum("czyx,czyx->zyx", image.data, image.data.conj()).real)
-        trusted = (magnitude > service.level) & (state.magnitude > service.level)
-        phase, wrapped = state.unwrapper.update(product, trusted)
-        field, no_drift, fits, problems = self._drift_field(state, product, phase)
-        unfiltered = change = phase * scale - field
-        if self._settings.neighbours > 1:
-            # The branch of every voxel is known: only its angle is replaced by the neighbourhood's.
-            smooth = complex_product(image.data, state.baseline.data, neighbours=self._settings.neighbours)
-            change = (phase + np.angle(smooth * np.exp(-1j * phase))) * scale - field
-        return _Reading(
-            change=change.astype(np.float32, copy=False),
-            unfiltered=unfiltered,
-            sigma=self._sigma(state, image, magnitude),
-            magnitude=magnitude,
-            wrapped=wrapped,
-            no_drift=no_drift,
-            fits=fits,
-            problems=problems,
-        )
-
-    def _drift_field(
-        self, state: _Echo, product: ComplexArray, phase: FloatArray
-    ) -> tuple[FloatArray, MaskArray, list[DriftFit], list[str]]:
-        """Return the drift, °C, where there is none to be had, the fits, and what went wrong."""
-        field = np.zeros(phase.shape, dtype=np.float32)
-        missing = np.zeros(phase.shape, dtype=bool)
-        fits: list[DriftFit] = []
-        problems: list[str] = []
-        for plane, estimator in enumerate(state.drift):
-            fit = estimator.fit(product[plane], phase[plane], state.degc_per_radian)
-            fits.append(fit)
-            if not fit.problem:
-                state.last_good[plane], state.held[plane] = fit, 0
-                field[plane] = fit.field_degc
-                continue
-            state.held[plane] += 1
-            kept = state.last_good[plane]
-            if kept is not None and state.held[plane] <= self._settings.drift_hold_frames:
-                field[plane] = kept.field_degc
-                problems.append(f"{fit.problem}; the last good fit is kept ({state.held[plane]} frames old)")
-            else:
-                missing[plane] = True
-                problems.append(f"{fit.problem}; no reading")
-        return field, missing, fits, problems
-
-    def _sigma(self, state: _Echo, image: FrameImage, magnitude: FloatArray) -> FloatArray:
-        """Return σ_T of one echo, °C; NaN where it is not known."""
-        baseline, method = state.baseline, self._settings.sigma
-        if method == "temporal" or (method == "auto" and image.noise_sd is None):
-            if baseline.phase_sd_rad is None:
-                return np.full(magnitude.shape, np.nan, dtype=np.float32)
-            factor = abs(state.degc_per_radian) * math.sqrt(1.0 + 1.0 / baseline.n_effective)
-            return baseline.phase_sd_rad * np.float32(factor)
-        if image.noise_sd is None:
-            raise DataError(
-                "the images state no noise: whiten them (a noise scan), or set thermometry.sigma to temporal or auto."
-            )
-        return sigma_by_formula(
-            signal=magnitude,
-            noise_sd=image.noise_sd,
-            baseline_signal=state.magnitude,
-            baseline_noise_sd=image.noise_sd if baseline.noise_sd is None else baseline.noise_sd,
-            n_effective=baseline.n_effective,
-            degc_per_radian=state.degc_per_radian,
-        )
-
     def _map(
-        self, service: _Service, images: Sequence[FrameImage], stale: str
+        self, service: _Service, images: Sequence[FrameImage], stale: str, notes: Mapping[str, MetaValue]
     ) -> tuple[TemperatureMap, FrameStatistics]:
         settings, image, body = self._settings, images[0], service.body
-        readings = [self._read(service, other) for other in images]
-        change, unfiltered, sigma = readings[0].change, readings[0].unfiltered, readings[0].sigma
-        if len(readings) > 1:
-            times = [self._echo_time(other.echo) for other in images]
-            sizes = [reading.magnitude for reading in readings]
-            change, weights = combine_echoes([reading.change for reading in readings], sizes, times)
-            unfiltered, _ = combine_echoes([reading.unfiltered for reading in readings], sizes, times)
-            sigma = np.sqrt(
-                sum((weight * reading.sigma) ** 2 for weight, reading in zip(weights, readings, strict=True))
-            )
-        magnitude, before = readings[0].magnitude, service.echoes[image.echo].magnitude
+        readings = [service.echoes[other.echo].read(other) for other in images]
+        change, unfiltered, sigma = self._combined(images, readings)
+        size = readings[0].magnitude
+        motion = [watch.compare(plane) for watch, plane in zip(service.motion, size, strict=True)]
+        moved = self._moved(motion)
         wrapped = np.logical_or.reduce([reading.wrapped for reading in readings])
-        no_drift = np.logical_or.reduce([reading.no_drift for reading in readings])
-        dark = (magnitude <= service.level) | (before <= service.level)
-        if service.fat is not None:
-            dark |= service.fat
-        validity = self._validity(dark, sigma, wrapped, no_drift)
-        valid = validity == 0
+        bits = self._validity(service, readings, sigma, wrapped, bool(moved))
+        valid = bits == 0
         change = np.where(valid, change, np.float32(np.nan))
-        unfiltered = np.where(valid, unfiltered, np.float32(np.nan))
         absolute = settings.body_temperature_degc is not None
         temperature = change + np.float32(settings.body_temperature_degc) if absolute else None
         time_s = self._time(image)
+        self._begin_dose(time_s)
         dose = self._advance_dose(service, temperature, time_s)
         shown = change if temperature is None else temperature
-        rows = [region.row(shown, sigma, absolute=absolute, dose=dose, time_s=time_s) for region in service.regions]
-        problems = [text for reading in readings for text in reading.problems]
-        share = float(np.median(magnitude[body]) / np.median(before[body]))
+        rows = [
+            region.row(shown, sigma, absolute=absolute, dose=dose, time_s=time_s) for region in self._regions.values()
+        ]
+        share = float(np.median(size[body]) / np.median(service.first.magnitude[body]))
         seen = Observation(
             regions=rows,
             signal_share=share,
             wrap_share=float(wrapped.sum() / body.sum()),
-            drift_problem="; ".join(problems),
+            drift_problem="; ".join(text for reading in readings for text in reading.problems),
+            motion=moved,
             guard=str(image.meta.get("guard", "")),
         )
-        raised = (*alarms(seen, self._limits), *filter(None, (stale,)))
-        for text in raised:
-            logger.warning("frame %d: %s", image.number, text)
-        meta = self._provenance(image) | self._quality(readings, share, service.dose) | {"alarms": raised}
+        raised = self._raised(image, seen, stale)
+        meta = self._provenance(image) | self._quality(readings[0], motion, share) | dict(notes) | {"alarms": raised}
         return TemperatureMap(
             change_degc=change,
             sigma_degc=np.where(body, sigma, np.float32(np.nan)),
-            validity=validity,
+            validity=bits,
             number=image.number,
             slice=image.slice,
             temperature_degc=temperature,
-            unfiltered_degc=unfiltered,
+            unfiltered_degc=np.where(valid, unfiltered, np.float32(np.nan)),
             cem43_min=dose,
             footprint=image.footprint,
             header=image.header,
@@ -469,30 +486,59 @@ class SliceMonitor:
             meta=meta,
         ), self._frame_statistics(image, rows, raised, meta)
 
-    def _validity(self, dark: MaskArray, sigma: FloatArray, wrapped: MaskArray, no_drift: MaskArray) -> ValidityArray:
+    def _combined(
+        self, images: Sequence[FrameImage], readings: Sequence[Reading]
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return change, unfiltered change and σ_T of all echoes together."""
+        if len(readings) == 1:
+            return readings[0].change, readings[0].unfiltered, readings[0].sigma
+        times = [self._echo_time(image.echo) for image in images]
+        sizes = [reading.magnitude for reading in readings]
+        change, weights = combine_echoes([reading.change for reading in readings], sizes, times)
+        unfiltered, _ = combine_echoes([reading.unfiltered for reading in readings], sizes, times)
+        variances = np.stack([(weight * one.sigma) ** 2 for weight, one in zip(weights, readings, strict=True)])
+        return change, unfiltered, np.sqrt(variances.sum(axis=0))
+
+    def _moved(self, motion: Sequence[Motion]) -> str:
+        """Return what moved, or an empty text."""
+        settings = self._settings
+        for plane, found in enumerate(motion):
+            if found.correlation < settings.motion_correlation:
+                return (
+                    f"correlation with the baseline {found.correlation:.3f} in plane {plane}, "
+                    f"limit {settings.motion_correlation:g}"
+                )
+            if found.distance_px > settings.motion_shift_px:
+                return (
+                    f"edges shifted by {found.distance_px:.2f} pixels in plane {plane}, "
+                    f"limit {settings.motion_shift_px:g}"
+                )
+        return ""
+
+    def _validity(
+        self, service: _Service, readings: Sequence[Reading], sigma: FloatArray, wrapped: MaskArray, moved: bool
+    ) -> ValidityArray:
         """Return the bits of `NoReading`; fat has no reading for want of tissue signal."""
-        bits = np.where(dark, np.uint16(NoReading.SIGNAL), np.uint16(0))
+        bits = np.where(
+            service.dark | ~(readings[0].magnitude > service.level), np.uint16(NoReading.SIGNAL), np.uint16(0)
+        )
         bits |= np.where(sigma > self._settings.max_sigma_degc, np.uint16(NoReading.NOISE), np.uint16(0))
         bits |= np.where(wrapped, np.uint16(NoReading.WRAP), np.uint16(0))
-        bits |= np.where(no_drift, np.uint16(NoReading.DRIFT), np.uint16(0))
+        bits |= np.where(service.outside, np.uint16(NoReading.NO_BASELINE), np.uint16(0))
+        for reading in readings:
+            bits |= np.where(reading.no_drift, np.uint16(NoReading.DRIFT), np.uint16(0))
+        if moved:
+            bits |= np.uint16(NoReading.MOTION)
         return bits.astype(np.uint16, copy=False)
 
-    @staticmethod
-    def _advance_dose(service: _Service, temperature: FloatArray | None, time_s: float) -> FloatArray | None:
-        """Return the dose of every voxel, float32 (slice, y, x), min; NaN outside the body."""
-        if temperature is None or service.dose is None:
-            return None
-        service.dose.update(temperature[service.body], time_s)
-        dose = np.full(temperature.shape, np.nan, dtype=np.float32)
-        dose[service.body] = service.dose.minutes
-        return dose
-
-    def _quality(
-        self, readings: Sequence[_Reading], signal_share: float, dose: DoseIntegrator | None
-    ) -> dict[str, MetaValue]:
+    def _quality(self, reading: Reading, motion: Sequence[Motion], share: float) -> dict[str, MetaValue]:
         """Return what the map says about how well it was made."""
-        meta: dict[str, MetaValue] = {"signal_share": round(signal_share, 4)}
-        fits = readings[0].fits
+        meta: dict[str, MetaValue] = {
+            "signal_share": round(share, 4),
+            "motion_correlation": round(min(found.correlation for found in motion), 4),
+            "motion_shift_px": round(max(found.distance_px for found in motion), 3),
+        }
+        fits = reading.fits
         if fits:
             meta |= {
                 "drift_coefficients_degC": tuple(round(value, 5) for fit in fits for value in fit.coefficients_degc),
@@ -501,8 +547,10 @@ class SliceMonitor:
                 "drift_residual_degC": round(max(fit.residual_degc for fit in fits), 4),
                 "drift_ok": not any(fit.problem for fit in fits),
             }
-        if dose is not None:
-            meta["dose_lower_bound_voxels"] = int(dose.lower_bound.sum())
+        if reading.score is not None:
+            meta["baseline_score"] = round(reading.score, 5)
+        if self._dose is not None:
+            meta["dose_lower_bound_voxels"] = int(self._dose.lower_bound.sum())
         return meta
 
     def _provenance(self, image: FrameImage) -> dict[str, MetaValue]:
@@ -518,15 +566,17 @@ class SliceMonitor:
             "cold_mask": settings.cold_mask,
             "sigma_method": settings.sigma,
             "neighbours": settings.neighbours,
+            "baseline_mode": settings.baseline_mode,
         }
         if settings.body_temperature_degc is not None:
             meta["body_temperature_degC"] = settings.body_temperature_degc
         if self._service is not None:
-            baseline = next(iter(self._service.echoes.values())).baseline
+            baseline = self._service.first.baseline
             meta |= {
                 "baseline": self._service.name,
                 "baseline_frames": baseline.frames,
                 "baseline_rejected": baseline.rejected,
-                "baseline_effective_frames": round(baseline.n_effective, 2),
             }
+            if math.isfinite(baseline.n_effective):
+                meta["baseline_effective_frames"] = round(baseline.n_effective, 2)
         return meta

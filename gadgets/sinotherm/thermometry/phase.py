@@ -68,6 +68,19 @@ class TemporalUnwrapper:
         """Forget the past: the baseline changed."""
         self._phase = self._product = self._doubtful = None
 
+    def rebase(self, between: ComplexArray) -> None:
+        """Go on against another baseline.
+
+        Parameters
+        ----------
+        between
+            complex64 (slice, y, x): complex product of the old baseline with the new one.
+        """
+        if self._phase is not None and self._product is not None:
+            angle = np.angle(between)
+            self._phase = self._phase + angle
+            self._product = self._product * np.exp(1j * angle).astype(np.complex64)
+
     def update(self, product: ComplexArray, trusted: MaskArray) -> tuple[FloatArray, MaskArray]:
         """Take the next frame's complex product.
 
@@ -97,7 +110,8 @@ class TemporalUnwrapper:
         expected = before + np.float32(bulk)
         step = wrapped - expected
         step -= turn * np.rint(step / turn)
-        phase = expected + step
+        # A voxel without signal in this frame keeps its branch: noise would walk it away.
+        phase = np.where(trusted, expected + step, expected)
         doubtful = (doubtful | (np.abs(step) > JUMP_LIMIT_RAD)) & trusted
         if doubtful.any():
             doubtful = doubtful & ~self._agrees(phase, trusted & ~doubtful)

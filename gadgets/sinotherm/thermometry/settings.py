@@ -40,6 +40,17 @@ class ThermometrySettings(StageSettings):
     baseline_file: str = setting("", "Stored baseline (.h5 or .npz) of the rule 'stored'.")
     baseline_save: str = setting("", "File (.h5 or .npz) to which a finished baseline is saved.")
 
+    baseline_mode: Literal["mean", "library", "polynomial", "harmonic"] = setting(
+        "mean",
+        "What a frame is compared with: the mean of the pre-heating frames, the most similar one of them, or its own "
+        "phase round the heated region, continued into it by a polynomial or a harmonic function (referenceless).",
+    )
+    heated: str = setting("", "Region that may be heated, for the referenceless modes: a region text.")
+    background_order: int = setting(3, "Order of the polynomial of the referenceless mode.", ge=1, le=6)
+    dose_on_new_baseline: Literal["keep", "reset"] = setting(
+        "keep", "What happens to the dose when the baseline is renewed."
+    )
+
     neighbours: int = setting(1, "Odd width of the window over which complex products are summed, pixels.", ge=1, le=15)
 
     drift_order: int = setting(1, "Order of the drift polynomial; -1: no drift correction.", ge=-1, le=2)
@@ -50,7 +61,10 @@ class ThermometrySettings(StageSettings):
     drift_min_voxels: int = setting(100, "Fewest cold voxels for a drift fit.", ge=1)
     drift_max_condition: float = setting(1e4, "Largest condition number of a drift fit.", gt=1.0)
     drift_hold_frames: int = setting(5, "Frames for which the last good drift fit is kept when fits fail.", ge=0)
-    fat: str = setting("", "Fat, which does not shift and has no reading: a region text; empty: none.")
+    fat: str = setting(
+        "",
+        "Fat, which does not shift and has no reading: a region text, or auto (by phase and brightness); empty: none.",
+    )
 
     sigma: Literal["auto", "formula", "temporal"] = setting(
         "auto",
@@ -65,6 +79,13 @@ class ThermometrySettings(StageSettings):
     dose_gap_frames: int = setting(3, "Longest gap over which the dose is interpolated, frames.", ge=0)
     frame_interval_s: float | None = setting(
         None, "Time between frames where they carry no time stamps.", unit="s", gt=0.0
+    )
+
+    motion_correlation: float = setting(
+        0.9, "Frames whose magnitude correlates less with the baseline's have moved: no reading.", ge=0.0, le=1.0
+    )
+    motion_shift_px: float = setting(
+        0.7, "Frames whose edges are shifted by more have moved: no reading.", unit="pixels", gt=0.0
     )
 
     regions: str = setting("", "Regions of interest: name=shape;name=shape, e.g. tumour=circle:128,120,15.")
@@ -82,6 +103,14 @@ class ThermometrySettings(StageSettings):
     )
     stale_intervals: float = setting(3.0, "Alarm when no map came for this many frame intervals.", gt=1.0)
 
+    log: str = setting("", "Folder of the audit log (audit.jsonl and regions.csv); empty: none.")
+    log_maps: bool = setting(False, "Keep every map beside the audit log, whatever becomes of the connection.")
+    qualified: str = setting(
+        "", "Record of `sinotherm qa` (JSON) that qualifies the scanner; its date stands in every map."
+    )
+    commands: str = setting("", "ZeroMQ endpoint on which commands are taken, e.g. tcp://127.0.0.1:5561; empty: none.")
+    commands_key_file: str = setting("", "File with the key of the commands; needed unless the endpoint is loopback.")
+
     @model_validator(mode="after")
     def _consistent(self) -> "ThermometrySettings":
         if self.phase_sign == 0:
@@ -92,4 +121,11 @@ class ThermometrySettings(StageSettings):
             raise ValueError("thermometry.baseline_rule = stored needs thermometry.baseline_file")
         if self.cold_mask == "fat" and not self.fat:
             raise ValueError("thermometry.cold_mask = fat needs thermometry.fat")
+        if self.referenceless and not self.heated:
+            raise ValueError(f"thermometry.baseline_mode = {self.baseline_mode} needs thermometry.heated")
         return self
+
+    @property
+    def referenceless(self) -> bool:
+        """Whether frames are compared with their own surroundings."""
+        return self.baseline_mode in ("polynomial", "harmonic")

@@ -34,6 +34,11 @@ class RegionStatistics:
         self._voxel_ml = voxel_ml
         self._dose: DoseIntegrator | None = None
 
+    @property
+    def has_dose(self) -> bool:
+        """Whether the dose of its curves is being integrated."""
+        return self._dose is not None
+
     def reset_dose(self, body_temperature_degc: float, time_s: float, *, max_gap_frames: int) -> None:
         """Start the dose of the T50 and T90 curves at zero, from body temperature."""
         self._dose = DoseIntegrator(np.full(2, body_temperature_degc), time_s, max_gap_frames=max_gap_frames)
@@ -68,14 +73,14 @@ class RegionStatistics:
             t90, t50, t10 = (float(value) for value in np.percentile(found, (10.0, 50.0, 90.0)))
             curve = np.array([t50, t90])
             row |= {
-                "min_degC": float(found.min()),
-                "max_degC": float(found.max()),
-                "mean_degC": float(found.mean(dtype=np.float64)),
-                "sd_degC": float(found.std(dtype=np.float64)),
-                "t10_degC": t10,
-                "t50_degC": t50,
-                "t90_degC": t90,
-                "sigma_degC": float(np.median(sigma[self.mask][valid])),
+                "min_degc": float(found.min()),
+                "max_degc": float(found.max()),
+                "mean_degc": float(found.mean(dtype=np.float64)),
+                "sd_degc": float(found.std(dtype=np.float64)),
+                "t10_degc": t10,
+                "t50_degc": t50,
+                "t90_degc": t90,
+                "sigma_degc": float(np.median(sigma[self.mask][valid])),
             }
             if absolute:
                 for limit in (41, 43):

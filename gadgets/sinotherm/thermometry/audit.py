@@ -1,0 +1,88 @@
+"""The audit log of a scan: every setting, baseline, frame, command and alarm, as it happens.
+
+``audit.jsonl`` has one JSON object a line, ``regions.csv`` one row a frame and region. Each frame is
+on disk before the next is begun: a process that is killed loses nothing that was finished, and the
+last line says how far it came. A restart appends.
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from sinotherm.core.scan import FrameStatistics, TemperatureMap
+from sinotherm.wire.feed import plain
+
+__all__ = ["AuditLog"]
+
+COLUMNS: Final = (
+    "frame", "slice", "time_s", "region", "quantity", "n", "voxels", "min_degc", "max_degc", "mean_degc", "sd_degc",
+    "t10_degc", "t50_degc", "t90_degc", "sigma_degc", "voxels_above_41", "voxels_above_43", "volume_above_41_ml",
+    "volume_above_43_ml", "cem43_t50_min", "cem43_t90_min", "cem43_lower_bound", "cem43_median_min", "cem43_max_min",
+    "alarms",
+)  # fmt: skip
+
+
+class AuditLog:
+    """Writes the log of one scan.
+
+    Parameters
+    ----------
+    folder
+        Where the files are; made if missing, appended to if there.
+    keep_maps
+        Whether each map is kept as well, as ``maps/frame_000012_slice0.npz``.
+    """
+
+    def __init__(self, folder: Path, *, keep_maps: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._maps = folder / "maps" if keep_maps else None
+        if self._maps is not None:
+            self._maps.mkdir(exist_ok=True)
+        self._lines = (folder / "audit.jsonl").open("a", encoding="utf-8")
+        self._table = (folder / "regions.csv").open("a", encoding="utf-8", newline="")
+        self._rows = csv.DictWriter(self._table, COLUMNS, extrasaction="ignore")
+        if self._table.tell() == 0:
+            self._rows.writeheader()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.write("end", {"reason": "complete" if error is None else f"{type(error).__name__}: {error}"})
+        self._lines.close()
+        self._table.close()
+
+    def write(self, record: str, facts: Mapping[str, Any]) -> None:
+        """Write a line."""
+        line = {"record": record, "written": datetime.now(UTC).isoformat(timespec="milliseconds"), **plain(facts)}
+        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+        self._lines.flush()
+
+    def frame(self, found: TemperatureMap, statistics: FrameStatistics) -> None:
+        """Write a finished frame: its map first, so that the log never names one that is not there."""
+        if self._maps is not None:
+            path = self._maps / f"frame_{found.number:06d}_slice{found.slice}.npz"
+            arrays = {
+                name: values
+                for name in ("change_degc", "temperature_degc", "sigma_degc", "cem43_min", "validity")
+                if (values := getattr(found, name)) is not None
+            }
+            partial = path.with_suffix(".part.npz")
+            np.savez(partial, **arrays)
+            partial.replace(path)
+        place = {"frame": statistics.number, "slice": statistics.slice, "time_s": statistics.time_s}
+        alarms = "; ".join(statistics.alarms)
+        self._rows.writerows(plain({**place, **row, "alarms": alarms}) for row in statistics.regions)
+        self._table.flush()
+        self.write(
+            "frame",
+            {**place, "regions": statistics.regions, "alarms": statistics.alarms, "meta": statistics.meta},
+        )

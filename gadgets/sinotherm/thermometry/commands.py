@@ -1,0 +1,125 @@
+"""Commands during a scan: what an operator may change, checked like the settings they change."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from sinotherm.errors import SettingsError
+from sinotherm.thermometry.monitor import SliceMonitor
+from sinotherm.thermometry.regions import named_regions
+from sinotherm.thermometry.settings import ThermometrySettings
+
+__all__ = ["COMMANDS", "CommandBook"]
+
+logger = logging.getLogger(__name__)
+
+COMMANDS: Final[Mapping[str, str]] = {
+    "set_baseline": "frames, dose: take a new baseline from the next frames; dose is keep or reset",
+    "body_temperature": "degc: temperature of the body before heating",
+    "region": "name, shape: draw a region of interest; without shape remove it",
+    "cold_mask": "shape: where the drift is fitted",
+    "thresholds": "temperature_degc, dose_min, signal, wrap: limits of the alarms",
+    "mark": "text: write a remark into the log and the next image",
+    "status": "what is set now",
+}
+"""Name → arguments and meaning."""
+
+
+class CommandBook:
+    """Carries out commands on the monitors of a scan.
+
+    Parameters
+    ----------
+    settings
+        The stage's settings; ``settings`` always holds the present ones.
+    monitors
+        The monitors by slice; may grow during the scan.
+    log
+        Called with the record's name and its facts for every command that was carried out or refused.
+    """
+
+    def __init__(
+        self,
+        settings: ThermometrySettings,
+        monitors: Mapping[int, SliceMonitor],
+        log: Callable[[str, Mapping[str, Any]], None],
+    ) -> None:
+        self.settings = settings
+        self._monitors = monitors
+        self._log = log
+        self._events: list[str] = []
+
+    def take_events(self) -> tuple[str, ...]:
+        """Return what was commanded since the last call, for the next image's meta."""
+        events = tuple(self._events)
+        self._events = []
+        return events
+
+    def handle(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Carry out a command and return its answer.
+
+        Raises
+        ------
+        SettingsError
+            The command or an argument is unknown, or a value is out of range; nothing is changed then.
+        """
+        try:
+            answer = self._carry_out(name, dict(arguments))
+        except SettingsError as error:
+            self._log("command", {"command": name, "arguments": dict(arguments), "refused": str(error)})
+            raise
+        if name != "status":
+            text = " ".join([name, *(f"{key}={value}" for key, value in arguments.items())])
+            logger.info("command: %s", text)
+            self._events.append(text)
+            self._log("command", {"command": name, "arguments": dict(arguments), "answer": answer})
+        return answer
+
+    def _carry_out(self, name: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
+        allowed = COMMANDS.get(name)
+        if allowed is None:
+            raise SettingsError(f"unknown command {name!r}; known commands: {', '.join(COMMANDS)}.")
+        known = [part.strip() for part in allowed.partition(":")[0].split(",")] if ":" in allowed else []
+        for argument in arguments:
+            if argument not in known:
+                raise SettingsError(f"{name} has no argument {argument!r}; it has: {', '.join(known) or 'none'}.")
+        match name:
+            case "set_baseline":
+                changes = {"frames": "baseline_frames", "dose": "dose_on_new_baseline"}
+                self._change({changes[key]: value for key, value in arguments.items()})
+                for monitor in self._monitors.values():
+                    monitor.renew_baseline()
+                return {"frames": self.settings.baseline_frames, "dose": self.settings.dose_on_new_baseline}
+            case "body_temperature":
+                self._change({"body_temperature_degc": _needed(name, arguments, "degc")})
+                return {"degc": self.settings.body_temperature_degc}
+            case "region":
+                regions = dict(named_regions(self.settings.regions))
+                regions.pop(str(_needed(name, arguments, "name")), None)
+                if arguments.get("shape") is not None:
+                    regions[str(arguments["name"])] = str(arguments["shape"])
+                self._change({"regions": ";".join(f"{key}={shape}" for key, shape in regions.items())})
+                return {"regions": regions}
+            case "cold_mask":
+                self._change({"cold_mask": _needed(name, arguments, "shape")})
+                return {"shape": self.settings.cold_mask}
+            case "thresholds":
+                self._change({f"alarm_{key}": value for key, value in arguments.items()})
+                return {key: getattr(self.settings, f"alarm_{key}") for key in known}
+            case "mark":
+                return {"text": str(_needed(name, arguments, "text"))}
+            case _:
+                return {"settings": self.settings.model_dump(), "slices": sorted(self._monitors)}
+
+    def _change(self, changes: Mapping[str, Any]) -> None:
+        """Check the changed settings, try them on every monitor, and keep them."""
+        settings = ThermometrySettings.parse("thermometry", {**self.settings.model_dump(), **changes})
+        for monitor in self._monitors.values():
+            monitor.configure(settings)
+        self.settings = settings
+
+
+def _needed(name: str, arguments: Mapping[str, Any], argument: str) -> Any:
+    if arguments.get(argument) is None:
+        raise SettingsError(f"{name} needs the argument {argument!r}.")
+    return arguments[argument]

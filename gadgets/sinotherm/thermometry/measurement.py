@@ -1,0 +1,231 @@
+"""The temperature change of one echo of a slice: phase difference, drift and uncertainty, frame after frame."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, MaskArray
+from sinotherm.core.scan import FrameImage
+from sinotherm.errors import DataError
+from sinotherm.thermometry.background import Background
+from sinotherm.thermometry.baseline import Baseline, best_match
+from sinotherm.thermometry.drift import DriftEstimator, DriftFit
+from sinotherm.thermometry.noise import coverage_factor, sigma_by_formula, temporal_phase_sd
+from sinotherm.thermometry.phase import TemporalUnwrapper, complex_product
+from sinotherm.thermometry.settings import ThermometrySettings
+
+__all__ = ["EchoMeasurement", "Reading", "magnitude"]
+
+
+def magnitude(image: CoilImages) -> FloatArray:
+    """Return the root sum of squares over the coils, float32 (slice, y, x)."""
+    return np.sqrt(np.einsum("czyx,czyx->zyx", image, image.conj()).real)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Temperature change of one frame and echo.
+
+    Attributes
+    ----------
+    change, unfiltered, sigma
+        float32 (slice, y, x), °C: change, the same before any spatial filter, and σ_T (NaN: not known).
+    magnitude
+        float32 (slice, y, x): of the image.
+    wrapped, no_drift
+        bool (slice, y, x): the branch of the phase is in doubt; there is no drift fit to correct with.
+    fits, problems
+        Drift fit of each slice plane, and what went wrong.
+    score
+        Similarity of the baseline chosen from a library; ``None`` without one.
+    """
+
+    change: FloatArray
+    unfiltered: FloatArray
+    sigma: FloatArray
+    magnitude: FloatArray
+    wrapped: MaskArray
+    no_drift: MaskArray
+    fits: Sequence[DriftFit]
+    problems: Sequence[str]
+    score: float | None
+
+
+class EchoMeasurement:
+    """Measures the frames of one echo against a baseline, or against their own surroundings.
+
+    Parameters
+    ----------
+    baseline
+        The baseline; in the referenceless modes the first frame, whose magnitude alone counts.
+    settings
+        The stage's settings.
+    degc_per_radian
+        °C that 1 rad stands for.
+    level
+        Signal below this has no phase.
+    cold
+        bool (slice, y, x): tissue that is not heated.
+    heated
+        bool (slice, y, x): region that may be heated, for the referenceless modes.
+    """
+
+    def __init__(
+        self,
+        baseline: Baseline,
+        *,
+        settings: ThermometrySettings,
+        degc_per_radian: float,
+        level: float,
+        cold: MaskArray,
+        heated: MaskArray | None,
+    ) -> None:
+        self.baseline = baseline
+        self.magnitude = magnitude(baseline.data)
+        self._settings = settings
+        self._scale = degc_per_radian
+        self._unwrapper = TemporalUnwrapper()
+        self._chosen = 0
+        self._backgrounds: list[Background] = []
+        self._trusted = self.magnitude > level
+        self._level = level
+        if heated is not None:
+            harmonic = settings.baseline_mode == "harmonic"
+            order = settings.background_order
+            self._backgrounds = [Background(plane, harmonic=harmonic, order=order) for plane in heated]
+            self._trusted = self._trusted & heated
+        self.set_cold_mask(cold, one_sided=settings.cold_mask == "auto")
+
+    def set_cold_mask(self, cold: MaskArray, *, one_sided: bool) -> None:
+        """Fit the drift in another mask from now on."""
+        settings = self._settings
+        self._drift = [
+            DriftEstimator(
+                magnitude=plane,
+                mask=mask,
+                order=settings.drift_order,
+                one_sided=one_sided,
+                min_voxels=settings.drift_min_voxels,
+                max_condition=settings.drift_max_condition,
+            )
+            for plane, mask in zip(self.magnitude, cold, strict=True)
+            # The surroundings of a referenceless reading drift with it.
+            if settings.drift_order >= 0 and not self._backgrounds
+        ]
+        self._last_good: list[DriftFit | None] = [None] * len(self._drift)
+        self._held = [0] * len(self._drift)
+
+    def use_pre_heating(self, frames: Sequence[FrameImage]) -> None:
+        """Take the noise from the temporal SD of the baseline's own frames, if the settings or the images want that."""
+        method = self._settings.sigma
+        by_time = method == "temporal" or (method == "auto" and frames[-1].noise_sd is None)
+        if not by_time or len(self.baseline.frames) < 2:
+            return
+        products: list[ComplexArray] = []
+        for image in frames:
+            if image.number in self.baseline.rejected:
+                continue
+            product = complex_product(image.data, self.baseline.data)
+            phase = np.angle(product)
+            for plane, estimator in enumerate(self._drift):
+                fit = estimator.fit(product[plane], phase[plane], self._scale)
+                product[plane] *= np.exp(np.complex64(-1j / self._scale) * fit.field_degc)
+            products.append(product)
+        sd = temporal_phase_sd(products) * np.float32(coverage_factor(len(products)))
+        self.baseline = replace(self.baseline, phase_sd_rad=sd)
+
+    def read(self, image: FrameImage) -> Reading:
+        """Return the temperature change of a frame."""
+        data = image.data
+        if not np.isfinite(data).all():
+            # What is not a number is no signal.
+            data = np.where(np.isfinite(data), data, np.complex64(0.0))
+        reference, n_effective, score = self._reference(data)
+        scale = np.float32(self._scale)
+        product = complex_product(data, reference)
+        size = magnitude(data)
+        phase, wrapped = self._unwrapper.update(product, self._trusted & (size > self._level))
+        field, no_drift, fits, problems = self._drift_field(product, phase)
+        unfiltered = change = phase * scale - field
+        if self._settings.neighbours > 1:
+            # The branch of every voxel is known: only its angle is replaced by the neighbourhood's.
+            smooth = complex_product(data, reference, neighbours=self._settings.neighbours)
+            change = (phase + np.angle(smooth * np.exp(-1j * phase))) * scale - field
+        return Reading(
+            change=change.astype(np.float32, copy=False),
+            unfiltered=unfiltered,
+            sigma=self._sigma(image, size, n_effective),
+            magnitude=size,
+            wrapped=wrapped,
+            no_drift=no_drift,
+            fits=fits,
+            problems=problems,
+            score=score,
+        )
+
+    def _reference(self, data: CoilImages) -> tuple[CoilImages, float, float | None]:
+        """Return what a frame is compared with, its independent frames, and the score of a library's choice."""
+        baseline = self.baseline
+        if self._backgrounds:
+            planes = [background.reference(data[:, plane]) for plane, background in enumerate(self._backgrounds)]
+            return np.stack(planes, axis=1), math.inf, None
+        if not baseline.library:
+            return baseline.data, baseline.n_effective, None
+        best, score = best_match(data, baseline.library)
+        if best != self._chosen:
+            self._unwrapper.rebase(complex_product(baseline.library[self._chosen], baseline.library[best]))
+            self._chosen = best
+        return baseline.library[best], 1.0, score
+
+    def _drift_field(
+        self, product: ComplexArray, phase: FloatArray
+    ) -> tuple[FloatArray, MaskArray, list[DriftFit], list[str]]:
+        """Return the drift, °C, where there is none to be had, the fits, and what went wrong."""
+        field = np.zeros(phase.shape, dtype=np.float32)
+        missing = np.zeros(phase.shape, dtype=bool)
+        fits: list[DriftFit] = []
+        problems: list[str] = []
+        for plane, estimator in enumerate(self._drift):
+            fit = estimator.fit(product[plane], phase[plane], self._scale)
+            fits.append(fit)
+            if not fit.problem:
+                self._last_good[plane], self._held[plane] = fit, 0
+                field[plane] = fit.field_degc
+                continue
+            self._held[plane] += 1
+            kept = self._last_good[plane]
+            if kept is not None and self._held[plane] <= self._settings.drift_hold_frames:
+                field[plane] = kept.field_degc
+                problems.append(f"{fit.problem}; the last good fit is kept ({self._held[plane]} frames old)")
+            else:
+                missing[plane] = True
+                problems.append(f"{fit.problem}; no reading")
+        return field, missing, fits, problems
+
+    def _sigma(self, image: FrameImage, size: FloatArray, n_effective: float) -> FloatArray:
+        """Return σ_T, °C; NaN where it is not known.
+
+        Raises
+        ------
+        DataError
+            The formula is asked for and the image states no noise.
+        """
+        baseline, method = self.baseline, self._settings.sigma
+        if method == "temporal" or (method == "auto" and image.noise_sd is None):
+            if baseline.phase_sd_rad is None:
+                return np.full(size.shape, np.nan, dtype=np.float32)
+            return baseline.phase_sd_rad * np.float32(abs(self._scale) * math.sqrt(1.0 + 1.0 / n_effective))
+        if image.noise_sd is None:
+            raise DataError(
+                "the images state no noise: whiten them (a noise scan), or set thermometry.sigma to temporal or auto."
+            )
+        return sigma_by_formula(
+            signal=size,
+            noise_sd=image.noise_sd,
+            baseline_signal=self.magnitude,
+            baseline_noise_sd=image.noise_sd if baseline.noise_sd is None else baseline.noise_sd,
+            n_effective=n_effective,
+            degc_per_radian=self._scale,
+        )
