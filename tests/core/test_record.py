@@ -1,0 +1,68 @@
+import json
+import math
+import subprocess
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+from sinotherm.core import record
+
+
+def test_figures_stand_beside_machine_versions_and_commit():
+    made = record.figures_record("sinotherm demo", {"wall_s": 3.5})
+    assert made["command"] == "sinotherm demo"
+    assert made["wall_s"] == 3.5
+    assert made["schema"] == 1
+    assert made["time"].endswith("+00:00")
+    assert made["versions"]["numpy"]
+    assert made["machine"]["cores"] >= 1
+    assert made["machine"]["memory_GiB"] > 0
+    assert "results" not in made
+
+
+def test_rows_become_results():
+    made = record.figures_record("sinotherm bench", [{"coils": 8}])
+    assert made["results"] == [{"coils": 8}]
+
+
+def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(record, "version", version)
+    assert record.figures_record("x", {})["versions"] == {}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [("abc123-dirty\n", "abc123-dirty"), ("\n", None), (FileNotFoundError("git"), None)],
+)
+def test_the_commit_of_a_checkout_or_none(monkeypatch, outcome, expected):
+    def run(*arguments, **options):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return subprocess.CompletedProcess(arguments, 0, stdout=outcome)
+
+    monkeypatch.setattr(record.subprocess, "run", run)
+    assert record.figures_record("x", {})["commit"] == expected
+
+
+@pytest.mark.parametrize("text", ["flags : x\nmodel name\t: Fast CPU\n", "flags: x\n", None])
+def test_the_processor_is_named(monkeypatch, text):
+    def read_text(path, encoding):
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.setattr(record.Path, "read_text", read_text)
+    monkeypatch.setattr(record.platform, "processor", lambda: "")
+    expected = "Fast CPU" if text and "model" in text else record.platform.machine()
+    assert record.machine()["processor"] == expected
+
+
+def test_written_as_json_without_nan(tmp_path):
+    path = tmp_path / "record.json"
+    record.write_record(path, {"a": None})
+    assert json.loads(path.read_text()) == {"a": None}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.write_record(path, {"a": math.nan})

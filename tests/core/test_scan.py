@@ -1,0 +1,44 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from sinotherm.core.geometry import RadialSampling
+from sinotherm.core.scan import EncodingSpace, Frame, NoReading, ScanHeader, Spoke
+
+SAMPLING = RadialSampling(n_readout=4, spacing=0.25, centre=2.0)
+
+
+def spoke(index, **change):
+    data = np.full((2, 4), index, np.complex64)
+    return Spoke(**{"data": data, "sampling": SAMPLING, "angle_rad": 0.5 * index, "index": index} | change)
+
+
+def test_pixels_of_the_reconstructed_space():
+    encoded = EncodingSpace(matrix=(8, 8, 1), fov_m=(0.4, 0.4, 0.005))
+    recon = EncodingSpace(matrix=(4, 2, 1), fov_m=(0.2, 0.3, 0.005))
+    header = ScanHeader(encoded=encoded, recon=recon, trajectory="radial")
+    assert header.pixel_m == pytest.approx((0.05, 0.15))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        header.trajectory = "spiral"
+
+
+def test_a_frame_is_its_spokes():
+    spokes = tuple(spoke(i, header=f"header {i}", received_s=float(i), shift=(0.1 * i, -0.1)) for i in range(4))
+    frame = Frame(spokes=spokes, number=7)
+    assert frame.n_spokes == 4
+    assert frame.sampling is SAMPLING
+    assert frame.header == "header 2"
+    assert frame.received_s == 3.0
+    assert frame.data().shape == (2, 4, 4)
+    assert frame.data().dtype == np.complex64
+    np.testing.assert_array_equal(frame.data()[1, :, 0], [0, 1, 2, 3])
+    np.testing.assert_allclose(frame.angles(), [0.0, 0.5, 1.0, 1.5])
+    np.testing.assert_allclose(frame.shifts(), [[0.0, -0.1], [0.1, -0.1], [0.2, -0.1], [0.3, -0.1]])
+    assert math.isnan(frame.footprint[1])
+
+
+def test_bits_of_the_validity_map_are_those_of_the_contract():
+    names = ["SIGNAL", "NOISE", "WRAP", "DRIFT", "MOTION", "GUARD", "NO_BASELINE", "OUTSIDE_FOV"]
+    assert [(bit.name, bit.value) for bit in NoReading] == [(name, 1 << i) for i, name in enumerate(names)]
