@@ -1,12 +1,22 @@
+import json
 import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, ScanHeader, TemperatureMap
-from sinotherm.errors import BaselineError, SettingsError
+from sinotherm.errors import BaselineError, PeerError, SettingsError
 from sinotherm.stages.thermometry import Settings, stage
+from sinotherm.wire.feed import CommandClient
+from sinotherm.wire.messages import Text
 
 N = 48
 SPACE = EncodingSpace(matrix=(N, N, 1), fov_m=(0.2, 0.2, 0.005))
@@ -84,3 +94,129 @@ def test_baseline_is_saved_and_serves_the_next_scan(tmp_path, name: str) -> None
 def test_unknown_setting_lists_the_known() -> None:
     with pytest.raises(SettingsError, match=r"thermometry\.phase_sign"):
         Settings.parse("thermometry", {"sign": "1"})
+
+
+def _log(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+
+
+def test_the_log_tells_the_whole_scan(tmp_path) -> None:
+    settings = _settings(log=str(tmp_path), regions="spot=circle:24,24,4")
+    list(stage(iter([_image(number) for number in range(4)]), SCAN, settings))
+    lines = _log(tmp_path)
+    assert [line["record"] for line in lines] == ["scan", "frame", "frame", "baseline", "frame", "frame", "end"]
+    assert lines[0]["settings"]["regions"] == "spot=circle:24,24,4"
+    assert lines[3]["frames"] == [0, 1]
+    assert lines[4]["regions"][0]["region"] == "spot"
+
+
+def test_an_alarm_reaches_the_console_once() -> None:
+    images = [_image(number) for number in range(7)]
+    for number in (4, 5):
+        images[number] = replace(images[number], data=(0.1 * images[number].data).astype(np.complex64))
+    found = list(stage(iter(images), SCAN, _settings(motion_correlation="0", motion_shift_px="99")))
+    texts = [item.text for item in found if isinstance(item, Text)]
+    assert len(texts) == 1
+    assert texts[0].startswith("WRN frame 4: signal lost")
+    alarms = [item.alarms for item in found if isinstance(item, FrameStatistics)]
+    assert [len(raised) for raised in alarms] == [0, 0, 0, 0, 1, 1, 0]
+
+
+def test_commands_are_answered_between_frames(tmp_path) -> None:
+    endpoint = f"ipc://{tmp_path}/commands"
+    settings = _settings(commands=endpoint, log=str(tmp_path))
+    answers: list[object] = []
+
+    def operator() -> None:
+        with CommandClient(endpoint) as client:
+            answers.append(client.request("body_temperature", degc=36.9))
+            try:
+                client.request("explode")
+            except PeerError as error:
+                answers.append(str(error))
+
+    commander = threading.Thread(target=operator)
+
+    def images() -> Iterator[object]:
+        for number in range(3):
+            yield _image(number)
+        commander.start()
+        while commander.is_alive():
+            yield "heartbeat"
+            commander.join(0.01)
+        yield _image(3)
+        yield _image(4)
+
+    found = list(stage(images(), SCAN, settings))
+    maps = [item for item in found if isinstance(item, TemperatureMap)]
+    assert answers[0] == {"degc": 36.9}
+    assert "known commands" in str(answers[1])
+    assert maps[2].temperature_degc is None
+    assert maps[3].temperature_degc is not None
+    assert maps[3].meta["events"] == ("body_temperature degc=36.9",)
+    assert "events" not in maps[4].meta
+    records = [line for line in _log(tmp_path) if line["record"] == "command"]
+    assert [("refused" in record) for record in records] == [False, True]
+
+
+def test_commands_that_cannot_be_taken(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    endpoint = f"ipc://{tmp_path}/commands"
+    with socket.socket() as holder, caplog.at_level(logging.WARNING):
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = f"tcp://127.0.0.1:{holder.getsockname()[1]}"
+        assert list(stage(iter(["item"]), SCAN, _settings(commands=taken))) == ["item"]
+    assert "no commands" in caplog.text
+    with pytest.raises(SettingsError, match="give a key"):
+        list(stage(iter(()), SCAN, _settings(commands="tcp://0.0.0.0:5999")))
+    with pytest.raises(SettingsError, match="commands_key_file"):
+        list(stage(iter(()), SCAN, _settings(commands=endpoint, commands_key_file=str(tmp_path / "absent"))))
+    (tmp_path / "key").write_text("secret\n")
+    list(stage(iter(()), SCAN, _settings(commands=f"{endpoint}2", commands_key_file=str(tmp_path / "key"))))
+
+
+def test_qualification_stands_in_every_map(tmp_path) -> None:
+    record = tmp_path / "qa.json"
+    record.write_text(json.dumps({"time": "2026-01-02T03:04:05", "command": "sinotherm qa sign", "verdict": "pass"}))
+    found = list(stage(iter([_image(0)]), SCAN, _settings(qualified=str(record))))
+    assert found[1].meta["last_qualified"] == "2026-01-02T03:04:05 (sinotherm qa sign: pass)"
+    record.write_text("[]")
+    with pytest.raises(SettingsError, match="not a record"):
+        list(stage(iter(()), SCAN, _settings(qualified=str(record))))
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_thermometry import SCAN, _image, _settings
+from sinotherm.stages.thermometry import stage
+def images():
+    for number in range(1000):
+        if number == 6:
+            print("six", flush=True)
+            time.sleep(60)
+        yield _image(number)
+settings = _settings(log={folder!r}, log_maps="true", baseline_save={folder!r} + "/baseline.h5")
+for item in stage(images(), SCAN, settings):
+    pass
+"""
+
+
+def test_a_killed_scan_loses_no_finished_map_and_a_restart_goes_on(tmp_path) -> None:
+    folder = str(tmp_path / "log")
+    script = KILLED.format(tests=os.path.dirname(__file__), folder=folder)  # noqa: PTH120
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline().strip() == "six"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    lines = _log(tmp_path / "log")
+    assert [line["frame"] for line in lines if line["record"] == "frame"] == list(range(6))
+    assert lines[-1]["record"] == "frame"
+    assert len(list((tmp_path / "log" / "maps").iterdir())) == 6
+    again = _settings(log=folder, baseline_rule="stored", baseline_file=f"{folder}/baseline.h5")
+    found = list(stage(iter([_image(6)]), SCAN, again))
+    assert np.isfinite(found[1].change_degc).any()
+    records = [line["record"] for line in _log(tmp_path / "log")]
+    assert records[-4:] == ["scan", "frame", "baseline", "end"]

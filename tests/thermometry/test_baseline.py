@@ -10,6 +10,7 @@ from sinotherm.errors import BaselineError
 from sinotherm.thermometry.baseline import (
     Baseline,
     BaselineBuilder,
+    best_match,
     check_fingerprint,
     effective_frames,
     fingerprint_of,
@@ -126,6 +127,7 @@ def test_stored_and_read_again(tmp_path, name: str) -> None:
         rejected=(1,),
         noise_sd=plane,
         phase_sd_rad=2 * plane,
+        library=(data, 3 * data),
         fingerprint={"method": "fbp"},
         time_s=3.0,
     )
@@ -138,6 +140,8 @@ def test_stored_and_read_again(tmp_path, name: str) -> None:
     np.testing.assert_array_equal(found[0, 0].data, data)
     np.testing.assert_array_equal(found[0, 0].noise_sd, plane)
     np.testing.assert_array_equal(found[0, 0].phase_sd_rad, 2 * plane)
+    np.testing.assert_array_equal(found[0, 0].library, [data, 3 * data])
+    assert found[3, 1].library == ()
     assert (found[0, 0].frames, found[0, 0].rejected, found[0, 0].n_effective) == ((0, 2), (1,), 2.5)
     assert found[0, 0].fingerprint == {"method": "fbp"}
     assert math.isnan(found[0, 0].time_s)
@@ -155,3 +159,17 @@ def test_files_that_are_no_baseline(tmp_path) -> None:
     np.savez(tmp_path / "other.npz", values=np.ones(3))
     with pytest.raises(BaselineError, match="is not a baseline file"):
         load_baseline(tmp_path / "other.npz")
+
+
+def test_library_keeps_its_frames_and_the_best_is_found() -> None:
+    random = np.random.default_rng(3)
+    frames = [random.standard_normal(SHAPE) + 1j * random.standard_normal(SHAPE) for _ in range(3)]
+    builder = BaselineBuilder(3, library=True)
+    for number, data in enumerate(frames):
+        builder.add(_image(number, data))
+    library = builder.build(SCAN).library
+    assert len(library) == 3
+    index, score = best_match((2.0j * frames[1] + 0.01 * frames[0]).astype(np.complex64), library)
+    assert index == 1
+    assert score == pytest.approx(1.0, abs=1e-3)
+    assert best_match(np.zeros(SHAPE, np.complex64), library)[1] == 0.0

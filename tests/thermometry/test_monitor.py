@@ -7,8 +7,9 @@ import pytest
 
 from sinotherm.core.physics import radian_per_degc
 from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, NoReading, ScanHeader, TemperatureMap
-from sinotherm.errors import BaselineError, DataError, HeaderError
+from sinotherm.errors import BaselineError, DataError, HeaderError, SettingsError
 from sinotherm.thermometry.baseline import Baseline
+from sinotherm.thermometry.fat import fat_phase
 from sinotherm.thermometry.monitor import SliceMonitor
 from sinotherm.thermometry.settings import ThermometrySettings
 
@@ -316,3 +317,110 @@ def test_baseline_of_stored_noise() -> None:
     bare: dict[int, Baseline] = {0: replace(first.baselines[0], noise_sd=None)}
     found, _ = SliceMonitor(SCAN, _settings(), stored=bare).frame([series.image(5)])
     assert np.nanmedian(found.sigma_degc) == pytest.approx(SD * math.sqrt(1.25) / abs(PER_DEGC), rel=0.05)
+
+
+@pytest.mark.parametrize("mode", ["polynomial", "harmonic"])
+def test_referenceless_modes_read_the_heated_region_only(mode: str) -> None:
+    series = Series(noise=0.005)
+    monitor = SliceMonitor(SCAN, _settings(baseline_mode=mode, heated="circle:35,29,11", background_order=3))
+    found, statistics = _run(monitor, series, range(8))[-1]
+    assert abs((found.temperature_degc[0] - 37.0 - series.heat(7))[HOT].mean()) < 0.4
+    assert found.validity[0, 32, 50] == NoReading.NO_BASELINE
+    assert statistics.alarms == ()
+    assert found.meta["baseline_mode"] == mode
+    assert "baseline_effective_frames" not in found.meta
+
+
+def test_library_takes_the_most_similar_frame() -> None:
+    """The phase breathes by 1 rad across the body; the library holds each state."""
+    series = Series(start=4)
+    monitor = SliceMonitor(
+        SCAN,
+        _settings(
+            baseline_mode="library",
+            motion_correlation=0.0,
+            cold_mask="circle:8,32,2+circle:56,32,2+circle:32,11,2+circle:32,53,2",
+            drift_min_voxels=20,
+        ),
+    )
+    scores = []
+    for number in range(9):
+        image = series.image(number)
+        breath = np.exp(1j * (number // 2 % 2) * X**2 * 2.0)
+        found, _ = monitor.frame([replace(image, data=(image.data * breath).astype(np.complex64))])
+        if number >= 4:
+            scores.append(found.meta["baseline_score"])
+            assert abs((found.temperature_degc[0] - 37.0 - series.heat(number))[HOT].mean()) < 0.35
+    assert min(scores) > 0.6
+
+
+def test_motion_takes_the_reading() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings())
+    _run(monitor, series, range(6))
+    for moved, word in ((2, "edges shifted"), (12, "correlation")):
+        image = series.image(6)
+        found, statistics = monitor.frame([replace(image, data=np.roll(image.data, moved, axis=-1))])
+        assert (found.validity & NoReading.MOTION).all()
+        assert any(text.startswith("motion: ") and word in text for text in statistics.alarms)
+
+
+def test_fat_is_found_and_masked() -> None:
+    fat = BODY & (np.hypot(X / 0.62, Y / 0.52) > 1.0)
+    offset = fat_phase(larmor_hz=63.87e6, echo_time_s=0.019, phase_sign=1)
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(fat="auto"))
+    for number in range(6):
+        image = series.image(number)
+        data = image.data * np.where(fat, 1.5 * np.exp(1j * offset), 1.0)
+        found, _ = monitor.frame([replace(image, data=data.astype(np.complex64))])
+    assert (found.validity[0][fat] & NoReading.SIGNAL).mean() > 0.7
+    assert not found.validity[0][HOT].any()
+    with pytest.raises(DataError, match="2 coil images"):
+        _run(SliceMonitor(SCAN, _settings(fat="auto")), Series(coils=True), range(4))
+
+
+def test_renewed_baseline_keeps_or_resets_the_dose() -> None:
+    for choice in ("keep", "reset"):
+        series = Series()
+        monitor = SliceMonitor(
+            SCAN, _settings(dose_on_new_baseline=choice, baseline_frames=2, regions="hot=circle:35,29,3")
+        )
+        _run(monitor, series, range(10))
+        assert monitor.generation == 1
+        before, _ = monitor.frame([series.image(10)])
+        monitor.renew_baseline()
+        series.start = 99
+        maps = _run(monitor, series, range(11, 15))
+        assert monitor.generation == 2
+        assert maps[-1][0].meta["baseline_frames"] == (11, 12)
+        after = float(np.nanmax(maps[-1][0].cem43_min))
+        assert abs(np.nanmean(maps[-1][0].change_degc[0][HOT])) < 0.3
+        assert (after > 0.5 * float(np.nanmax(before.cem43_min))) == (choice == "keep")
+
+
+def test_changes_during_the_scan() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(body_temperature_degc=None))
+    monitor.configure(_settings(body_temperature_degc=None, alarm_temperature_degc=30.0))
+    _run(monitor, series, range(6))
+    monitor.configure(_settings(body_temperature_degc=36.5, alarm_temperature_degc=30.0))
+    found, statistics = monitor.frame([series.image(6)])
+    np.testing.assert_allclose((found.temperature_degc - found.change_degc)[0][HOT], 36.5, atol=1e-4)
+    assert statistics.alarms[0].startswith("over-temperature: T10 of hot")
+    monitor.configure(
+        _settings(cold_mask="circle:14,32,6+circle:50,32,6", regions="hot=circle:35,29,3;rim=circle:12,32,3")
+    )
+    _, statistics = monitor.frame([series.image(7)])
+    assert [row["region"] for row in statistics.regions] == ["hot", "rim"]
+    assert statistics.regions[0]["cem43_t50_min"] > statistics.regions[1]["cem43_t50_min"]
+    with pytest.raises(SettingsError, match="no voxel"):
+        monitor.configure(_settings(regions="off=circle:900,900,2"))
+    _, statistics = monitor.frame([series.image(8)])
+    assert [row["region"] for row in statistics.regions] == ["hot", "rim"]
+
+
+def test_a_baseline_without_signal_is_refused() -> None:
+    dark = replace(Series().image(0), data=np.zeros((1, 1, N, N), np.complex64))
+    with pytest.raises(BaselineError, match="no signal"):
+        SliceMonitor(SCAN, _settings(baseline_frames=1)).frame([dark])

@@ -120,3 +120,16 @@ def test_echoes_are_weighted_by_the_square_of_echo_time_and_signal() -> None:
     np.testing.assert_allclose(change[0, 0], [3.0, 3.0], rtol=1e-6)
     change, _ = combine_echoes(changes, [np.ones((1, 1, 2), np.float32)] * 2, (0.005, 0.015))
     np.testing.assert_allclose(change, (2.0 * 1 + 4.0 * 9) / 10, rtol=1e-6)
+
+
+def test_another_baseline_goes_on_with_the_same_phase() -> None:
+    trusted = np.ones((1, 4, 4), bool)
+    between = np.exp(0.8j * np.arange(16)).reshape(1, 4, 4).astype(np.complex64)
+    unwrapper = TemporalUnwrapper()
+    unwrapper.rebase(between)
+    for turn in np.linspace(0.0, 8.0, 9):
+        before, _ = unwrapper.update(np.full((1, 4, 4), np.exp(1j * turn), np.complex64), trusted)
+    unwrapper.rebase(between)
+    after, doubtful = unwrapper.update((np.exp(8.0j) * between).astype(np.complex64), trusted)
+    assert not doubtful.any()
+    np.testing.assert_allclose(after - before, np.angle(between), atol=1e-4)

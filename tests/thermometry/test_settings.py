@@ -20,6 +20,7 @@ def test_settings_come_as_text() -> None:
         ({"neighbours": "2"}, "odd"),
         ({"baseline_rule": "stored"}, "baseline_file"),
         ({"cold_mask": "fat"}, "needs thermometry.fat"),
+        ({"baseline_mode": "harmonic"}, "needs thermometry.heated"),
         ({"drift_order": "3"}, "drift_order"),
         ({"unknown": "1"}, "unknown setting thermometry.unknown"),
     ],

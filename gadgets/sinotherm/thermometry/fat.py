@@ -15,9 +15,9 @@ __all__ = ["fat_phase", "find_fat"]
 logger = logging.getLogger(__name__)
 
 SMALLEST_OFFSET_RAD: Final = 0.6
-_WINDOW_RAD: Final = 0.4
+_WINDOW_RAD: Final = 0.3
 _ORDER: Final = 3
-_STEPS: Final = 12
+_STEPS: Final = 8
 _EXPLAINED: Final = 0.7
 
 
@@ -25,6 +25,29 @@ def fat_phase(*, larmor_hz: float, echo_time_s: float, phase_sign: int) -> float
     """Return the phase of fat against water at this TE, rad in (−π, π]."""
     angle = phase_sign * 2.0 * math.pi * larmor_hz * FAT_SHIFT * echo_time_s
     return float(np.angle(np.exp(1j * angle)))
+
+
+def _residuals(
+    values: ComplexArray, terms: FloatArray, coefficients: FloatArray, offset_rad: float
+) -> tuple[FloatArray, FloatArray]:
+    """Return the phase of every voxel against water's and against fat's, rad."""
+    flat = values * np.exp(-1j * (terms @ coefficients))
+    return np.angle(flat), np.angle(flat * np.exp(-1j * offset_rad))
+
+
+def _water_field(values: ComplexArray, terms: FloatArray, start: FloatArray, offset_rad: float) -> FloatArray:
+    """Fit water's phase by rising order; what lies nearer to fat's phase tells about the same field as fat."""
+    coefficients = start
+    for order in (1, 2, 3):
+        used = (order + 1) * (order + 2) // 2
+        for _ in range(_STEPS):
+            water, fatty = _residuals(values, terms, coefficients, offset_rad)
+            nearest = np.where(np.abs(fatty) < np.abs(water), fatty, water)
+            weighted = terms[:, :used] / (1.0 + (nearest / _WINDOW_RAD) ** 2)[:, None] ** 2
+            change = np.linalg.lstsq(weighted.T @ terms[:, :used], weighted.T @ nearest, rcond=None)[0]
+            coefficients = coefficients.copy()
+            coefficients[:used] += change
+    return coefficients
 
 
 def find_fat(image: ComplexArray, magnitude: FloatArray, level: float, offset_rad: float) -> MaskArray:
@@ -52,28 +75,26 @@ def find_fat(image: ComplexArray, magnitude: FloatArray, level: float, offset_ra
         return nothing
     body = magnitude > level
     terms = polynomial_terms((magnitude.shape[0], magnitude.shape[1]), _ORDER)[:, body].T
-    values, weights = image[body], magnitude[body].astype(np.float64)
+    values = image[body]
     both_x, both_y = body[:, 1:] & body[:, :-1], body[1:] & body[:-1]
-    coefficients = np.zeros(terms.shape[1])
-    coefficients[1] = np.angle(np.vdot(image[:, :-1][both_x], image[:, 1:][both_x])) * magnitude.shape[1] / 2
-    coefficients[2] = np.angle(np.vdot(image[:-1][both_y], image[1:][both_y])) * magnitude.shape[0] / 2
-    coefficients[0] = np.angle(np.sum(values * np.exp(-1j * (terms @ coefficients))))
-    for _ in range(_STEPS):
-        residual = np.angle(values * np.exp(-1j * (terms @ coefficients)))
-        # What already lies at fat's phase is taken as fat and tells about the same field.
-        fatty = np.abs(np.angle(np.exp(1j * (residual - offset_rad)))) < np.abs(residual)
-        residual = np.where(fatty, np.angle(np.exp(1j * (residual - offset_rad))), residual)
-        near = weights / (1.0 + (residual / _WINDOW_RAD) ** 2) ** 2
-        weighted = terms * near[:, None]
-        coefficients += np.linalg.lstsq(weighted.T @ terms, weighted.T @ residual, rcond=None)[0]
-    residual = np.angle(values * np.exp(-1j * (terms @ coefficients)))
-    from_fat = np.abs(np.angle(np.exp(1j * (residual - offset_rad))))
-    is_fat = (from_fat < _WINDOW_RAD) & (magnitude[body] > np.median(magnitude[body]))
-    explained = float(np.mean((from_fat < _WINDOW_RAD) | (np.abs(residual) < _WINDOW_RAD)))
-    if explained < _EXPLAINED or is_fat.mean() > 0.5:
+    start = np.zeros(terms.shape[1])
+    start[1] = np.angle(np.vdot(image[:, :-1][both_x], image[:, 1:][both_x])) * magnitude.shape[1] / 2
+    start[2] = np.angle(np.vdot(image[:-1][both_y], image[1:][both_y])) * magnitude.shape[0] / 2
+    start[0] = np.angle(np.sum(values * np.exp(-1j * (terms @ start))))
+    best, residual, from_fat = -1.0, np.zeros(len(values)), np.zeros(len(values))
+    # Where the mean phase lies between the two is not known beforehand.
+    for share in (0.0, -0.25, -0.5, -0.75, -1.0):
+        shifted = start.copy()
+        shifted[0] += share * offset_rad
+        water, fatty = _residuals(values, terms, _water_field(values, terms, shifted, offset_rad), offset_rad)
+        explained = float(np.mean(np.minimum(np.abs(water), np.abs(fatty)) < _WINDOW_RAD))
+        if explained > best:
+            best, residual, from_fat = explained, np.abs(water), np.abs(fatty)
+    is_fat = (from_fat < _WINDOW_RAD) & (from_fat < residual) & (magnitude[body] > np.median(magnitude[body]))
+    if best < _EXPLAINED or is_fat.mean() > 0.5:
         logger.warning(
             "fat is not masked: water and fat of one smooth field explain %.0f %% of the body (%.0f %% fat)",
-            100 * explained,
+            100 * best,
             100 * is_fat.mean(),
         )
         return nothing

@@ -67,6 +67,7 @@ class MotionWatch:
         now = magnitude[self._edges]
         before = self._reference[self._edges]
         # One factor for a change of the signal as a whole, which is not motion.
-        gain = np.vdot(now, now) and np.vdot(before, now) / np.vdot(now, now)
+        power = float(np.vdot(magnitude, magnitude))
+        gain = np.vdot(self._reference, magnitude) / power if power > 0.0 else 0.0
         x, y = self._solve @ (before - gain * now)
         return Motion(correlation=correlation, shift_px=(float(x), float(y)))

@@ -1,0 +1,63 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from sinotherm.core.scan import FrameStatistics, TemperatureMap
+from sinotherm.thermometry.audit import AuditLog
+
+PLANE = np.ones((1, 3, 3), np.float32)
+
+
+def _frame(number: int) -> tuple[TemperatureMap, FrameStatistics]:
+    found = TemperatureMap(
+        change_degc=PLANE, sigma_degc=PLANE, validity=PLANE.astype(np.uint16), number=number, cem43_min=2 * PLANE
+    )
+    row = {"region": "tumour", "quantity": "temperature", "n": 9, "voxels": 9, "t50_degc": np.float32(41.5)}
+    statistics = FrameStatistics(
+        number=number, time_s=float("nan"), regions=(row,), alarms=("motion: 2 px", "wrap risk: x"), meta={"a": (1, 2)}
+    )
+    return found, statistics
+
+
+def _lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+
+
+def test_every_frame_is_on_disk_before_the_next(tmp_path) -> None:
+    folder = tmp_path / "new" / "log"
+    with AuditLog(folder, keep_maps=True) as log:
+        log.write("scan", {"settings": {"x": float("inf")}})
+        for number in range(3):
+            log.frame(*_frame(number))
+            lines = _lines(folder)
+            assert lines[-1]["frame"] == number
+            assert (folder / "maps" / f"frame_{number:06d}_slice0.npz").is_file()
+            rows = list(csv.DictReader((folder / "regions.csv").read_text().splitlines()))
+            assert len(rows) == number + 1
+    assert rows[0]["t50_degc"] == "41.5"
+    assert rows[0]["alarms"] == "motion: 2 px; wrap risk: x"
+    assert lines[0]["settings"] == {"x": None}
+    assert lines[1]["time_s"] is None
+    assert _lines(folder)[-1]["reason"] == "complete"
+    with np.load(folder / "maps" / "frame_000001_slice0.npz") as stored:
+        assert set(stored.files) == {"change_degc", "sigma_degc", "cem43_min", "validity"}
+        np.testing.assert_array_equal(stored["cem43_min"], 2 * PLANE)
+
+
+def test_a_restart_appends_and_a_failure_is_named(tmp_path) -> None:
+    with AuditLog(tmp_path, keep_maps=False) as log:
+        log.frame(*_frame(0))
+
+    def fail() -> None:
+        with AuditLog(tmp_path, keep_maps=False) as log:
+            log.frame(*_frame(1))
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert [line["record"] for line in _lines(tmp_path)] == ["frame", "end", "frame", "end"]
+    assert _lines(tmp_path)[-1]["reason"] == "ValueError: broken"
+    assert len((tmp_path / "regions.csv").read_text().splitlines()) == 3
+    assert not (tmp_path / "maps").exists()

@@ -1,0 +1,92 @@
+from typing import Any
+
+import pytest
+
+from sinotherm.errors import SettingsError
+from sinotherm.thermometry.commands import COMMANDS, CommandBook
+from sinotherm.thermometry.settings import ThermometrySettings
+
+
+class Monitor:
+    """Stands in for a slice's monitor."""
+
+    def __init__(self) -> None:
+        self.renewed = 0
+        self.settings: list[ThermometrySettings] = []
+
+    def renew_baseline(self) -> None:
+        self.renewed += 1
+
+    def configure(self, settings: ThermometrySettings) -> None:
+        if "off" in settings.regions:
+            raise SettingsError("region off holds no voxel")
+        self.settings.append(settings)
+
+
+@pytest.fixture
+def monitor() -> Monitor:
+    return Monitor()
+
+
+@pytest.fixture
+def log() -> list[tuple[str, Any]]:
+    return []
+
+
+@pytest.fixture
+def book(monitor: Monitor, log: list[tuple[str, Any]]) -> CommandBook:
+    monitors: Any = {0: monitor}
+    return CommandBook(ThermometrySettings(), monitors, lambda record, facts: log.append((record, facts)))
+
+
+def test_baseline(book: CommandBook, monitor: Monitor) -> None:
+    assert book.handle("set_baseline", {}) == {"frames": 5, "dose": "keep"}
+    assert book.handle("set_baseline", {"frames": 8, "dose": "reset"}) == {"frames": 8, "dose": "reset"}
+    assert monitor.renewed == 2
+    assert monitor.settings[-1].baseline_frames == 8
+
+
+def test_body_temperature_and_thresholds(book: CommandBook) -> None:
+    assert book.handle("body_temperature", {"degc": 36.6}) == {"degc": 36.6}
+    assert book.settings.body_temperature_degc == 36.6
+    answer = book.handle("thresholds", {"temperature_degc": 44.0, "wrap": 0.1})
+    assert answer == {"temperature_degc": 44.0, "dose_min": None, "signal": 0.5, "wrap": 0.1}
+
+
+def test_regions_and_cold_mask(book: CommandBook) -> None:
+    book.handle("region", {"name": "tumour", "shape": "circle:1,2,3"})
+    book.handle("region", {"name": "rectum", "shape": "circle:4,5,6"})
+    assert book.settings.regions == "tumour=circle:1,2,3;rectum=circle:4,5,6"
+    assert book.handle("region", {"name": "tumour"}) == {"regions": {"rectum": "circle:4,5,6"}}
+    assert book.handle("cold_mask", {"shape": "circle:1,1,9"}) == {"shape": "circle:1,1,9"}
+
+
+def test_every_command_is_logged_and_told_to_the_next_image(book: CommandBook, log: list[tuple[str, Any]]) -> None:
+    assert book.handle("mark", {"text": "power on"}) == {"text": "power on"}
+    book.handle("body_temperature", {"degc": 37.5})
+    assert book.handle("status", {})["slices"] == [0]
+    assert book.take_events() == ("mark text=power on", "body_temperature degc=37.5")
+    assert book.take_events() == ()
+    assert [facts["command"] for _, facts in log] == ["mark", "body_temperature"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("explode", {}, "known commands: " + ", ".join(COMMANDS)),
+        ("mark", {"words": "x"}, "no argument 'words'; it has: text"),
+        ("status", {"verbose": True}, "it has: none"),
+        ("mark", {}, "needs the argument 'text'"),
+        ("body_temperature", {"degc": 99.0}, "body_temperature_degc"),
+        ("set_baseline", {"frames": 0}, "baseline_frames"),
+        ("region", {"name": "off", "shape": "circle:900,900,1"}, "no voxel"),
+    ],
+)
+def test_what_is_wrong_is_refused_and_changes_nothing(
+    book: CommandBook, log: list[tuple[str, Any]], name: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        book.handle(name, arguments)
+    assert book.settings == ThermometrySettings()
+    assert book.take_events() == ()
+    assert message.split(":")[0] in log[-1][1]["refused"]
