@@ -17,11 +17,10 @@ from torch import Tensor
 
 from sinotherm.core.arrays import ComplexArray, FrameData, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
-from sinotherm.errors import DataError
-from sinotherm.reconstruction.cg_sense import IterativeImage, conjugate_gradients, sample_weights
+from sinotherm.reconstruction.cg_sense import IterativeImage, conjugate_gradients, first_guess, sample_weights
 from sinotherm.reconstruction.sense_normal import SenseNormal
 
-__all__ = ["Strengths", "minimise", "tv_sense"]
+__all__ = ["Strengths", "iterate_tv", "minimise", "tv_sense"]
 
 _START_ITERATIONS = 5
 _INNER_ITERATIONS = 3
@@ -167,18 +166,35 @@ def tv_sense(
         a; state one for a whole scan, so that every frame is regularised alike.
     """
     deadline = time.perf_counter() + time_budget_s
-    normal = SenseNormal(angles, sampling, maps, shifts=shifts, weights=sample_weights(sampling, density))
-    first = None
-    if start is not None:
-        if start.shape != maps.shape[1:]:
-            raise DataError(f"first guess of shape {start.shape}: the maps' {maps.shape[1:]} is needed.")
-        first = torch.from_numpy(np.ascontiguousarray(start, dtype=np.complex64))[None]
+    return iterate_tv(
+        SenseNormal(angles, sampling, maps, shifts=shifts, weights=sample_weights(sampling, density)),
+        data,
+        strength=strength,
+        iterations=iterations,
+        start=start,
+        amplitude=amplitude,
+        deadline=deadline,
+    )
+
+
+def iterate_tv(
+    normal: SenseNormal,
+    data: FrameData,
+    *,
+    strength: float = 3e-4,
+    iterations: int = 8,
+    start: ComplexArray | None = None,
+    amplitude: float | None = None,
+    deadline: float = float("inf"),
+) -> IterativeImage:
+    """Reconstruct one frame whose normal operator is at hand; parameters as in `tv_sense`."""
+    first = first_guess(start, normal)
     right = normal.right_hand_side(data)
     series, done = minimise(
         [normal],
         [right],
         Strengths(space=strength),
-        start=first,
+        start=None if first is None else first[None],
         amplitude=amplitude,
         iterations=iterations,
         deadline=deadline,
