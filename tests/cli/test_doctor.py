@@ -90,7 +90,20 @@ def test_a_package_that_does_not_load(monkeypatch):
     found = by_name(doctor._devices())
     assert found["torch"].state == "bad"
     assert "libtorch.so" in found["torch"].text
-    assert doctor._loaded("sinotherm_not_there", "x").state == "bad"
+
+
+def test_backends_are_named_only_if_they_load(monkeypatch):
+    found = by_name(doctor._devices())
+    assert any("numba" in finding.text for finding in found.values())
+    monkeypatch.setattr(doctor, "_broken", lambda module: Finding(what=module, state="bad", text="x"))
+    found = by_name(doctor._devices())
+    assert found["finufft"].state == "bad"
+    assert not any("kernel" in finding.text for finding in found.values())
+
+
+def test_a_broken_package_is_named():
+    assert doctor._broken("json") is None
+    assert doctor._broken("sinotherm_not_there").state == "bad"
 
 
 def test_devices(monkeypatch):

@@ -132,21 +132,24 @@ def _devices() -> Iterator[Finding]:
         yield Finding(what="GPU", state="ok", text=f"{names}; CUDA {torch.version.cuda}")
     else:
         yield Finding(what="GPU", state="ok", text="none that CUDA can use: everything runs on the processor")
-    for module, purpose in (("numba", "back-projection"), ("finufft", "gridding")):
-        yield _loaded(module, purpose)
+    broken = [found for module in ("numba", "finufft") if (found := _broken(module)) is not None]
+    yield from broken
+    if not broken:
+        from sinotherm.operators.backend import backends
+
+        for what, used in backends().items():
+            yield Finding(what=what, state="ok", text=used)
 
 
-def _loaded(module: str, purpose: str) -> Finding:
-    """Return whether a compiled package really loads on this machine."""
+def _broken(module: str) -> Finding | None:
+    """Return what keeps a compiled package from loading on this machine, if anything does."""
     import importlib
 
     try:
         importlib.import_module(module)
     except (ImportError, OSError) as error:
-        return Finding(
-            what=module, state="bad", text=f"cannot be loaded: {error}; {purpose} needs it: install it again"
-        )
-    return Finding(what=purpose, state="ok", text=module)
+        return Finding(what=module, state="bad", text=f"cannot be loaded: {error}; install it again")
+    return None
 
 
 def _pipelines() -> Iterator[Finding]:

@@ -289,7 +289,7 @@ class ImageMaker:
             RescaleIntercept=f"{intercept:.9g}",
             # Gadgetron: stored = ratio · value + offset.
             GADGETRON_ScaleRatio=f"{1.0 / slope:.9g}",
-            GADGETRON_ScaleOffset=f"{-intercept / slope:.9g}",
+            GADGETRON_ScaleOffset=f"{0.0 - intercept / slope:.9g}",
             Keep_image_geometry="1",
         )
         if window[1] > 0.0:

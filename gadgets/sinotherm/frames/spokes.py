@@ -85,11 +85,12 @@ def trajectory_scale(unit: TrajectoryUnit, largest: float, scan: ScanHeader) -> 
 class _Layout:
     """How the samples of readouts of one kind go into a spoke.
 
-    ``first`` to ``last``: the samples that count; ``offset``: the place of the first in the spoke;
-    ``whole``: they fill it. ``fit``, float64 (2, sample): gives mean and slope along the readout;
-    ``middle`` and ``spread``: mean and sum of squares of the sample index.
+    ``sampling``: of the spoke; ``first`` to ``last``: the samples that count; ``offset``: the place of
+    the first in the spoke; ``whole``: they fill it. ``fit``, float64 (2, sample): gives mean and slope
+    along the readout; ``middle`` and ``spread``: mean and sum of squares of the sample index.
     """
 
+    sampling: RadialSampling
     first: int
     last: int
     offset: int
@@ -222,19 +223,17 @@ class SpokeReader:
         layout = self._layouts.get(key)
         if layout is None:
             layout = self._layouts[key] = self._lay_out(header, n_samples, trajectory)
-        sampling = self._sampling
-        if sampling is None:
-            raise SpokeError("a spoke needs a sampling.")
+        sampling = layout.sampling
         idx = header.idx
         stream = (idx.slice, idx.kspace_encode_step_2, idx.contrast)
         if self._source == "trajectory":
-            angle, shift = self._measured(header, trajectory, layout, sampling)
+            angle, shift = self._measured(header, trajectory, layout)
         else:
             angle, shift = self._scheduled(header, idx, stream), (0.0, 0.0)
         self._streams[stream] += 1
         self._last_spoke = header
         return Spoke(
-            data=self._place(data, layout, sampling),
+            data=self._place(data, layout),
             sampling=sampling,
             angle_rad=angle,
             shift=shift,
@@ -334,6 +333,7 @@ class SpokeReader:
         middle = float(index.mean())
         spread = float(np.sum((index - middle) ** 2))
         return _Layout(
+            sampling=sampling,
             first=first,
             last=last,
             offset=offset,
@@ -451,10 +451,9 @@ class SpokeReader:
             slope=(slope_x * scale, slope_y * scale), mean=(mean_x * scale, mean_y * scale), spacing=step * scale
         )
 
-    def _measured(
-        self, header: Any, trajectory: FloatArray, layout: _Layout, sampling: RadialSampling
-    ) -> tuple[float, tuple[float, float]]:
+    def _measured(self, header: Any, trajectory: FloatArray, layout: _Layout) -> tuple[float, tuple[float, float]]:
         """Return angle and shift of a spoke from its trajectory."""
+        sampling = layout.sampling
         line = self._line(header, trajectory[layout.first : layout.last], layout.fit, layout.spread)
         if abs(line.spacing - sampling.spacing) * sampling.n_readout / 2 > _EDGE * sampling.spacing:
             raise SpokeError(
@@ -472,7 +471,8 @@ class SpokeReader:
         angle = math.atan2(line.slope[1], line.slope[0])
         return angle, (shift_x, shift_y) if miss > _STILL else (0.0, 0.0)
 
-    def _place(self, data: SpokeData, layout: _Layout, sampling: RadialSampling) -> SpokeData:
+    def _place(self, data: SpokeData, layout: _Layout) -> SpokeData:
+        sampling = layout.sampling
         if layout.whole:
             if data.shape[1] == sampling.n_readout:
                 return data
