@@ -1,0 +1,216 @@
+"""Stage: reconstructs frames by filtered back-projection, spoke by spoke while they are acquired."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from sinotherm.core.arrays import ComplexArray
+from sinotherm.core.geometry import angular_gaps
+from sinotherm.core.scan import Frame, Item, ScanHeader, Spoke
+from sinotherm.core.settings import setting
+from sinotherm.errors import SpokeError
+from sinotherm.operators.backend import adjoint_backend
+from sinotherm.operators.backprojection import BackProjector, Taps
+from sinotherm.stages.gridding import CoilMaps, Coils, CoilSource, FrameImager, Gridder, LinearSettings, image_shape
+
+__all__ = ["RunningImage", "Settings", "stage"]
+
+logger = logging.getLogger(__name__)
+
+REFRESH: Final = 4096
+"""Spokes taken away before a running sum is replaced by one without their rounding errors."""
+
+
+class Settings(LinearSettings):
+    """Filtered back-projection."""
+
+    taps: Taps = setting(
+        "optimal",
+        "Interpolation: four optimal taps (3e-4 of the direct sum), or linear for previews, never for phase.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Projected:
+    """The running sum of a back-projector times a factor, as coil images."""
+
+    projector: BackProjector
+    scale: float
+
+    def coil_images(self) -> ComplexArray:
+        return self.projector.coil_images(self.scale)
+
+    def combined(self, maps: CoilMaps) -> ComplexArray:
+        return self.projector.combine(maps.interleaved, self.scale)
+
+    def root_sum_of_squares(self) -> ComplexArray:
+        return self.projector.root_sum_of_squares(self.scale)
+
+
+class RunningImage:
+    """Coil images of one slice and echo that follow the spokes.
+
+    The sum holds spokes with weight 1; π/S comes with the combination. A frame's spokes are compared
+    with those that the sum holds, so the image is that of the frame whatever was guessed before.
+
+    Parameters
+    ----------
+    spoke
+        The first spoke: coils and sampling of all others.
+    shape
+        Image (y, x) in pixels.
+    settings
+        Filter, weights, taps.
+    """
+
+    def __init__(self, spoke: Spoke, shape: tuple[int, int], settings: Settings) -> None:
+        self._settings = settings
+        self._shape = shape
+        self._sampling = spoke.sampling
+        self._n_coils = len(spoke.data)
+        self._sum = self._projector()
+        self._held: dict[int, Spoke] = {}
+        self._gridder = Gridder(shape, settings)
+        self._previous: dict[int, Spoke] = {}
+        self._slides = False
+        self._window = 0
+        self._ended = False
+        self._taken_away = 0
+        self._fresh: BackProjector | None = None
+        self._fresh_held: dict[int, Spoke] = {}
+
+    def _projector(self) -> BackProjector:
+        settings = self._settings
+        return BackProjector(
+            self._shape,
+            self._n_coils,
+            self._sampling,
+            radial_filter=settings.filter,
+            centre=settings.centre,
+            taps=settings.taps,
+        )
+
+    def add(self, spoke: Spoke) -> None:
+        """Add a spoke that just came; in a sliding window the oldest one leaves."""
+        self._check(spoke)
+        if self._ended and not self._slides:
+            self._clear()
+        self._ended = False
+        self._sum.add(spoke.data, spoke.angle_rad, shift=spoke.shift)
+        self._held[id(spoke)] = spoke
+        if self._slides and len(self._held) > self._window:
+            oldest = self._held.pop(next(iter(self._held)))
+            self._sum.subtract(oldest.data, oldest.angle_rad, shift=oldest.shift)
+            self._taken_away += 1
+        if self._taken_away >= REFRESH:
+            self._renew(spoke)
+
+    def _renew(self, spoke: Spoke) -> None:
+        """Build a second sum from new spokes only; once it holds the whole window it takes over."""
+        if self._fresh is None:
+            self._fresh = self._projector()
+        self._fresh.add(spoke.data, spoke.angle_rad, shift=spoke.shift)
+        self._fresh_held[id(spoke)] = spoke
+        if len(self._fresh_held) >= len(self._held):
+            if self._fresh_held.keys() == self._held.keys():
+                self._sum, self._fresh = self._fresh, self._sum
+                self._taken_away = 0
+            self._fresh.reset()
+            self._fresh_held = {}
+
+    def frame(self, frame: Frame) -> CoilSource:
+        """Return the coil images of exactly the spokes of this frame."""
+        for spoke in frame.spokes:
+            self._check(spoke)
+        wanted = {id(spoke): spoke for spoke in frame.spokes}
+        missing = [spoke for key, spoke in wanted.items() if key not in self._held]
+        extra = [spoke for key, spoke in self._held.items() if key not in wanted]
+        source: CoilSource
+        if len(wanted) < frame.n_spokes:
+            # A spoke that stands there twice has no place in a running sum.
+            source = Coils(self._whole(frame).coil_images())
+            self._clear()
+        elif (
+            self._settings.weights == "gaps"
+            or 2 * (len(missing) + len(extra)) > frame.n_spokes
+            or (extra and self._taken_away >= REFRESH)
+        ):
+            source = self._whole(frame)
+            self._held = dict(wanted)
+        else:
+            self._change(missing, 1.0)
+            self._change(extra, -1.0)
+            self._taken_away += len(extra)
+            self._held = dict(wanted)
+            source = _Projected(self._sum, math.pi / frame.n_spokes)
+        self._slides = not self._previous.keys().isdisjoint(wanted)
+        self._window = frame.n_spokes
+        self._previous = wanted
+        self._ended = True
+        return source
+
+    def _whole(self, frame: Frame) -> CoilSource:
+        """Reconstruct a frame at once, by whatever is faster."""
+        self._clear()
+        if self._settings.taps != "linear" and adjoint_backend(self._n_coils, frame.n_spokes) == "finufft":
+            images = self._gridder.coil_images(frame)
+            # The running sum starts from the same image.
+            self._sum.load(images, frame.n_spokes / math.pi)
+            return Coils(images)
+        gaps = self._settings.weights == "gaps"
+        weights = angular_gaps(frame.angles()) * (frame.n_spokes / math.pi) if gaps else None
+        self._sum.add_batch(frame.data(), frame.angles(), weights, frame.shifts())
+        return _Projected(self._sum, math.pi / frame.n_spokes)
+
+    def _change(self, spokes: Sequence[Spoke], sign: float) -> None:
+        if spokes:
+            self._sum.add_batch(
+                np.stack([spoke.data for spoke in spokes], axis=1),
+                np.array([spoke.angle_rad for spoke in spokes]),
+                np.full(len(spokes), sign),
+                np.array([spoke.shift for spoke in spokes]),
+            )
+
+    def _clear(self) -> None:
+        self._sum.reset()
+        self._held = {}
+        self._taken_away = 0
+        self._fresh_held = {}
+        if self._fresh is not None:
+            self._fresh.reset()
+
+    def _check(self, spoke: Spoke) -> None:
+        if spoke.sampling != self._sampling or len(spoke.data) != self._n_coils:
+            raise SpokeError(
+                f"spoke {spoke.index} has {len(spoke.data)} coils and {spoke.sampling}; the first of this slice had "
+                f"{self._n_coils} and {self._sampling}: they cannot change within a scan."
+            )
+
+
+def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
+    """Swallow spokes and frames, yield the frames' images.
+
+    Spokes that arrive one by one are added at once, so that little is left to do when the last one
+    comes. Those of a file, of a stack of stars and with ``weights = gaps`` wait for their frame.
+    """
+    shape = image_shape(scan)
+    imager = FrameImager(scan, "fbp", settings)
+    running: dict[tuple[int, int], RunningImage] = {}
+    early = scan.n_partitions == 1 and settings.weights == "equal"
+    for item in items:
+        if isinstance(item, Spoke | Frame):
+            key = (item.slice, item.echo)
+            if key not in running:
+                first = item if isinstance(item, Spoke) else item.spokes[0]
+                running[key] = RunningImage(first, shape, settings)
+            if isinstance(item, Frame):
+                yield from imager.images(item, running[key].frame(item))
+            elif early and not math.isnan(item.received_s):
+                running[key].add(item)
+        else:
+            yield item
+    yield from imager.rest()

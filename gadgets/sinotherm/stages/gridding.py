@@ -1,0 +1,290 @@
+"""Stage: reconstructs frames by NUFFT gridding; and what every linear reconstruction of a frame shares."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from sinotherm.core.arrays import ComplexArray, FloatArray
+from sinotherm.core.geometry import angular_gaps
+from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
+from sinotherm.core.settings import StageSettings, setting
+from sinotherm.operators.backprojection import interleave_coils
+from sinotherm.operators.coils import adaptive_maps, combine, maps_name, rss
+from sinotherm.operators.density import (
+    AngularWeights,
+    CentreRule,
+    RadialFilter,
+    radial_weights,
+    readout_weights,
+    resolution,
+)
+from sinotherm.operators.nufft import FinufftPlan, radial_points
+
+__all__ = ["CoilMaps", "CoilSource", "FrameImager", "Gridder", "LinearSettings", "Settings", "image_shape", "stage"]
+
+logger = logging.getLogger(__name__)
+
+Combination: TypeAlias = Literal["maps", "rss", "none"]
+
+
+class LinearSettings(StageSettings):
+    """Settings that filtered back-projection and gridding share."""
+
+    filter: RadialFilter = setting(
+        "ramp", "Radial filter: the ramp, or the ramp under a Hann window (softer, less noise)."
+    )
+    weights: AngularWeights = setting(
+        "equal", "Angle that each spoke stands for: π over their number, or half the gap to both neighbours."
+    )
+    centre: CentreRule = setting(
+        "area",
+        "Weight at the centre of k-space: the classical area of the sample, or the exact quadrature, which removes a "
+        "constant pedestal from the image.",
+    )
+    combine: Combination = setting(
+        "maps",
+        "Coil combination: adaptive maps from the first frames (keeps the phase), root sum of squares (magnitude "
+        "only), or none (all coils).",
+    )
+    maps_frames: int = setting(
+        1, "Frames that the coil maps are made of; they are held back until the last of them.", ge=1, le=64
+    )
+
+
+class Settings(LinearSettings):
+    """NUFFT gridding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoilMaps:
+    """Frozen coil maps: complex64 (coil, y, x), Σ|s|² = 1; the same as (y, x, coil); their name by content."""
+
+    maps: ComplexArray
+    interleaved: ComplexArray
+    name: str
+
+    @classmethod
+    def of(cls, images: ComplexArray) -> "CoilMaps":
+        """Estimate maps from coil images (coil, y, x)."""
+        maps = adaptive_maps(images)
+        return cls(maps=maps, interleaved=interleave_coils(maps), name=maps_name(maps))
+
+
+class CoilSource(Protocol):
+    """Coil images of a frame, in units of the object, and their combinations."""
+
+    def coil_images(self) -> ComplexArray:
+        """Return the coil images, complex64 (coil, y, x), that nobody will overwrite."""
+
+    def combined(self, maps: CoilMaps) -> ComplexArray:
+        """Return Σ_c conj(s_c)·x_c, complex64 (y, x)."""
+
+    def root_sum_of_squares(self) -> ComplexArray:
+        """Return sqrt(Σ_c |x_c|²), complex64 (y, x)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coils:
+    """Coil images (coil, y, x) at hand as a `CoilSource`."""
+
+    images: ComplexArray
+
+    def coil_images(self) -> ComplexArray:
+        """Return them."""
+        return self.images
+
+    def combined(self, maps: CoilMaps) -> ComplexArray:
+        """Return Σ_c conj(s_c)·x_c."""
+        return combine(self.images, maps.maps)
+
+    def root_sum_of_squares(self) -> ComplexArray:
+        """Return sqrt(Σ_c |x_c|²)."""
+        return rss(self.images).astype(np.complex64)
+
+
+def image_shape(scan: ScanHeader) -> tuple[int, int]:
+    """Return the image (y, x) in pixels that the header asks for."""
+    return scan.recon.matrix[1], scan.recon.matrix[0]
+
+
+def _geometry(frame: Frame) -> str:
+    header = frame.header
+    if header is None:
+        return ""
+    vectors = (header.position, header.read_dir, header.phase_dir, header.slice_dir)
+    return " ".join(f"{value:.3f}" for vector in vectors for value in vector)
+
+
+class FrameImager:
+    """Turns coil images of frames into `FrameImage`: frozen maps, noise, fingerprint, meta.
+
+    Maps are made once per slice and plane, from the mean of its first frames, which are held back until then.
+
+    Parameters
+    ----------
+    scan
+        The scan's header.
+    method
+        Name of the reconstruction.
+    settings
+        Filter, weights, combination.
+    """
+
+    def __init__(self, scan: ScanHeader, method: str, settings: LinearSettings) -> None:
+        self._scan = scan
+        self._method = method
+        self._settings = settings
+        self._maps: dict[tuple[int, str], CoilMaps] = {}
+        self._held: dict[tuple[int, str], list[tuple[Frame, ComplexArray]]] = {}
+        self._voxel_m: tuple[float, ...] = ()
+        self._readout_noise: float | None = None
+
+    def images(self, frame: Frame, source: CoilSource) -> Iterator[FrameImage]:
+        """Yield the image of this frame, or of all that waited for the maps; nothing while maps are being made."""
+        settings = self._settings
+        if settings.combine == "none":
+            yield self._image(frame, source.coil_images(), None)
+        elif settings.combine == "rss":
+            yield self._image(frame, source.root_sum_of_squares()[None], None)
+        else:
+            place = (frame.slice, _geometry(frame))
+            maps = self._maps.get(place)
+            if maps is not None:
+                yield self._image(frame, source.combined(maps)[None], maps)
+                return
+            held = self._held.setdefault(place, [])
+            held.append((frame, source.coil_images()))
+            if len(held) >= settings.maps_frames:
+                yield from self._release(place)
+
+    def rest(self) -> Iterator[FrameImage]:
+        """Yield the frames of a scan that ended before it had enough of them for the maps."""
+        for place in list(self._held):
+            yield from self._release(place)
+
+    def _release(self, place: tuple[int, str]) -> Iterator[FrameImage]:
+        held = self._held.pop(place)
+        maps = CoilMaps.of(np.mean([images for _, images in held], axis=0, dtype=np.complex64))
+        self._maps[place] = maps
+        logger.info("coil maps of slice %d frozen: %s, of %d frames", place[0], maps.name, len(held))
+        for frame, images in held:
+            yield self._image(frame, combine(images, maps.maps)[None], maps)
+
+    def _image(self, frame: Frame, data: ComplexArray, maps: CoilMaps | None) -> FrameImage:
+        settings = self._settings
+        if not self._voxel_m:
+            width = resolution(frame.sampling, settings.filter)
+            self._voxel_m = tuple(round(width * size, 9) for size in self._scan.pixel_m)
+        meta: dict[str, MetaValue] = {
+            **frame.meta,
+            "method": self._method,
+            "filter": settings.filter,
+            "weights": settings.weights,
+            "centre_weight": settings.centre,
+            "combine": settings.combine,
+            "spokes": frame.n_spokes,
+            "effective_voxel_m": self._voxel_m,
+        }
+        if maps is not None:
+            meta["coil_maps"] = maps.name
+        return FrameImage(
+            data=np.ascontiguousarray(data[:, None]),
+            number=frame.number,
+            slice=frame.slice,
+            echo=frame.echo,
+            phase_valid=settings.combine != "rss",
+            noise_sd=self._noise(frame),
+            spokes=frame.spokes,
+            fingerprint=self._fingerprint(frame, maps),
+            footprint=frame.footprint,
+            header=frame.header,
+            received_s=frame.received_s,
+            meta=meta,
+        )
+
+    def _noise(self, frame: Frame) -> FloatArray | None:
+        """Return sqrt(Σ w²) over the samples, the same in every pixel; ``None`` without a noise scan.
+
+        A gradient delay changes it by less than a thousandth and is left out.
+        """
+        if not all(spoke.noise_known for spoke in frame.spokes):
+            return None
+        settings = self._settings
+        if self._readout_noise is None:
+            weights = readout_weights(frame.sampling, settings.filter, centre=settings.centre)
+            # What a partial echo lacks was filled with zeros, which carry no noise.
+            self._readout_noise = float(np.linalg.norm(weights[np.any(frame.spokes[0].data, axis=0)]))
+        n = frame.n_spokes
+        gaps = angular_gaps(frame.angles()) if settings.weights == "gaps" else np.full(n, math.pi / n)
+        level = self._readout_noise * float(np.linalg.norm(gaps))
+        return np.full((1, *image_shape(self._scan)), level, np.float32)
+
+    def _fingerprint(self, frame: Frame, maps: CoilMaps | None) -> Mapping[str, str]:
+        settings, sampling = self._settings, frame.sampling
+        facts = {
+            "method": f"{self._method} {settings.filter} {settings.weights} {settings.centre} {settings.combine}",
+            "coils": str(len(frame.spokes[0].data)),
+            "sampling": f"{sampling.n_readout} x {sampling.spacing:.6g} about {sampling.centre:.6g}",
+            "geometry": _geometry(frame),
+        }
+        if maps is not None:
+            facts["coil_maps"] = maps.name
+        # Counts of what went wrong so far are no property of the scan.
+        calibration = frame.spokes[-1].calibration.items()
+        return facts | {name: str(value) for name, value in calibration if not name.startswith("readouts_")}
+
+
+class Gridder:
+    """Coil images of frames by one many-coil NUFFT.
+
+    Parameters
+    ----------
+    shape
+        Image (y, x) in pixels.
+    settings
+        Filter and weights.
+    """
+
+    def __init__(self, shape: tuple[int, int], settings: LinearSettings) -> None:
+        self._shape = shape
+        self._settings = settings
+        self._plan: FinufftPlan | None = None
+        self._layout: tuple[bytes, FloatArray, FloatArray] | None = None
+
+    def coil_images(self, frame: Frame) -> ComplexArray:
+        """Return complex64 (coil, y, x) in units of the object."""
+        data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
+        key = angles.tobytes() + shifts.tobytes() + repr(frame.sampling).encode()
+        if self._layout is None or self._layout[0] != key:
+            settings = self._settings
+            weights = radial_weights(
+                angles,
+                frame.sampling,
+                weights=settings.weights,
+                radial_filter=settings.filter,
+                centre=settings.centre,
+                shifts=shifts,
+            )
+            points = radial_points(angles, frame.sampling, shifts).reshape(-1, 2)
+            self._layout = key, weights.astype(np.float32), points
+        _, weights, points = self._layout
+        if self._plan is None or self._plan.n_transforms != len(data):
+            self._plan = FinufftPlan(self._shape, len(data))
+        weighted = np.multiply(data, weights, dtype=np.complex64)
+        return self._plan.set_points(points).adjoint(weighted.reshape(len(data), -1))
+
+
+def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
+    """Swallow spokes and frames, yield the frames' images."""
+    gridder = Gridder(image_shape(scan), settings)
+    imager = FrameImager(scan, "gridding", settings)
+    for item in items:
+        if isinstance(item, Frame):
+            yield from imager.images(item, Coils(gridder.coil_images(item)))
+        elif not isinstance(item, Spoke):
+            yield item
+    yield from imager.rest()

@@ -1,0 +1,198 @@
+"""What both linear reconstructions do with coil images: maps, noise, fingerprint, meta."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from operator_checks import direct_sum, direct_transform, relative_error
+from sinotherm.core.geometry import GOLDEN_ANGLE, RadialSampling
+from sinotherm.core.scan import EncodingSpace, Frame, FrameImage, ScanHeader, Spoke
+from sinotherm.operators.density import radial_weights
+from sinotherm.operators.nufft import radial_points
+from sinotherm.stages import fbp, gridding
+
+pytestmark = pytest.mark.kernel
+
+N, READOUT, SPOKES, COILS = 12, 24, 20, 3
+SAMPLING = RadialSampling(n_readout=READOUT, spacing=1 / READOUT, centre=12.0)
+SCAN = ScanHeader(
+    encoded=EncodingSpace(matrix=(READOUT, READOUT, 1), fov_m=(0.4, 0.4, 0.005)),
+    recon=EncodingSpace(matrix=(N, N - 2, 1), fov_m=(0.24, 0.2, 0.005)),
+    trajectory="goldenangle",
+)
+
+
+def scene() -> tuple[np.ndarray, np.ndarray]:
+    """A soft blob with a phase, and coil sensitivities with Σ|s|² = 1, (y, x) and (coil, y, x)."""
+    y, x = np.meshgrid(np.arange(N - 2) - 5, np.arange(N) - 6, indexing="ij")
+    maps = np.stack([np.exp(1j * c + 0.05 * (x * np.cos(2 * c) + y * np.sin(2 * c))) for c in range(COILS)])
+    return np.exp(-(x**2 + y**2) / 8) * np.exp(0.1j * x), maps / np.sqrt(np.sum(np.abs(maps) ** 2, 0))
+
+
+def frame(number: int = 0, *, turn: float = 0.0, noise: float = 0.0, seed: int = 0, **changes) -> Frame:
+    image, maps = scene()
+    angles = (np.arange(SPOKES) + number * SPOKES) * GOLDEN_ANGLE
+    samples = direct_transform(radial_points(angles, SAMPLING).reshape(-1, 2), maps * image * np.exp(1j * turn))
+    random = np.random.default_rng(seed)
+    samples = samples + noise * (random.standard_normal(samples.shape) + 1j * random.standard_normal(samples.shape))
+    data = samples.reshape(COILS, SPOKES, READOUT).astype(np.complex64)
+    spokes = tuple(
+        Spoke(data=data[:, i], sampling=SAMPLING, angle_rad=angles[i], index=number * SPOKES + i, **changes)
+        for i in range(SPOKES)
+    )
+    return Frame(spokes=spokes, number=number, meta={"frame_rule": "20 spokes"}, footprint=(0.0, 1.0, 2.0))
+
+
+def run(module, frames: list[Frame], **values) -> list[FrameImage]:
+    return list(module.stage(iter(frames), SCAN, module.Settings.parse("x", values)))
+
+
+both = pytest.mark.parametrize("module", [fbp, gridding])
+
+
+@both
+def test_combined_images_keep_amplitude_and_phase_differences(module) -> None:
+    first, second = run(module, [frame(0), frame(1, turn=0.3)])
+    assert first.data.shape == (1, 1, N - 2, N)
+    assert first.data.dtype == np.complex64
+    assert first.phase_valid
+    truth, _ = scene()
+    inside = np.abs(truth) > 0.5
+    assert np.abs(first.data[0, 0])[inside] == pytest.approx(np.abs(truth)[inside], abs=0.1)
+    difference = np.angle(second.data * first.data.conj())[0, 0]
+    assert np.median(difference[inside]) == pytest.approx(0.3, abs=0.02)
+    # Frozen: the second frame is combined with the maps of the first.
+    assert first.meta["coil_maps"] == second.meta["coil_maps"] == second.fingerprint["coil_maps"]
+
+
+@both
+def test_frames_wait_for_the_maps_and_leave_in_order(module) -> None:
+    frames = [frame(number, seed=number, noise=0.1) for number in range(4)]
+    assert [image.number for image in run(module, frames, maps_frames=3)] == [0, 1, 2, 3]
+    waiting = iter([*frames[:2], "marker", frames[2]])
+    out = list(module.stage(waiting, SCAN, module.Settings.parse("x", {"maps_frames": "3"})))
+    assert out[0] == "marker"
+    # A scan that ends before has fewer for its maps.
+    assert [image.number for image in run(module, frames[:2], maps_frames=3)] == [0, 1]
+
+
+@both
+def test_root_sum_of_squares_has_no_phase(module) -> None:
+    (image,) = run(module, [frame()], combine="rss")
+    (coils,) = run(module, [frame()], combine="none")
+    assert not image.phase_valid
+    assert coils.data.shape == (COILS, 1, N - 2, N)
+    np.testing.assert_allclose(image.data[0], np.sqrt(np.sum(np.abs(coils.data) ** 2, 0)), rtol=1e-4)
+
+
+@both
+@pytest.mark.parametrize("values", [{}, {"filter": "hann"}, {"weights": "gaps"}])
+def test_the_noise_is_the_one_predicted(module, values: dict[str, str]) -> None:
+    random = np.random.default_rng(3)
+    quiet = frame(noise_known=True)
+    (reference,) = run(module, [quiet], combine="none", **values)
+    deviations = []
+    for _ in range(12):
+        noise = random.standard_normal((COILS, SPOKES, READOUT, 2)).astype(np.float32).view(np.complex64)[..., 0]
+        noisy = tuple(dataclasses.replace(s, data=s.data + noise[:, i]) for i, s in enumerate(quiet.spokes))
+        (image,) = run(module, [dataclasses.replace(quiet, spokes=noisy)], combine="none", **values)
+        deviations.append((image.data - reference.data).real)
+    assert image.noise_sd is not None
+    assert image.noise_sd.shape == (1, N - 2, N)
+    assert image.noise_sd.dtype == np.float32
+    assert np.std(deviations) == pytest.approx(image.noise_sd[0, 0, 0], rel=0.06)
+
+
+@both
+def test_without_a_noise_scan_the_noise_is_unknown(module) -> None:
+    assert run(module, [frame()])[0].noise_sd is None
+
+
+def test_zeros_of_a_partial_echo_carry_no_noise() -> None:
+    whole = frame(noise_known=True)
+    cut = np.arange(READOUT) >= 8
+    part = dataclasses.replace(whole, spokes=tuple(dataclasses.replace(s, data=s.data * cut) for s in whole.spokes))
+    (image,), (full,) = run(gridding, [part]), run(gridding, [whole])
+    weights = radial_weights(whole.angles(), SAMPLING)
+    assert image.noise_sd[0, 0, 0] == pytest.approx(np.sqrt(np.sum(weights[:, cut] ** 2)))
+    assert image.noise_sd[0, 0, 0] < full.noise_sd[0, 0, 0]
+
+
+@both
+def test_images_say_how_they_were_made(module) -> None:
+    note = {"gradient_delay": "0.1 0.2", "readouts_missing": 3}
+    one = frame(calibration=note, received_s=7.0)
+    (image,) = run(module, [one])
+    name = module.__name__.rsplit(".", 1)[-1]
+    assert image.meta["method"] == name
+    assert image.meta["spokes"] == SPOKES
+    assert image.meta["frame_rule"] == "20 spokes"
+    assert image.meta["effective_voxel_m"] == pytest.approx((1.4101 * 0.02, 1.4101 * 0.02), rel=1e-3)
+    assert image.footprint == (0.0, 1.0, 2.0)
+    assert image.received_s == 7.0
+    assert image.spokes == one.spokes
+    assert image.fingerprint["method"].startswith(name)
+    assert image.fingerprint["coils"] == "3"
+    assert image.fingerprint["gradient_delay"] == "0.1 0.2"
+    assert "readouts_missing" not in image.fingerprint
+
+
+class Header:
+    """The part of an acquisition header that says where the plane is."""
+
+    def __init__(self, z: float) -> None:
+        self.position = (0.0, 0.0, z)
+        self.read_dir, self.phase_dir, self.slice_dir = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+
+
+def test_a_plane_that_moves_gets_maps_of_its_own() -> None:
+    frames = [frame(0, header=Header(0.0)), frame(1, header=Header(10.0), noise=0.5)]
+    first, second = run(fbp, frames)
+    assert first.fingerprint["geometry"] != second.fingerprint["geometry"]
+    assert first.meta["coil_maps"] != second.meta["coil_maps"]
+
+
+def test_gridding_and_back_projection_agree() -> None:
+    for values in ({"combine": "none"}, {"combine": "none", "filter": "hann"}):
+        (one,), (other,) = (run(module, [frame(noise=1.0)], **values) for module in (fbp, gridding))
+        assert relative_error(one.data, other.data) < 1e-3
+
+
+def test_a_change_of_coils_makes_a_new_plan() -> None:
+    fewer = dataclasses.replace(
+        frame(1), spokes=tuple(dataclasses.replace(s, data=s.data[:2]) for s in frame(1).spokes)
+    )
+    out = run(gridding, [frame(0), fewer], combine="none")
+    assert [len(image.data) for image in out] == [3, 2]
+    weights = radial_weights(fewer.angles(), SAMPLING)
+    points = radial_points(fewer.angles(), SAMPLING).reshape(-1, 2)
+    truth = direct_sum(points, (fewer.data() * weights).reshape(2, -1), (N - 2, N))
+    assert relative_error(out[1].data[:, 0], truth) < 1e-3
+
+
+@pytest.mark.data
+@both
+def test_the_real_scan_equals_its_reference(module, shared_data: Path) -> None:
+    """210 spokes of a real golden-angle scan against the direct sum that lies beside it (inner 144²)."""
+    import h5py
+
+    folder = shared_data / "radial_cardiac_perfusion_goldenangle"
+    reference = np.load(folder / "reference_direct_sum.npz")["coil_images_210_spokes"][:, 72:216, 72:216]
+    with h5py.File(folder / "radial_perfusion_7x30spokes_ismrmrd.h5") as file:
+        table = file["dataset/data"][:]
+    ends = table[0]["traj"].reshape(288, -1)[[0, -1], :2]
+    sampling = RadialSampling(n_readout=288, spacing=float(np.hypot(*(ends[1] - ends[0]))) / 287, centre=143.5)
+    spokes = []
+    for row in table:
+        trajectory = row["traj"].reshape(288, -1)
+        first = trajectory[-1, :2] - trajectory[0, :2]
+        data = row["data"].view(np.complex64).reshape(-1, 288)
+        spokes.append(Spoke(data=data, sampling=sampling, angle_rad=float(np.arctan2(first[1], first[0]))))
+    space = EncodingSpace(matrix=(144, 144, 1), fov_m=(0.144, 0.144, 0.01))
+    scan = ScanHeader(encoded=space, recon=space, trajectory="goldenangle")
+    settings = module.Settings.parse("x", {"combine": "none"})
+    (image,) = module.stage(iter([Frame(spokes=tuple(spokes), number=0)]), scan, settings)
+    # The reference has weight |k| / S; here π/S per spoke and the sample spacing count as well.
+    assert relative_error(image.data[:, 0] / (np.pi * sampling.spacing), reference) < 1e-3
