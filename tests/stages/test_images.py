@@ -100,6 +100,13 @@ def test_each_series_counts_its_images():
     assert [one.repetition for one in made] == [3] * 5 + [4] * 5
 
 
+def test_what_only_accompanies_another_image_has_series_of_its_own():
+    companion = {"beside": "pdunet"}
+    made = run([image(meta=companion), image(), temperature_map(meta=companion), temperature_map()])
+    assert [one.image_series_index for one in made] == [11, 1, 13, 14, 15, 16, 3, 4, 5, 6]
+    assert [one.image_index for one in made] == [1] * 10
+
+
 def test_research_images_are_in_units_of_the_object():
     item = image()
     magnitude, complex_image = run([item], complex_images=True)

@@ -12,6 +12,9 @@ series what              research             console (value = slope · stored +
 6     validity           uint16 bits          the same
 7     sinogram           complex64            the same
 ===== ================== ==================== =========================================
+
+An image that only accompanies another one of the same frame (its meta has the entry ``beside``), and
+the maps made from it, stand in series 11 to 17 instead.
 """
 
 import logging
@@ -37,6 +40,7 @@ logger = logging.getLogger(__name__)
 META_PREFIX: Final = "sinotherm_"
 """Begins the name of every meta entry that says how an image was made."""
 
+_BESIDE: Final = 10
 _TOP: Final = 65_535
 _MAGNITUDE_TOP: Final = 2047.0
 _COUNTERS: Final = ("average", "phase", "set")
@@ -251,9 +255,9 @@ class ImageMaker:
         head.field_of_view[:] = fov
         head.slice, head.repetition = item.slice & 0xFFFF, item.number & 0xFFFF
         head.contrast = getattr(item, "echo", 0)
-        head.image_series_index = product.series
-        self._counts[product.series] += 1
-        head.image_index = self._counts[product.series] & 0xFFFF
+        series = product.series + (_BESIDE if item.meta.get("beside") else 0)
+        self._counts[series] += 1
+        head.image_series_index, head.image_index = series, self._counts[series] & 0xFFFF
         if pixels.dtype.kind == "c":
             head.image_type = ismrmrd.IMTYPE_COMPLEX
         elif pixels.dtype.kind == "u" or product is _MAGNITUDE:
