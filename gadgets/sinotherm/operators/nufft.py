@@ -25,7 +25,7 @@ __all__ = ["ACCURATE", "FAST", "FinufftPlan", "Nufft", "NufftBackend", "radial_p
 NufftBackend: TypeAlias = Literal["auto", "finufft", "torchkbnufft"]
 
 FAST: Final = 5e-4
-"""Accuracy for images, on a grid of 1.25 times the image: 4e-4 measured on white data (asking for 1e-3 gives 1.4e-3)."""
+"""Accuracy for images, on a grid of 1.25 times the image: 4e-4 measured on white data (1e-3 would give 1.4e-3)."""
 ACCURATE: Final = 1e-6
 """Accuracy for simulation and oracles; needs complex128, single-precision positions end at 2e-5."""
 
