@@ -216,10 +216,11 @@ class RadialReconstructor:
         fov_m: float,
         frame: int = 0,
         shifts: SpokeShifts | None = None,
+        residuals: bool = True,
     ) -> Verdict:
         """Return the guard's verdict on an image of `reconstruct`.
 
-        The network runs a second time, without every eighth spoke.
+        With ``residuals`` the network runs a second time, without every eighth spoke.
         """
         data = torch.from_numpy(samples)
         noise = noise_energy(data, sampling)
@@ -228,7 +229,7 @@ class RadialReconstructor:
         verdict = self.guard.range_verdict(
             spokes=len(angles), coils=len(samples), pixels=size, fov_m=fov_m, snr=min(snr, 1e9)
         )
-        if verdict.trips or len(angles) < FEWEST_GUARDED:
+        if verdict.trips or not residuals or len(angles) < FEWEST_GUARDED:
             return verdict
         with torch.inference_mode():
             shown = torch.from_numpy(image).to(self.device)[None]

@@ -155,16 +155,24 @@ class PrimalDual(nn.Module):
         operator
             The measurement; its T and T⁺ run in single precision.
         reference
-            Pre-heating image, complex64 (batch, y, x), for a reference-guided network.
+            Pre-heating image, complex64 (batch, y, x), for a reference-guided network, which then
+            reconstructs the change.
         initial
             T⁺ of the measurement where it is at hand already (incremental back-projection).
         """
-        image = operator.inverse(measured) if initial is None else initial
-        scale = intensity_scale(image)
-        image = image / scale[:, None, None]
-        measured = measured / scale[:, None, None, None]
-        guides = [] if reference is None else [reference / scale[:, None, None]]
-        correction, memory = self._correct(0, [image, *guides], None)
+        if reference is None:
+            image = operator.inverse(measured) if initial is None else initial
+            scale = intensity_scale(image)
+            image = image / scale[:, None, None]
+            measured = measured / scale[:, None, None, None]
+            guides, start = [], image
+        else:
+            # Starts from the reference: what both scans have in common never enters the blocks.
+            scale = intensity_scale(reference)
+            image = reference / scale[:, None, None]
+            measured = measured / scale[:, None, None, None]
+            guides, start = [image], operator.inverse(measured - operator.forward(image))
+        correction, memory = self._correct(0, [start, *guides], None)
         image = image + correction
         context = operator.context()
         for index in range(1, self.architecture.iterations):

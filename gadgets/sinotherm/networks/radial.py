@@ -52,6 +52,7 @@ class RadialSinogram:
         equal: bool = False,
     ) -> None:
         self.maps = maps
+        self.sampling, self.angles = sampling, angles
         self.n_spokes = len(angles)
         device = torch.device("cpu") if maps is None else maps.device
         order, flipped = angular_order(angles)

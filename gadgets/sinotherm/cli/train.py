@@ -1,0 +1,58 @@
+"""``sinotherm train``: train a network on simulated scans."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    configuration: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="Name of a shipped configuration, or a TOML file.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of the image sets with their splits.json.")] = Path("data"),
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's checkpoint, to the same numbers.")
+    ] = False,
+    init: Annotated[
+        str | None, typer.Option(help="Start from these weights (name or .safetensors) with a fresh optimiser.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps in all, instead of the configuration's.", min=1)] = None,
+    decay: Annotated[int | None, typer.Option(help="Steps of the decay at the end.", min=0)] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; several GPUs: torchrun -m sinotherm.cli.train …")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    package: Annotated[
+        bool, typer.Option("--package", help="Only write the run's best weights with their model card, then stop.")
+    ] = False,
+) -> None:
+    """Train a network: checkpoints, metrics.csv, validation.csv and pictures go to RUNS/NAME."""
+    import torch
+
+    from sinotherm.errors import SettingsError
+    from sinotherm.training.loop import Configuration, Trainer
+    from sinotherm.training.packaging import package_run
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    changes = {name: value for name, value in (("steps", steps), ("decay", decay)) if value is not None}
+    chosen = Configuration.read(configuration, **changes)
+    if package:
+        typer.echo(package_run(chosen, runs / chosen.name))
+        return
+    if resume and init:
+        raise SettingsError("--resume and --init exclude each other: one keeps the optimiser, the other starts afresh.")
+    if not resume and (runs / chosen.name / "last.pt").is_file():
+        raise SettingsError(f"{runs / chosen.name} holds a run already: use --resume, or another --runs folder.")
+    trainer = Trainer(chosen, runs / chosen.name, data, device)
+    if resume:
+        trainer.resume()
+    elif init:
+        trainer.start_from(init)
+    trainer.run()
+
+
+if __name__ == "__main__":
+    typer.run(command)

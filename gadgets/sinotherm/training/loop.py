@@ -1,0 +1,443 @@
+"""The training loop: one plain PyTorch loop for every network, on CPU, one GPU or several.
+
+Needs torch, numpy, safetensors and h5py alone. A run is a folder: ``metrics.csv``, ``last.pt`` (resumes
+to the same numbers), ``best.safetensors`` (averaged weights, best validation), pictures, ``run.json``.
+"""
+
+import csv
+import json
+import logging
+import math
+import os
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sinotherm.errors import SettingsError, WeightsError
+from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
+from sinotherm.networks.primal_dual import Architecture, PrimalDual
+from sinotherm.networks.weights import load_tensors_of
+from sinotherm.simulation.image_sets import Split, attenuation, prepare, read_series
+from sinotherm.training.losses import image_loss, structural_similarity
+from sinotherm.training.simulation import (
+    Batch,
+    CartesianSimulator,
+    FanBeamSimulator,
+    ObjectSource,
+    PaperRadialSimulator,
+    RadialSimulator,
+)
+
+__all__ = [
+    "Configuration",
+    "Trainer",
+    "build_network",
+    "build_simulator",
+    "load_images",
+    "validation_kinds",
+    "validation_scores",
+]
+
+log = logging.getLogger(__name__)
+
+CONFIGS: Final = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """A training run.
+
+    Attributes
+    ----------
+    name
+        Network to train; also the name of its weights.
+    geometry, network
+        ``radial``, ``cartesian`` or ``fan-beam``; ``primal-dual`` (ours) or ``paper`` (the comparators).
+    data
+        Share of each image set in the batches.
+    steps, warmup, decay
+        Optimiser steps in all, of the linear start, and of the cosine decay at the end; the learning
+        rate is constant in between, so that a run can be prolonged before its decay.
+    learning_rate, batch, weight_decay, ssim_weight, phase_weight, average
+        Of AdamW, the batch, the loss and the exponential moving average of the weights.
+    reduced
+        Whether blocks train in bfloat16 (operators and weights stay in single precision).
+    validate, checkpoint
+        Steps between validations and between checkpoints.
+    seed
+        Of weights and scans.
+    architecture, simulation
+        Settings of the network's architecture and of the geometry's simulator.
+    """
+
+    name: str
+    data: dict[str, float]
+    steps: int
+    decay: int
+    geometry: Literal["radial", "cartesian", "fan-beam"] = "radial"
+    network: Literal["primal-dual", "paper"] = "primal-dual"
+    warmup: int = 200
+    learning_rate: float = 1e-3
+    batch: int = 4
+    weight_decay: float = 1e-4
+    ssim_weight: float = 0.1
+    phase_weight: float = 0.0
+    average: float = 0.999
+    reduced: bool = True
+    validate: int = 500
+    checkpoint: int = 100
+    seed: int = 1
+    architecture: dict[str, Any] = field(default_factory=dict)
+    simulation: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path | str, **changes: Any) -> Self:
+        """Read a TOML file, or a shipped configuration by name.
+
+        Raises
+        ------
+        SettingsError
+            The file does not exist, or holds an unknown or no required setting.
+        """
+        file = Path(path)
+        if not file.is_file():
+            file = CONFIGS / f"{path}.toml"
+        if not file.is_file():
+            known = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.toml")))
+            raise SettingsError(f"no training configuration {path}; shipped ones: {known}.")
+        values = tomllib.loads(file.read_text(encoding="utf-8")) | changes
+        unknown = set(values) - {item.name for item in fields(cls)}
+        if unknown:
+            raise SettingsError(f"unknown settings in {file}: {', '.join(sorted(unknown))}.")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise SettingsError(f"{file}: {error}") from error
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear start, constant, cosine decay."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        into = step - (self.steps - self.decay)
+        if into <= 0:
+            return self.learning_rate
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, into / self.decay)))
+
+
+def load_images(
+    folder: Path, shares: Mapping[str, float], split: Split, size: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return images, uint16 (image, size, size) with full scale 2.0, and the probability of each.
+
+    Images of a set share its probability equally by person and, within a person, by slice. Sets whose
+    name begins with ``ct_`` are Hounsfield units and become attenuation relative to water.
+    """
+    images: list[np.ndarray] = []
+    owners: list[tuple[str, str]] = []
+    for series in read_series(folder, split=split, datasets=tuple(shares)):
+        for image in series.images:
+            if np.ptp(image) == 0:
+                continue
+            ready = attenuation(image, size) if series.dataset.startswith("ct_") else prepare(image, size)
+            images.append(np.clip(ready * (65535 / 2), 0, 65535).astype(np.uint16))
+            owners.append((series.dataset, series.person))
+    counts = {owner: owners.count(owner) for owner in set(owners)}
+    people = {name: len({p for d, p in counts if d == name}) for name, _ in counts}
+    weights = np.array([shares[d] / people[d] / counts[d, p] for d, p in owners])
+    return np.stack(images), weights / weights.sum()
+
+
+def _complex(image: Tensor) -> Tensor:
+    """Return a network's image as complex: those of the papers are real."""
+    return image if image.is_complex() else torch.complex(image, torch.zeros_like(image))
+
+
+def _answer(model: nn.Module, batch: Batch) -> Tensor:
+    guide = () if batch.reference is None else (batch.reference,)
+    return _complex(model(batch.measured, batch.operator, *guide))
+
+
+@torch.no_grad()
+def validation_scores(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+    """Return NRMSE of the complex image and SSIM of the modulus over the whole image and over the body."""
+    nrmse: list[float] = []
+    whole: list[float] = []
+    inside: list[float] = []
+    for batch in batches:
+        image = _answer(model, batch)
+        truth = batch.target.abs()
+        error = (image - batch.target).abs().square().sum(dim=(1, 2)).sqrt()
+        nrmse += (error / truth.square().sum(dim=(1, 2)).sqrt()).tolist()
+        similarity = structural_similarity(image.abs(), truth)
+        body = functional.max_pool2d((truth > 0.05 * truth.amax(dim=(1, 2), keepdim=True)).float(), 11, 1, 5)
+        body = body[:, 3:-3, 3:-3]
+        whole += similarity.mean(dim=(1, 2)).tolist()
+        inside += ((similarity * body).sum(dim=(1, 2)) / body.sum(dim=(1, 2))).tolist()
+    return {"nrmse": float(np.mean(nrmse)), "ssim": float(np.mean(inside)), "ssim_whole": float(np.mean(whole))}
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML knows lists only."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+def build_network(configuration: Configuration) -> PrimalDual | PaperPrimalDual:
+    """Return the untrained network of a configuration.
+
+    Raises
+    ------
+    SettingsError
+        The architecture has an unknown setting.
+    """
+    settings = _tuples(configuration.architecture)
+    try:
+        if configuration.network == "paper":
+            return PaperPrimalDual(PaperArchitecture(**settings))
+        return PrimalDual(Architecture(**settings))
+    except TypeError as error:
+        raise SettingsError(f"architecture of {configuration.name}: {error}.") from error
+
+
+def build_simulator(
+    configuration: Configuration, images: np.ndarray, weights: np.ndarray, **changes: Any
+) -> ObjectSource:
+    """Return the simulator of a configuration.
+
+    Raises
+    ------
+    SettingsError
+        The simulation has an unknown setting.
+    """
+    settings: dict[str, Any] = {"batch": configuration.batch} | _tuples(configuration.simulation) | changes
+    paper = configuration.network == "paper"
+    try:
+        if configuration.geometry == "fan-beam":
+            return FanBeamSimulator(images, weights, paper=paper, **settings)
+        if configuration.geometry == "cartesian":
+            return CartesianSimulator(images, weights, **settings)
+        return (PaperRadialSimulator if paper else RadialSimulator)(images, weights, **settings)
+    except TypeError as error:
+        raise SettingsError(f"simulation of {configuration.name}: {error}.") from error
+
+
+def validation_kinds(configuration: Configuration) -> dict[str, dict[str, Any]]:
+    """Return the fixed validation scans of a configuration: name → changes of the simulator's settings."""
+    if configuration.geometry == "cartesian":
+        return {"R10": {"acceleration": (10.0, 10.0), "coils": (8,), "snr": (30.0, 30.0)}}
+    if configuration.geometry == "fan-beam":
+        return {"sparse16": {"sparsity": (16,)}}
+    if configuration.network == "paper":
+        return {"paper": {}}
+    common = {"sizes": (256,), "size_weights": (1.0,), "spokes": (32, 32), "snr": (30.0, 30.0)}
+    kinds: dict[str, dict[str, Any]] = {
+        "real1": common | {"paper": 0.0, "coils": (1,), "coil_weights": (1.0,)},
+        "real8": common | {"paper": 0.0, "coils": (8,), "coil_weights": (1.0,)},
+    }
+    return kinds if configuration.simulation.get("heating") else {"paper": common | {"paper": 1.0}} | kinds
+
+
+class Trainer:
+    """Trains one network in one folder.
+
+    Parameters
+    ----------
+    configuration, folder
+        What to train, and where the run is kept.
+    images
+        Folder of the image sets with their ``splits.json``.
+    device
+        ``cpu`` or ``cuda``; under ``torchrun`` every process takes its own GPU.
+    """
+
+    def __init__(self, configuration: Configuration, folder: Path, images: Path, device: str = "cpu") -> None:
+        self.configuration = c = configuration
+        self.folder = folder
+        self.device = torch.device(device)
+        self.rank = int(os.environ.get("RANK", "0"))
+        folder.mkdir(parents=True, exist_ok=True)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        torch.manual_seed(c.seed)
+        self.model = build_network(c).to(self.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        if c.reduced and isinstance(self.model, PrimalDual):
+            self.model.reduced = torch.bfloat16
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay, betas=(0.9, 0.99)
+        )
+        self.step = 0
+        self.cpu_hours = 0.0
+        self.best = -math.inf
+        self.simulator = build_simulator(c, *self._images(images, "train"))
+        held = self._images(images, "val")
+        self.scenes = {
+            name: [
+                build_simulator(c, *held, batch=4, **kind).sample(torch.Generator().manual_seed(77 + i))
+                for i in range(4)
+            ]
+            for name, kind in validation_kinds(c).items()
+        }
+
+    def _images(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        # Preparing takes longer than reading: runs beside each other share the prepared images.
+        cache = self.folder.parent / f"images_{split}_{'_'.join(sorted(self.configuration.data))}.npz"
+        if not cache.is_file():
+            images, weights = load_images(folder, self.configuration.data, split)
+            np.savez(cache, images=images, weights=weights)
+        with np.load(cache) as kept:
+            return kept["images"], kept["weights"]
+
+    def save(self) -> None:
+        """Write the checkpoint; a crash while writing leaves the one before."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "cpu_hours": self.cpu_hours,
+            "configuration": asdict(self.configuration),
+        }
+        target = self.folder / "last.pt"
+        torch.save(state, target.with_suffix(".part"))
+        target.with_suffix(".part").replace(target)
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint.
+
+        Raises
+        ------
+        WeightsError
+            The folder holds no checkpoint.
+        """
+        file = self.folder / "last.pt"
+        if not file.is_file():
+            raise WeightsError(f"nothing to resume: {file} does not exist.")
+        state = torch.load(file, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.best, self.cpu_hours = state["step"], state["best"], state["cpu_hours"]
+
+    def start_from(self, weights: str | Path) -> None:
+        """Start from weights (name or file) with a fresh optimiser.
+
+        Raises
+        ------
+        WeightsError
+            There are no such weights, or they do not fit the configured network.
+        """
+        tensors, card = load_tensors_of(weights)
+        try:
+            self.model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise WeightsError(f"weights {card.name} do not fit {self.configuration.name}: {error}.") from error
+        self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def run(self, *, until: int | None = None, report: Callable[[int, float], None] | None = None) -> None:
+        """Train up to the configured number of steps, or to step ``until``."""
+        c = self.configuration
+        end = min(c.steps, until or c.steps)
+        self.model.train()
+        started, losses = time.process_time(), []
+        for step in range(self.step, end):
+            random = torch.Generator().manual_seed((c.seed << 40) + step * 64 + self.rank)
+            loss = self._update(self.simulator.sample(random), c.rate(step))
+            losses.append(loss)
+            self.step = step + 1
+            if report is not None:
+                report(self.step, loss)
+            if self.rank == 0 and (self.step % c.checkpoint == 0 or self.step == end):
+                self.cpu_hours += (time.process_time() - started) / 3600
+                started = time.process_time()
+                self._log({"step": self.step, "cpu_hours": self.cpu_hours, "loss": float(np.mean(losses))})
+                losses = []
+                if self.step % c.validate == 0 or self.step == end:
+                    self.validate()
+                self.save()
+
+    def _update(self, batch: Batch, rate: float) -> float:
+        c = self.configuration
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        loss = image_loss(
+            _answer(self.model, batch), batch.target, ssim_weight=c.ssim_weight, phase_weight=c.phase_weight
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if torch.distributed.is_initialized():
+            self._share_gradients()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        keep = min(c.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - keep)
+                else:
+                    self.average[name].copy_(value)
+        return float(loss.detach())
+
+    def _share_gradients(self) -> None:
+        for parameter in self.model.parameters():
+            torch.distributed.all_reduce(parameter.grad, op=torch.distributed.ReduceOp.AVG)
+
+    def validate(self) -> dict[str, dict[str, float]]:
+        """Score the averaged weights on the fixed validation scans; keep them if they are the best so far."""
+        current = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        self.model.eval()
+        scores = {name: validation_scores(self.model, batches) for name, batches in self.scenes.items()}
+        self._picture()
+        self.model.load_state_dict(current)
+        self.model.train()
+        row = {"step": self.step, "cpu_hours": self.cpu_hours}
+        row |= {f"{scene}_{name}": value for scene, values in scores.items() for name, value in values.items()}
+        self._log(row, "validation.csv")
+        mean = float(np.mean([values["ssim"] for values in scores.values()]))
+        if mean > self.best:
+            self.best = mean
+            save_file({k: v.contiguous() for k, v in self.average.items()}, self.folder / "best.safetensors")
+            (self.folder / "run.json").write_text(json.dumps(row | {"configuration": asdict(self.configuration)}))
+        log.info("step %d: %s", self.step, {k: {n: round(v, 4) for n, v in s.items()} for k, s in scores.items()})
+        return scores
+
+    def _picture(self) -> None:
+        """Write truth, image and error of the first scan of each validation kind, if matplotlib is there."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            return
+        figure = Figure(figsize=(7.5, 2.6 * len(self.scenes)), layout="constrained")
+        axes = figure.subplots(len(self.scenes), 3, squeeze=False)
+        for line, (name, batches) in zip(axes, self.scenes.items(), strict=True):
+            with torch.no_grad():
+                image = _answer(self.model, batches[0])[0].abs().cpu()
+            truth = batches[0].target[0].abs().cpu()
+            peak = float(truth.max())
+            shown = {"truth": truth, name: image, "error × 5": 5 * (image - truth).abs()}
+            for axis, (title, values) in zip(line, shown.items(), strict=True):
+                axis.imshow(values.numpy(), cmap="gray", vmin=0, vmax=peak)
+                axis.set_title(title, fontsize=8)
+                axis.set_axis_off()
+        figure.savefig(self.folder / f"step_{self.step:06d}.png", dpi=80)
+
+    def _log(self, row: dict[str, float], name: str = "metrics.csv") -> None:
+        file = self.folder / name
+        fresh = not file.exists()
+        with file.open("a", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, fieldnames=list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow({key: round(value, 6) for key, value in row.items()})

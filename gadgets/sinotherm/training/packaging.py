@@ -1,0 +1,87 @@
+"""From a finished run to weights that can be shipped: half precision, hash and model card."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.torch import load_file
+
+from sinotherm.errors import WeightsError
+from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+from sinotherm.training.loop import Configuration, build_network
+
+__all__ = ["package_run"]
+
+LICENCES: Final = {
+    "brain_t1_ds002748": "OpenNeuro ds002748, CC0: skull-stripped T1 of 58 adults",
+    "brain_ms_multicontrast": "MS lesion change database (Lesjak et al. 2016), CC-BY: T1, T2, FLAIR of 4 patients",
+    "pelvis_prostatex": "TCIA PROSTATEx (Litjens et al.), CC BY: T2 of 1 patient",
+    "ct_tcga_lung": "TCIA TCGA-LUAD and TCGA-LUSC, CC BY 3.0: CT of 38 patients",
+}
+
+
+def package_run(configuration: Configuration, run: Path, target: Path | None = None) -> Path:
+    """Write the best weights of a run with their card; return the path of the weights.
+
+    Parameters
+    ----------
+    configuration
+        Of the run.
+    run
+        Its folder.
+    target
+        Folder for the three files; the run's by default.
+
+    Raises
+    ------
+    WeightsError
+        The run has no weights yet.
+    """
+    best = run / "best.safetensors"
+    if not best.is_file():
+        raise WeightsError(f"no weights in {run}: the run has not reached its first validation.")
+    network = build_network(configuration)
+    network.load_state_dict(load_file(best))
+    found: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    with (run / "metrics.csv").open(encoding="utf-8") as table:
+        last = list(csv.DictReader(table))[-1]
+    card = ModelCard(
+        name=configuration.name,
+        network=configuration.network,
+        geometry=configuration.geometry,
+        sha256="",
+        architecture=network.architecture.as_dict(),
+        valid=_range(configuration),
+        guard=GuardLimits(),
+        data={name: LICENCES.get(name, "not stated") for name in configuration.data},
+        training={
+            "parameters": network.n_parameters,
+            "steps_in_all": int(last["step"]),
+            "steps_of_these_weights": int(found["step"]),
+            "batch": configuration.batch,
+            "cpu_hours": round(float(last["cpu_hours"]), 2),
+            "simulation": json.dumps(configuration.simulation),
+        },
+        metrics={
+            name: round(value, 4) for name, value in found.items() if name.count("_") and isinstance(value, float)
+        },
+        notes=(
+            "Trained on simulated scans of magnitude images; metrics are of the training's validation scans "
+            "(validation people only): SSIM in the body (ssim) and over the whole image (ssim_whole).",
+        ),
+    )
+    path = (target or run) / f"{configuration.name}.safetensors"
+    save_network(network, path, card)
+    return path
+
+
+def _range(configuration: Configuration) -> ValidRange:
+    settings = configuration.simulation
+    if configuration.geometry != "radial" or configuration.network == "paper":
+        return ValidRange(spokes=(1, 512), coils=(1, 32), pixels=(256, 256), snr=(0.0, 1e9), fov_m=(0.0, 10.0))
+    return ValidRange(
+        spokes=tuple(settings.get("spokes", (21, 128))),
+        coils=(min(settings.get("coils", (1,))), max(settings.get("coils", (12,)))),
+        pixels=(min(settings.get("sizes", (192,))), max(settings.get("sizes", (256,)))),
+    )

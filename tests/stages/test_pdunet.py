@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import torch
+
+from direct_radial import coil_maps, ellipse_image, ellipse_scan
+from sinotherm.core.geometry import spoke_angles
+from sinotherm.core.scan import EncodingSpace, Frame, FrameImage, ScanHeader, Spoke
+from sinotherm.errors import SettingsError, WeightsError
+from sinotherm.networks.primal_dual import Architecture, PrimalDual
+from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+from sinotherm.stages.pdunet import Settings, stage
+
+N, COILS = 48, 4
+
+
+def header(matrix=(N, N, 1)):
+    space = EncodingSpace(matrix=matrix, fov_m=(0.3, 0.3, 0.005))
+    return ScanHeader(encoded=space, recon=space, trajectory="radial", n_coils=COILS, spokes_per_frame=32)
+
+
+def frame(number=0, n_spokes=32, change=lambda data: data, **values):
+    angles = spoke_angles("golden", n_spokes, first=number * n_spokes)
+    data, sampling = ellipse_scan(N, angles, n_coils=COILS, noise=1.0, seed=number)
+    data = change(data).astype(np.complex64)
+    spokes = tuple(
+        Spoke(data=data[:, i], sampling=sampling, angle_rad=float(a), header="head") for i, a in enumerate(angles)
+    )
+    return Frame(spokes=spokes, number=number, meta={"spokes": n_spokes}, footprint=(0.0, 1.0, 2.0), **values)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A network that corrects nothing: it does two steps of data consistency."""
+    torch.manual_seed(0)
+    network = PrimalDual(Architecture(iterations=3, primal_features=(4, 8), dual_features=4, memory=2))
+    card = ModelCard(
+        name="tiny",
+        network="primal-dual",
+        geometry="radial",
+        sha256="",
+        architecture=network.architecture.as_dict(),
+        valid=ValidRange(spokes=(16, 64), coils=(1, 8), pixels=(32, 64), snr=(3.0, 1e9)),
+        guard=GuardLimits(spokes=(16, 64), held_out=(0.6, 0.6), spoke=(0.6, 0.6)),
+    )
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_network(network, path, card)
+    return path
+
+
+def run(weights, items, scan=None, **values):
+    return list(stage(iter(items), scan or header(), Settings(network=str(weights), **values)))
+
+
+def modulus_error(image):
+    true = ellipse_image(N) * np.sqrt((np.abs(coil_maps(COILS, N)) ** 2).sum(0))
+    body = true > 0
+    return np.linalg.norm((np.abs(image) - true)[body]) / np.linalg.norm(true[body])
+
+
+def test_gridding_goes_beside_the_network(weights):
+    out = run(weights, [frame(0), "text", frame(1), frame(2)])
+    assert out[0] == "text"  # the first frame waits for the coil maps
+    images = out[1:]
+    assert [(image.number, image.meta["method"]) for image in images] == [
+        (n, method) for n in range(3) for method in ("gridding", "pdunet")
+    ]
+    for image in images:
+        assert isinstance(image, FrameImage)
+        assert image.data.shape == (1, 1, N, N)
+        assert image.data.dtype == np.complex64
+        assert "guard" not in image.meta
+        assert image.header == "head"
+        assert len(image.spokes) == 32
+        assert image.footprint == (0.0, 1.0, 2.0)
+        assert image.meta["coil_maps"] == images[0].meta["coil_maps"]
+    gridding, network = images[0], images[1]
+    assert modulus_error(network.data[0, 0]) < modulus_error(gridding.data[0, 0])
+    assert network.meta["network"] == "tiny"
+    assert len(network.meta["network_weights"]) == 12
+    assert 0 < network.meta["guard_held_out"] < 0.6
+    assert network.fingerprint["method"] != gridding.fingerprint["method"]
+    assert network.fingerprint == images[3].fingerprint
+
+
+def test_spokes_end_here_and_the_rest_passes(weights):
+    one = frame(0)
+    out = run(weights, [*one.spokes, one, None], beside=False, guard=False)
+    assert out[0] is None
+    assert [image.meta["method"] for image in out[1:]] == ["pdunet"]
+
+
+@pytest.mark.parametrize("fallback", ["gridding", "cg_sense"])
+def test_noise_alone_trips_the_guard_and_the_fallback_takes_over(weights, fallback):
+    random = np.random.default_rng(0)
+
+    def noise(data):
+        return random.standard_normal(data.shape) + 1j * random.standard_normal(data.shape)
+
+    bad = [frame(n, change=noise) for n in range(2)]
+    out = run(weights, bad, fallback=fallback, beside=False)
+    assert [image.meta["method"] for image in out] == [fallback, fallback]
+    assert all(image.meta["guard"] for image in out)
+
+
+def test_a_corrupted_spoke_trips_the_guard(weights):
+    def corrupt(data):
+        data[:, 5] *= np.exp(2.5j)
+        return data
+
+    out = run(weights, [frame(0), frame(1), frame(2, change=corrupt)])
+    by_number = {image.number: image.meta for image in out}
+    assert "guard" not in by_number[1]
+    assert "spoke residual" in by_number[2]["guard"]
+    assert by_number[2]["method"] == "gridding"
+
+
+@pytest.mark.parametrize(
+    ("items", "reason"),
+    [
+        ([frame(0, n_spokes=100)], "spokes 100 outside"),
+        ([frame(0, n_spokes=8), frame(1, n_spokes=8)], "spokes 8 outside"),
+    ],
+)
+def test_out_of_range_trips_the_guard(weights, items, reason):
+    (image, *_) = run(weights, items, beside=False)
+    assert reason in image.meta["guard"]
+
+
+@pytest.mark.parametrize("factor", [30.0, 1e-3j])
+def test_scaled_and_rotated_frames_do_not_trip_and_give_the_scaled_image(weights, factor):
+    plain = run(weights, [frame(0), frame(1)], beside=False, precision="float32")
+    changed = run(weights, [frame(n, change=lambda d: factor * d) for n in range(2)], beside=False, precision="float32")
+    assert [image.meta["method"] for image in changed] == ["pdunet", "pdunet"]
+    for a, b in zip(plain, changed, strict=True):
+        np.testing.assert_allclose(b.data, factor * a.data, atol=1e-3 * abs(factor) * np.abs(a.data).max())
+
+
+def test_residuals_may_be_checked_now_and_then(weights):
+    out = run(weights, [frame(n) for n in range(4)], beside=False, guard_every=2)
+    assert ["guard_held_out" in image.meta for image in out] == [True, False, True, False]
+
+
+def test_rectangular_images_are_cut_out_of_the_square(weights):
+    scan = header(matrix=(N, N - 12, 1))
+    out = run(weights, [frame(0), frame(1)], scan)
+    square = run(weights, [frame(0), frame(1)])
+    assert out[1].data.shape == (1, 1, N - 12, N)
+    np.testing.assert_array_equal(out[1].data, square[1].data[:, :, 6:-6])
+
+
+def test_a_short_scan_still_gives_its_images(weights):
+    out = run(weights, [frame(0, n_spokes=20)], maps_spokes=1000)
+    assert [image.meta["method"] for image in out] == ["gridding", "pdunet"]
+
+
+def test_missing_weights_and_device_are_named():
+    with pytest.raises(WeightsError, match=r"nothing\.safetensors does not exist"):
+        run("nothing", [])
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="no CUDA device"):
+            run("nothing", [], device="cuda")

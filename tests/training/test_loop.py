@@ -1,0 +1,202 @@
+import csv
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from sinotherm.cli.train import command
+from sinotherm.errors import SettingsError, WeightsError
+from sinotherm.networks.weights import load_network
+from sinotherm.training.loop import CONFIGS, Configuration, Trainer, build_network, build_simulator, validation_scores
+from sinotherm.training.losses import complex_l1, image_loss, phase_loss, structural_similarity
+from sinotherm.training.packaging import package_run
+
+CONFIG = """
+name = "tiny"
+steps = 6
+decay = 2
+warmup = 2
+batch = 2
+checkpoint = 2
+validate = 4
+reduced = false
+
+[data]
+heads = 1.0
+
+[architecture]
+iterations = 2
+primal_features = [4, 8]
+dual_features = 4
+memory = 2
+
+[simulation]
+sizes = [32]
+size_weights = [1.0]
+spokes = [8, 12]
+coils = [1, 2]
+coil_weights = [0.5, 0.5]
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    y, x = np.mgrid[:40, :40] - 20
+    body = ((x / 16) ** 2 + (y / 12) ** 2 < 1) * (500 + 200 * np.cos(x / 2))
+    (folder / "heads").mkdir()
+    with h5py.File(folder / "heads" / "heads.h5", "w") as file:
+        for person in ("anna", "bert"):
+            file[f"{person}/t1"] = np.stack([body, body[::-1], np.zeros_like(body)]).astype(np.uint16)
+    (folder / "splits.json").write_text(json.dumps({"heads": {"train": ["anna"], "val": ["bert"]}}))
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Validation on small scans."""
+    kinds = {"real": {"spokes": (8, 8), "paper": 0.0, "coils": (2,), "coil_weights": (1.0,)}}
+    monkeypatch.setattr("sinotherm.training.loop.validation_kinds", lambda _: kinds)
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "tiny.toml"
+    file.write_text(CONFIG)
+    return file
+
+
+def _state(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def test_a_resumed_run_ends_in_the_same_numbers(data, config, tmp_path, small):
+    configuration = Configuration.read(config)
+    whole = Trainer(configuration, tmp_path / "a" / "run", data)
+    whole.run()
+    first = Trainer(configuration, tmp_path / "b" / "run", data)
+    first.run(until=2)
+    second = Trainer(configuration, tmp_path / "b" / "run", data)
+    second.resume()
+    assert second.step == 2
+    second.run()
+    for (name, a), b in zip(_state(whole).items(), _state(second).values(), strict=True):
+        assert torch.equal(a, b), name
+    for name, value in whole.average.items():
+        assert torch.equal(value, second.average[name]), name
+    with (tmp_path / "a" / "run" / "metrics.csv").open() as table:
+        assert [row["step"] for row in csv.DictReader(table)] == ["2", "4", "6"]
+    with (tmp_path / "a" / "run" / "validation.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert [row["step"] for row in rows] == ["4", "6"]
+    assert 0 < float(rows[0]["real_ssim"]) < 1
+    assert len(list((tmp_path / "a" / "run").glob("step_*.png"))) == 2
+
+
+def test_training_lowers_the_loss(data, config, tmp_path, small):
+    configuration = Configuration.read(config, steps=60, decay=20, validate=1000, learning_rate=5e-3)
+    trainer = Trainer(configuration, tmp_path / "run", data)
+    before = validation_scores(trainer.model, trainer.scenes["real"])
+    losses = []
+    trainer.run(report=lambda _, loss: losses.append(loss))
+    assert len(losses) == 60
+    assert validation_scores(trainer.model, trainer.scenes["real"])["nrmse"] < 0.96 * before["nrmse"]
+
+
+def test_command_trains_resumes_packages_and_starts_from_weights(data, config, tmp_path, small):
+    app = typer.Typer()
+    app.command()(command)
+    runs = tmp_path / "runs"
+    arguments = [str(config), "--data", str(data), "--runs", str(runs)]
+    result = CliRunner().invoke(app, [*arguments, "--steps", "4", "--decay", "1"])
+    assert result.exit_code == 0, result.output
+    again = CliRunner().invoke(app, arguments)
+    assert isinstance(again.exception, SettingsError)
+    assert CliRunner().invoke(app, [*arguments, "--resume", "--threads", "1"]).exit_code == 0
+    packaged = CliRunner().invoke(app, [*arguments, "--package"])
+    assert packaged.exit_code == 0, packaged.output
+    _, card = load_network(runs / "tiny" / "tiny.safetensors")
+    assert card.valid.spokes == (8, 12)
+    assert card.valid.pixels == (32, 32)
+    assert card.training["steps_in_all"] == 6
+    assert 0 < card.metrics["real_ssim"] < 1
+    elsewhere = [str(config), "--data", str(data), "--runs", str(tmp_path / "other")]
+    weights = ["--init", str(runs / "tiny" / "tiny.safetensors"), "--steps", "2", "--decay", "1"]
+    assert CliRunner().invoke(app, [*elsewhere, *weights]).exit_code == 0
+    both = CliRunner().invoke(app, [*elsewhere, *weights, "--resume"])
+    assert isinstance(both.exception, SettingsError)
+
+
+def test_weights_that_do_not_fit_are_refused(data, config, tmp_path, small):
+    configuration = Configuration.read(config, steps=2, decay=1)
+    Trainer(configuration, tmp_path / "run", data).run()
+    path = package_run(configuration, tmp_path / "run")
+    wide = Configuration.read(config, architecture={"iterations": 2, "primal_features": [8, 8]})
+    with pytest.raises(WeightsError, match="do not fit"):
+        Trainer(wide, tmp_path / "wide", data).start_from(path)
+
+
+def test_nothing_to_resume_or_package_is_an_error(data, config, tmp_path, small):
+    configuration = Configuration.read(config)
+    with pytest.raises(WeightsError, match="nothing to resume"):
+        Trainer(configuration, tmp_path / "run", data).resume()
+    with pytest.raises(WeightsError, match="no weights"):
+        package_run(configuration, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in CONFIGS.glob("*.toml")))
+def test_shipped_configurations_build(name):
+    configuration = Configuration.read(name)
+    assert configuration.name == name
+    network = build_network(configuration)
+    assert network.n_parameters * 2 < 8_000_000
+    build_simulator(configuration, np.ones((1, 8, 8)), np.ones(1))
+
+
+def test_wrong_configurations_are_refused(config, tmp_path):
+    with pytest.raises(SettingsError, match=r"shipped ones: .*pdunet-radial"):
+        Configuration.read("nothing")
+    config.write_text(CONFIG.replace("batch", "batches"))
+    with pytest.raises(SettingsError, match="unknown settings"):
+        Configuration.read(config)
+    config.write_text(CONFIG.replace("decay = 2", ""))
+    with pytest.raises(SettingsError, match="decay"):
+        Configuration.read(config)
+    configuration = Configuration(name="a", data={}, steps=1, decay=1, architecture={"deep": 1}, simulation={"far": 1})
+    with pytest.raises(SettingsError, match="deep"):
+        build_network(configuration)
+    with pytest.raises(SettingsError, match="far"):
+        build_simulator(configuration, np.ones((1, 8, 8)), np.ones(1))
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    configuration = Configuration(name="a", data={}, steps=100, decay=40, warmup=10, learning_rate=1.0)
+    assert configuration.rate(0) == pytest.approx(0.1)
+    assert configuration.rate(9) == configuration.rate(60) == 1.0
+    assert configuration.rate(80) == pytest.approx(0.5)
+    assert configuration.rate(100) == pytest.approx(0.0)
+
+
+def test_similarity_equals_scikit_image():
+    from skimage.metrics import structural_similarity as oracle
+
+    random = np.random.default_rng(0)
+    truth = random.random((20, 24))
+    image = truth + 0.1 * random.standard_normal((20, 24))
+    _, expected = oracle(image, truth, win_size=7, data_range=truth.max(), full=True)
+    found = structural_similarity(torch.from_numpy(image)[None], torch.from_numpy(truth)[None])[0]
+    np.testing.assert_allclose(found, expected[3:-3, 3:-3], atol=1e-9)
+
+
+def test_losses_vanish_for_the_truth_and_follow_their_definitions():
+    random = torch.Generator().manual_seed(0)
+    target = torch.view_as_complex(torch.randn((2, 24, 24, 2), generator=random)) + 3
+    assert float(image_loss(target, target, phase_weight=1.0)) < 1e-3
+    image = target * np.exp(0.01j)
+    assert float(phase_loss(image, target)) == pytest.approx(0.01, rel=0.02)
+    assert float(complex_l1(image, target)) == pytest.approx(float((image - target).abs().mean()), rel=0.02)
+    assert float(image_loss(image, target, ssim_weight=0)) == pytest.approx(float(complex_l1(image, target)))
