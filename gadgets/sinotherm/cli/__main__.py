@@ -11,7 +11,7 @@ from sinotherm.errors import SinothermError
 
 __all__ = ["app", "main"]
 
-COMMANDS: Final = ("demo", "recon", "serve", "send", "node", "info", "simulate", "watch", "doctor")
+COMMANDS: Final = ("demo", "recon", "serve", "send", "node", "info", "simulate", "watch", "doctor", "train")
 GROUPS: Final = ("bench", "evaluate", "qa")
 
 app = typer.Typer(
