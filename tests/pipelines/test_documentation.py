@@ -13,6 +13,13 @@ def test_the_reference_is_current():
     assert written == pipeline_reference(), "run: python -m sinotherm.pipelines.documentation > docs/pipelines.md"
 
 
+def test_every_shipped_pipeline_is_in_it():
+    text = pipeline_reference()
+    shipped = [file.stem for file in (CHECKOUT / "pipeline_xml").glob("*.xml")]
+    assert len(shipped) >= 4
+    assert all(f"| `{name}` |" in text for name in shipped)
+
+
 def test_every_setting_of_every_stage_is_in_it():
     text = pipeline_reference()
     for stage in STAGES:

@@ -5,11 +5,16 @@ from collections.abc import Iterator, Sequence
 
 from sinotherm.core.settings import StageSettings
 from sinotherm.pipelines.compose import load_pipeline
-from sinotherm.pipelines.registry import METHOD_SLOT, STAGES, TARGETS, ReconstructionSettings, stage_module
+from sinotherm.pipelines.registry import (
+    METHOD_SLOT,
+    STAGES,
+    TARGETS,
+    ReconstructionSettings,
+    pipeline_directories,
+    stage_module,
+)
 
 __all__ = ["pipeline_reference"]
-
-_SHIPPED = ("radial_fbp", "radial_gridding", "radial_thermometry", "thermometry")
 
 
 def pipeline_reference() -> str:
@@ -35,9 +40,11 @@ def _introduction() -> Iterator[str]:
     yield ""
     yield "| pipeline | target | stages |"
     yield "|---|---|---|"
-    for name in _SHIPPED:
-        for chain in load_pipeline(name).chains:
-            yield _row([f"`{name}`", f"`{chain.target}`", " → ".join(stage for stage, _, _ in chain.stages)])
+    # The last folder holds ours alone, the others may hold Gadgetron's and the user's as well.
+    *_, folder = pipeline_directories()
+    for file in sorted(folder.glob("*.xml")):
+        for chain in load_pipeline(str(file), local=True).chains:
+            yield _row([f"`{file.stem}`", f"`{chain.target}`", " → ".join(stage for stage, _, _ in chain.stages)])
     yield ""
     yield (
         "Pipelines are looked for in the folders given by `--pipelines`, then in `share/gadgetron/config` of the "
