@@ -87,8 +87,46 @@ def test_baseline_is_saved_and_serves_the_next_scan(tmp_path, name: str) -> None
     again = list(stage(iter([_image(7)]), SCAN, _settings(baseline_rule="stored", baseline_file=path)))
     assert np.isfinite(again[1].change_degc).any()
     assert isinstance(again[2], FrameStatistics)
+    other = replace(_image(7), meta={"method": "tcr"}, fingerprint={"method": "tcr"})
+    beside = list(stage(iter([_image(7), other]), SCAN, _settings(baseline_rule="stored", baseline_file=path)))
+    assert not np.isfinite(beside[4].change_degc).any()
+    assert "none was taken of this reconstruction" in beside[5].alarms[0]
     with pytest.raises(BaselineError, match="no baseline of slice 1"):
         list(stage(iter([_image(7, slice_=1)]), SCAN, _settings(baseline_rule="stored", baseline_file=path)))
+
+
+def _seen_by(image: FrameImage, method: str) -> FrameImage:
+    return replace(image, meta={"method": method}, fingerprint={"method": method})
+
+
+def test_a_network_and_gridding_have_baselines_of_their_own() -> None:
+    images = [_seen_by(_image(number), method) for number in range(3) for method in ("gridding", "pdunet")]
+    found = [item for item in stage(iter(images), SCAN, _settings()) if isinstance(item, TemperatureMap)]
+    assert [one.meta["method"] for one in found] == ["gridding", "pdunet"] * 3
+    assert [np.isfinite(one.change_degc).any() for one in found] == [False] * 4 + [True] * 2
+
+
+def test_a_reconstruction_that_comes_late_never_makes_its_baseline_of_heated_frames() -> None:
+    """The guard held the network back in the second frame, and a fall-back shows up later."""
+    order = ["gridding", "pdunet", "gridding", "gridding", "pdunet", "gridding", "cg_sense", "gridding", "cg_sense"]
+    numbers = [0, 0, 1, 2, 2, 3, 3, 4, 4]
+    images = [_seen_by(_image(number), method) for number, method in zip(numbers, order, strict=True)]
+    items = list(stage(iter(images), SCAN, _settings()))
+    maps = [item for item in items if isinstance(item, TemperatureMap)]
+    network = [one for one in maps if one.meta["method"] == "pdunet"]
+    assert np.isfinite(network[1].change_degc).any()
+    assert network[1].meta["baseline_frames"] == (0,)
+    late = [one for one in maps if one.meta["method"] == "cg_sense"]
+    assert not any(np.isfinite(one.change_degc).any() for one in late)
+    assert all("set_baseline" in one.meta["alarms"][0] for one in late)
+
+
+def test_the_stored_baseline_of_another_reconstruction_is_refused(tmp_path) -> None:
+    path = str(tmp_path / "baseline.h5")
+    images = [_seen_by(_image(number), "fbp") for number in range(3)]
+    list(stage(iter(images), SCAN, _settings(baseline_save=path)))
+    with pytest.raises(BaselineError, match=r"method = tcr \(baseline: fbp\)"):
+        list(stage(iter([_seen_by(_image(3), "tcr")]), SCAN, _settings(baseline_rule="stored", baseline_file=path)))
 
 
 def test_unknown_setting_lists_the_known() -> None:

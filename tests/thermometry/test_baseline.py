@@ -133,20 +133,24 @@ def test_stored_and_read_again(tmp_path, name: str) -> None:
     )
     plain = Baseline(data=2 * data, n_effective=1.0, frames=(4,))
     path = tmp_path / name
-    save_baseline(path, {(0, 0): rich, (3, 1): plain})
+    save_baseline(path, {(0, 0, "fbp"): rich, (3, 1, "tcr"): plain})
     assert [other.name for other in tmp_path.iterdir()] == [name]
     found = load_baseline(path)
-    assert set(found) == {(0, 0), (3, 1)}
-    np.testing.assert_array_equal(found[0, 0].data, data)
-    np.testing.assert_array_equal(found[0, 0].noise_sd, plane)
-    np.testing.assert_array_equal(found[0, 0].phase_sd_rad, 2 * plane)
-    np.testing.assert_array_equal(found[0, 0].library, [data, 3 * data])
-    assert found[3, 1].library == ()
-    assert (found[0, 0].frames, found[0, 0].rejected, found[0, 0].n_effective) == ((0, 2), (1,), 2.5)
-    assert found[0, 0].fingerprint == {"method": "fbp"}
-    assert math.isnan(found[0, 0].time_s)
-    assert found[3, 1].noise_sd is None
-    assert found[3, 1].phase_sd_rad is None
+    assert set(found) == {(0, 0, "fbp"), (3, 1, "tcr")}
+    np.testing.assert_array_equal(found[0, 0, "fbp"].data, data)
+    np.testing.assert_array_equal(found[0, 0, "fbp"].noise_sd, plane)
+    np.testing.assert_array_equal(found[0, 0, "fbp"].phase_sd_rad, 2 * plane)
+    np.testing.assert_array_equal(found[0, 0, "fbp"].library, [data, 3 * data])
+    assert found[3, 1, "tcr"].library == ()
+    assert (found[0, 0, "fbp"].frames, found[0, 0, "fbp"].rejected, found[0, 0, "fbp"].n_effective) == (
+        (0, 2),
+        (1,),
+        2.5,
+    )
+    assert found[0, 0, "fbp"].fingerprint == {"method": "fbp"}
+    assert math.isnan(found[0, 0, "fbp"].time_s)
+    assert found[3, 1, "tcr"].noise_sd is None
+    assert found[3, 1, "tcr"].phase_sd_rad is None
 
 
 def test_files_that_are_no_baseline(tmp_path) -> None:

@@ -35,7 +35,7 @@ def log() -> list[tuple[str, Any]]:
 
 @pytest.fixture
 def book(monitor: Monitor, log: list[tuple[str, Any]]) -> CommandBook:
-    monitors: Any = {0: monitor}
+    monitors: Any = {(0, "fbp"): monitor}
     return CommandBook(ThermometrySettings(), monitors, lambda record, facts: log.append((record, facts)))
 
 
@@ -64,7 +64,7 @@ def test_regions_and_cold_mask(book: CommandBook) -> None:
 def test_every_command_is_logged_and_told_to_the_next_image(book: CommandBook, log: list[tuple[str, Any]]) -> None:
     assert book.handle("mark", {"text": "power on"}) == {"text": "power on"}
     book.handle("body_temperature", {"degc": 37.5})
-    assert book.handle("status", {})["slices"] == [0]
+    assert book.handle("status", {})["streams"] == [(0, "fbp")]
     assert book.take_events() == ("mark text=power on", "body_temperature degc=37.5")
     assert book.take_events() == ()
     assert [facts["command"] for _, facts in log] == ["mark", "body_temperature"]

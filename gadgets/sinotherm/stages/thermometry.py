@@ -5,13 +5,13 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from sinotherm import __version__
 from sinotherm.core.scan import FrameImage, FrameStatistics, Item, MetaValue, ScanHeader
 from sinotherm.errors import BaselineError, SettingsError, WireError
 from sinotherm.thermometry.audit import AuditLog
-from sinotherm.thermometry.baseline import load_baseline, save_baseline
+from sinotherm.thermometry.baseline import Baseline, load_baseline, save_baseline
 from sinotherm.thermometry.commands import CommandBook
 from sinotherm.thermometry.monitor import SliceMonitor
 from sinotherm.thermometry.settings import ThermometrySettings as Settings
@@ -21,6 +21,9 @@ from sinotherm.wire.messages import Text
 __all__ = ["Settings", "stage"]
 
 logger = logging.getLogger(__name__)
+
+_Stream: TypeAlias = tuple[int, str]
+"""Slice and reconstruction method."""
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
@@ -47,16 +50,26 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         yield from session.flush()
 
 
+def _stream(image: FrameImage) -> _Stream:
+    return image.slice, str(image.meta.get("method", image.fingerprint.get("method", "")))
+
+
 class _Session:
-    """One scan: its monitors, log, commands, and the echoes that wait for their frame."""
+    """One scan: its monitors, log, commands, and the echoes that wait for their frame.
+
+    A stream is a slice seen by one reconstruction: a network's images come beside gridding's, and each
+    is measured against its own baseline.
+    """
 
     def __init__(self, scan: ScanHeader, settings: Settings, open_things: ExitStack) -> None:
         self._scan = scan
-        self._monitors: dict[int, SliceMonitor] = {}
-        self._waiting: dict[int, list[FrameImage]] = {}
-        self._echoes: dict[int, int] = {}
-        self._up: dict[int, set[str]] = {}
+        self._monitors: dict[_Stream, SliceMonitor] = {}
+        self._waiting: dict[_Stream, list[FrameImage]] = {}
+        self._echoes: dict[_Stream, int] = {}
+        self._up: dict[_Stream, set[str]] = {}
+        self._newest: dict[int, tuple[int, int]] = {}
         self._notes: dict[str, MetaValue] = _qualification(settings.qualified) if settings.qualified else {}
+        self._stored = load_baseline(Path(settings.baseline_file)) if settings.baseline_rule == "stored" else {}
         self._log: AuditLog | None = None
         if settings.log:
             self._log = open_things.enter_context(AuditLog(Path(settings.log), keep_maps=settings.log_maps))
@@ -83,59 +96,73 @@ class _Session:
 
     def flush_before(self, image: FrameImage) -> Iterator[Item]:
         """Measure a frame of which the next one shows that no more echoes come (the header announced more)."""
-        waiting = self._waiting.get(image.slice)
+        stream = _stream(image)
+        waiting = self._waiting.get(stream)
         if waiting and waiting[0].number != image.number:
-            self._echoes[image.slice] = len(waiting)
-            yield from self._measure(image.slice)
+            self._echoes[stream] = len(waiting)
+            yield from self._measure(stream)
 
     def add(self, image: FrameImage) -> Iterator[Item]:
         """Take an image, and measure its frame if it is complete."""
-        settings = self._book.settings
-        expected = self._echoes.get(image.slice, len(settings.echo_times_s or self._scan.echo_times_s))
-        self._waiting.setdefault(image.slice, []).append(image)
-        if len(self._waiting[image.slice]) >= expected:
-            yield from self._measure(image.slice)
+        settings, stream = self._book.settings, _stream(image)
+        expected = self._echoes.get(stream, len(settings.echo_times_s or self._scan.echo_times_s))
+        self._waiting.setdefault(stream, []).append(image)
+        if len(self._waiting[stream]) >= expected:
+            yield from self._measure(stream)
 
     def flush(self) -> Iterator[Item]:
         """Measure what still waits at the end."""
-        for slice_ in list(self._waiting):
-            yield from self._measure(slice_)
+        for stream in list(self._waiting):
+            yield from self._measure(stream)
 
-    def _measure(self, slice_: int) -> Iterator[Item]:
-        images = self._waiting.pop(slice_)
-        if slice_ not in self._monitors:
-            self._monitors[slice_] = self._monitor(slice_)
-        monitor = self._monitors[slice_]
+    def _ordinal(self, image: FrameImage) -> int:
+        """Return which frame of its slice this is, from 0, whichever reconstructions show it."""
+        newest, ordinal = self._newest.get(image.slice, (image.number - 1, -1))
+        if image.number != newest:
+            ordinal += 1
+            self._newest[image.slice] = (image.number, ordinal)
+        return ordinal
+
+    def _measure(self, stream: _Stream) -> Iterator[Item]:
+        images = self._waiting.pop(stream)
+        if stream not in self._monitors:
+            self._monitors[stream] = SliceMonitor(self._scan, self._book.settings, stored=self._stored_for(stream))
+        monitor = self._monitors[stream]
         generation = monitor.generation
         events = self._book.take_events()
         notes = self._notes | ({"events": events} if events else {})
-        found, statistics = monitor.frame(images, notes=notes)
+        found, statistics = monitor.frame(images, notes=notes, ordinal=self._ordinal(images[0]))
         if self._log is not None:
             self._log.frame(found, statistics)
         if monitor.generation != generation:
-            self._new_baseline(slice_, monitor)
+            self._new_baseline(stream, monitor)
         yield found
         yield statistics
-        yield from self._warnings(statistics)
+        yield from self._warnings(stream, statistics)
 
-    def _monitor(self, slice_: int) -> SliceMonitor:
-        settings = self._book.settings
-        if settings.baseline_rule != "stored":
-            return SliceMonitor(self._scan, settings)
-        every = load_baseline(Path(settings.baseline_file))
-        stored = {echo: baseline for (place, echo), baseline in every.items() if place == slice_}
-        if not stored:
-            raise BaselineError(
-                f"{settings.baseline_file!r} holds no baseline of slice {slice_}: store one of this protocol."
-            )
-        return SliceMonitor(self._scan, settings, stored=stored)
+    def _stored_for(self, stream: _Stream) -> Mapping[int, Baseline] | None:
+        """Return the stored baselines of a stream by echo.
 
-    def _new_baseline(self, slice_: int, monitor: SliceMonitor) -> None:
+        The first stream of a scan takes another reconstruction's if there is none of its own, and is told
+        then what does not fit; a later one goes without.
+        """
+        slice_, method = stream
+        here = {key: baseline for key, baseline in self._stored.items() if key[0] == slice_}
+        own = {echo: baseline for (_, echo, name), baseline in here.items() if name == method}
+        if own or not self._stored or any(other == slice_ for other, _ in self._monitors):
+            return own or None
+        if not here:
+            path = self._book.settings.baseline_file
+            raise BaselineError(f"{path!r} holds no baseline of slice {slice_}: store one of this protocol.")
+        return {echo: baseline for (_, echo, _), baseline in here.items()}
+
+    def _new_baseline(self, stream: _Stream, monitor: SliceMonitor) -> None:
         """Log a baseline that has been put into service, and save it if asked to."""
         for echo, baseline in monitor.baselines.items():
             facts = {
-                "slice": slice_,
+                "slice": stream[0],
                 "echo": echo,
+                "method": stream[1],
                 "name": baseline.name,
                 "frames": baseline.frames,
                 "rejected": baseline.rejected,
@@ -146,17 +173,17 @@ class _Session:
         path = self._book.settings.baseline_save
         if path:
             kept = {
-                (place, echo): baseline
-                for place, one in self._monitors.items()
+                (slice_, echo, method): baseline
+                for (slice_, method), one in self._monitors.items()
                 for echo, baseline in one.baselines.items()
             }
             save_baseline(Path(path), kept)
 
-    def _warnings(self, statistics: FrameStatistics) -> Iterator[Text]:
-        """Tell the console of the alarms that were not up in the slice's last frame."""
-        before = self._up.get(statistics.slice, set())
+    def _warnings(self, stream: _Stream, statistics: FrameStatistics) -> Iterator[Text]:
+        """Tell the console of the alarms that were not up in the stream's last frame."""
+        before = self._up.get(stream, set())
         now = {text.partition(":")[0] for text in statistics.alarms}
-        self._up[statistics.slice] = now
+        self._up[stream] = now
         for text in statistics.alarms:
             if text.partition(":")[0] not in before:
                 yield Text(text=f"WRN frame {statistics.number}: {text}")

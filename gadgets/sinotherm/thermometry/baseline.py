@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from sinotherm.errors import BaselineError
 __all__ = [
     "Baseline",
     "BaselineBuilder",
+    "BaselineKey",
     "best_match",
     "check_fingerprint",
     "effective_frames",
@@ -28,6 +29,9 @@ __all__ = [
 
 OUTLIER_FACTOR: Final = 4.0
 _FILE_SCHEMA: Final = 1
+
+BaselineKey: TypeAlias = tuple[int, int, str]
+"""Slice, echo and reconstruction method."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,29 +208,33 @@ class BaselineBuilder:
         )
 
 
-def save_baseline(path: Path, baselines: Mapping[tuple[int, int], Baseline]) -> None:
-    """Write the baselines of a scan, by (slice, echo), as HDF5 or (``.npz``) NumPy archive.
+def save_baseline(path: Path, baselines: Mapping[BaselineKey, Baseline]) -> None:
+    """Write the baselines of a scan, by (slice, echo, method), as HDF5 or (``.npz``) NumPy archive.
 
     The file appears complete or not at all: a process that dies while it writes leaves the old one.
     """
     entries: dict[str, np.ndarray] = {}
-    facts: dict[str, dict[str, Any]] = {}
-    for (slice_, echo), baseline in baselines.items():
-        key = f"slice{slice_}_echo{echo}"
-        entries[f"{key}/data"] = baseline.data
+    facts: list[dict[str, Any]] = []
+    for place, ((slice_, echo, method), baseline) in enumerate(baselines.items()):
+        entries[f"{place}/data"] = baseline.data
         if baseline.noise_sd is not None:
-            entries[f"{key}/noise_sd"] = baseline.noise_sd
+            entries[f"{place}/noise_sd"] = baseline.noise_sd
         if baseline.phase_sd_rad is not None:
-            entries[f"{key}/phase_sd_rad"] = baseline.phase_sd_rad
+            entries[f"{place}/phase_sd_rad"] = baseline.phase_sd_rad
         for index, other in enumerate(baseline.library):
-            entries[f"{key}/library{index}"] = other
-        facts[key] = {
-            "library": len(baseline.library),
-            "n_effective": baseline.n_effective,
-            "frames": list(baseline.frames),
-            "rejected": list(baseline.rejected),
-            "fingerprint": dict(baseline.fingerprint),
-        }
+            entries[f"{place}/library{index}"] = other
+        facts.append(
+            {
+                "slice": slice_,
+                "echo": echo,
+                "method": method,
+                "library": len(baseline.library),
+                "n_effective": baseline.n_effective,
+                "frames": list(baseline.frames),
+                "rejected": list(baseline.rejected),
+                "fingerprint": dict(baseline.fingerprint),
+            }
+        )
     text = json.dumps({"schema": _FILE_SCHEMA, "baselines": facts})
     partial = path.with_name(path.name + ".part" + path.suffix)
     if path.suffix == ".npz":
@@ -241,7 +249,7 @@ def save_baseline(path: Path, baselines: Mapping[tuple[int, int], Baseline]) -> 
     partial.replace(path)
 
 
-def load_baseline(path: Path) -> Mapping[tuple[int, int], Baseline]:
+def load_baseline(path: Path) -> Mapping[BaselineKey, Baseline]:
     """Read the baselines that `save_baseline` wrote; their time is unknown to this scan's clock (NaN).
 
     Raises
@@ -265,21 +273,20 @@ def load_baseline(path: Path) -> Mapping[tuple[int, int], Baseline]:
                 store.visititems(
                     lambda name, node: entries.update({name: node[()]}) if isinstance(node, h5py.Dataset) else None
                 )
-        record = json.loads(text)["baselines"]
         return {
-            (int(key.split("_")[0].removeprefix("slice")), int(key.split("_echo")[1])): Baseline(
-                data=entries[f"{key}/data"],
+            (int(facts["slice"]), int(facts["echo"]), str(facts["method"])): Baseline(
+                data=entries[f"{place}/data"],
                 n_effective=float(facts["n_effective"]),
                 frames=tuple(facts["frames"]),
                 rejected=tuple(facts["rejected"]),
-                noise_sd=entries.get(f"{key}/noise_sd"),
-                phase_sd_rad=entries.get(f"{key}/phase_sd_rad"),
-                library=tuple(entries[f"{key}/library{index}"] for index in range(facts["library"])),
+                noise_sd=entries.get(f"{place}/noise_sd"),
+                phase_sd_rad=entries.get(f"{place}/phase_sd_rad"),
+                library=tuple(entries[f"{place}/library{index}"] for index in range(facts["library"])),
                 fingerprint=facts["fingerprint"],
             )
-            for key, facts in record.items()
+            for place, facts in enumerate(json.loads(text)["baselines"])
         }
-    except (OSError, KeyError, ValueError, IndexError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise BaselineError(
             f"{str(path)!r} is not a baseline file ({error}): write one with thermometry.baseline_save."
         ) from error

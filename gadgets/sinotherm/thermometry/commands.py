@@ -33,7 +33,7 @@ class CommandBook:
     settings
         The stage's settings; ``settings`` always holds the present ones.
     monitors
-        The monitors by slice; may grow during the scan.
+        The monitors by slice and reconstruction; may grow during the scan.
     log
         Called with the record's name and its facts for every command that was carried out or refused.
     """
@@ -41,7 +41,7 @@ class CommandBook:
     def __init__(
         self,
         settings: ThermometrySettings,
-        monitors: Mapping[int, SliceMonitor],
+        monitors: Mapping[tuple[int, str], SliceMonitor],
         log: Callable[[str, Mapping[str, Any]], None],
     ) -> None:
         self.settings = settings
@@ -109,7 +109,7 @@ class CommandBook:
             case "mark":
                 return {"text": str(_needed(name, arguments, "text"))}
             case _:
-                return {"settings": self.settings.model_dump(), "slices": sorted(self._monitors)}
+                return {"settings": self.settings.model_dump(), "streams": sorted(self._monitors)}
 
     def _change(self, changes: Mapping[str, Any]) -> None:
         """Check the changed settings, try them on every monitor, and keep them."""

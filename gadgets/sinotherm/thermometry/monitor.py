@@ -107,9 +107,9 @@ class SliceMonitor:
         self._settings = settings
         self._stored = stored
         self._builders: dict[int, BaselineBuilder] = {}
-        self._collecting = settings.baseline_rule == "after_frames" and not settings.referenceless
+        self._renewing = False
+        self._seen = 0
         self._service: _Service | None = None
-        self._to_skip = settings.baseline_skip
         self.generation = 0
         self._stale = StaleWatch(settings.stale_intervals)
         self._regions: dict[str, RegionStatistics] = {}
@@ -133,7 +133,7 @@ class SliceMonitor:
     def renew_baseline(self) -> None:
         """Take a new baseline from the next frames; the old one serves until it is complete."""
         self._builders = {}
-        self._collecting = True
+        self._renewing = True
 
     def configure(self, settings: ThermometrySettings) -> None:
         """Change what may change during a scan: body temperature, regions, cold mask, alarm limits.
@@ -157,22 +157,35 @@ class SliceMonitor:
 
     # --- baseline -------------------------------------------------------------------------------
 
-    def _gather(self, images: Sequence[FrameImage]) -> None:
-        """Add a frame to the baseline that is being taken, and put it into service once complete."""
-        if self._to_skip > 0:
-            self._to_skip -= 1
-            return
+    def _in_window(self, ordinal: int) -> int:
+        """Return −1, 0 or 1: the frame comes before, in or after those of which the rule makes the baseline."""
         settings = self._settings
-        for image in images:
-            builder = BaselineBuilder(settings.baseline_frames, library=settings.baseline_mode == "library")
-            self._builders.setdefault(image.echo, builder).add(image)
-        if not all(builder.complete for builder in self._builders.values()):
-            return
+        if settings.baseline_rule != "after_frames" or settings.referenceless:
+            return 1
+        return (ordinal >= settings.baseline_skip) - 1 + (ordinal >= settings.baseline_skip + settings.baseline_frames)
+
+    def _gather(self, images: Sequence[FrameImage], ordinal: int) -> None:
+        """Add a frame to the baseline that is being taken, and put it into service once complete.
+
+        The rule's baseline is made of the first frames of the scan, never of later ones that take the
+        place of missing ones: those may be heated.
+        """
+        settings = self._settings
+        window = 1 if self._service is not None else self._in_window(ordinal)
+        if self._renewing or window == 0:
+            for image in images:
+                builder = BaselineBuilder(settings.baseline_frames, library=settings.baseline_mode == "library")
+                self._builders.setdefault(image.echo, builder).add(image)
+        if self._builders and all(builder.complete for builder in self._builders.values()):
+            self._finish(images[0])
+
+    def _finish(self, image: FrameImage) -> None:
+        """Put the baseline of the frames collected into service."""
         service = self._serve({echo: builder.build(self._scan) for echo, builder in self._builders.items()})
         for echo, builder in self._builders.items():
             service.echoes[echo].use_pre_heating(builder.images)
-        self._start(service, images[0])
-        self._builders, self._collecting = {}, False
+        self._start(service, image)
+        self._builders, self._renewing = {}, False
 
     def _at_once(self, images: Sequence[FrameImage]) -> _Service | None:
         """Return the service of a scan that needs no frames of its own before it can measure, or ``None``."""
@@ -339,7 +352,11 @@ class SliceMonitor:
     # --- one frame ------------------------------------------------------------------------------
 
     def frame(
-        self, images: Sequence[FrameImage], *, notes: Mapping[str, MetaValue] | None = None
+        self,
+        images: Sequence[FrameImage],
+        *,
+        notes: Mapping[str, MetaValue] | None = None,
+        ordinal: int | None = None,
     ) -> tuple[TemperatureMap, FrameStatistics]:
         """Take the images of a frame, one an echo; return its map and statistics.
 
@@ -349,6 +366,8 @@ class SliceMonitor:
             Of one frame.
         notes
             What else the meta shall say: commands since the last frame, the scanner's qualification.
+        ordinal
+            Which frame of the scan this is, from 0; by default as many as this monitor has seen.
 
         Raises
         ------
@@ -364,15 +383,24 @@ class SliceMonitor:
                 "thermometry needs a phase-preserving coil combination."
             )
         said = notes or {}
+        ordinal = self._seen if ordinal is None else ordinal
+        self._seen += 1
         stale = self._stale.frame(self._time(image))
+        if self._builders and self._service is None and self._in_window(ordinal) > 0 and not self._renewing:
+            # Frames of the window were missing: what came of it must do.
+            self._finish(image)
         service = self._service or self._at_once(images)
-        problem = "" if service is None else self._misfit(service, images)
+        if service is not None:
+            problem = self._misfit(service, images)
+        elif self._in_window(ordinal) > 0 and not self._builders and self._settings.baseline_rule != "on_command":
+            problem = "none was taken of this reconstruction at the start of the scan; command set_baseline when cold"
+        else:
+            problem = ""
         if service is None or problem:
             found = self._no_map(image, problem, stale, said)
         else:
             found = self._map(service, images, stale, said)
-        if self._collecting:
-            self._gather(images)
+        self._gather(images, ordinal)
         return found
 
     def _misfit(self, service: _Service, images: Sequence[FrameImage]) -> str:
