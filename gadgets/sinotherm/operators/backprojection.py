@@ -44,7 +44,8 @@ _BLOCK: Final = 4
 _PREPARED: Final = 8
 """Spokes that one task transforms at a time."""
 _WORK_FOR_THREADS: Final = 2_000_000
-"""Coil-pixel updates below which a second thread costs more than it gains."""
+"""Coil-pixel updates below which a second thread costs more than it gains: to wake one takes a millisecond on a busy
+machine."""
 
 
 def _interpolation(lanes: int, taps: int, rotate: bool) -> Callable[..., Any]:
@@ -557,7 +558,7 @@ class BackProjector:
         return out
 
     def _by_rows(self, work: Callable[[tuple[int, int]], None]) -> None:
-        threads = self.threads if self._image.size > _WORK_FOR_THREADS // 8 else 1
+        threads = self.threads if self._image.size > _WORK_FOR_THREADS else 1
         height = -(-self.shape[0] // (2 * threads)) if threads > 1 else self.shape[0]
         _crew.run(
             lambda number: work((number * height, min((number + 1) * height, self.shape[0]))),

@@ -184,7 +184,8 @@ class RunningImage:
             self._fresh.reset()
 
     def _check(self, spoke: Spoke) -> None:
-        if spoke.sampling != self._sampling or len(spoke.data) != self._n_coils:
+        same = spoke.sampling is self._sampling or spoke.sampling == self._sampling
+        if not same or len(spoke.data) != self._n_coils:
             raise SpokeError(
                 f"spoke {spoke.index} has {len(spoke.data)} coils and {spoke.sampling}; the first of this slice had "
                 f"{self._n_coils} and {self._sampling}: they cannot change within a scan."

@@ -142,6 +142,7 @@ class FrameImager:
         self._held: dict[tuple[int, str], list[tuple[Frame, ComplexArray]]] = {}
         self._voxel_m: tuple[float, ...] = ()
         self._readout_noise: float | None = None
+        self._noise_map: tuple[float, FloatArray] | None = None
 
     def images(self, frame: Frame, source: CoilSource) -> Iterator[FrameImage]:
         """Yield the image of this frame, or of all that waited for the maps; nothing while maps are being made."""
@@ -221,7 +222,10 @@ class FrameImager:
         n = frame.n_spokes
         gaps = angular_gaps(frame.angles()) if settings.weights == "gaps" else np.full(n, math.pi / n)
         level = self._readout_noise * float(np.linalg.norm(gaps))
-        return np.full((1, *image_shape(self._scan)), level, np.float32)
+        if self._noise_map is None or self._noise_map[0] != level:
+            self._noise_map = level, np.full((1, *image_shape(self._scan)), level, np.float32)
+            self._noise_map[1].flags.writeable = False
+        return self._noise_map[1]
 
     def _fingerprint(self, frame: Frame, maps: CoilMaps | None) -> Mapping[str, str]:
         settings, sampling = self._settings, frame.sampling
