@@ -96,7 +96,8 @@ class DualBlock(nn.Module):
         values = values.reshape(batch, n, angles, detector // 2, 2).permute(0, 1, 4, 2, 3)
         values = values.reshape(batch, 2 * n, angles, detector // 2).contiguous(memory_format=torch.channels_last)
         for index, convolution in enumerate(self.convolutions):
-            values = convolution(values)
+            # Layers may differ in precision (see `sinotherm.networks.inference`).
+            values = convolution(values.to(convolution.weight.dtype))
             if index + 1 < len(self.convolutions):
                 values = functional.leaky_relu(values, 0.1, inplace=True)
         batch, _, angles, half = values.shape

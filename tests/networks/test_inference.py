@@ -1,0 +1,167 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from direct_radial import coil_maps, ellipse_scan
+from sinotherm.core.geometry import spoke_angles
+from sinotherm.errors import SettingsError, WeightsError
+from sinotherm.networks.guard import Guard, held_out_spokes, noise_energy, relative_residual
+from sinotherm.networks.inference import RadialReconstructor, choose_device, sped_up
+from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
+from sinotherm.networks.primal_dual import Architecture, PrimalDual
+from sinotherm.networks.radial import RadialSinogram
+from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+
+N, COILS = 32, 3
+ANGLES = spoke_angles("golden", 24)
+
+
+def _network():
+    torch.manual_seed(3)
+    network = PrimalDual(Architecture(iterations=3, primal_features=(8, 16), dual_features=8, memory=4))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return network.eval()
+
+
+def _scan(noise=0.0):
+    data, sampling = ellipse_scan(N, ANGLES, n_coils=COILS, noise=noise)
+    maps = coil_maps(COILS, N)
+    maps = (maps / np.sqrt(np.sum(np.abs(maps) ** 2, axis=0))).astype(np.complex64)
+    return data, sampling, maps
+
+
+def _card(network, **values):
+    family = "primal-dual" if isinstance(network, PrimalDual) else "paper"
+    architecture = network.architecture.as_dict()
+    return ModelCard(name="tiny", network=family, geometry="radial", sha256="", architecture=architecture, **values)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "bfloat16")]
+)
+def test_faster_runs_differ_by_at_most_a_hundredth_of_the_correction(runtime, precision):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    network = _network()
+    data, sampling, maps = _scan()
+    operator = RadialSinogram(sampling, ANGLES, n_pixels=N, maps=torch.from_numpy(maps))
+    measured = operator.order(torch.from_numpy(data)[None])
+    with torch.inference_mode():
+        plain = network(measured, operator)
+        fast = sped_up(network, precision=precision, runtime=runtime)(measured, operator)
+    correction = (plain - operator.inverse(measured)).norm()
+    assert (fast - plain).norm() < 1e-2 * correction
+    assert fast.dtype == torch.complex64
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_openvino_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(SettingsError, match=r"sinotherm\[openvino\]"):
+        sped_up(_network(), runtime="openvino")
+
+
+def test_the_device_is_chosen():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="no CUDA device"):
+            choose_device("cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_gives_the_same_image(tmp_path):
+    network = _network()
+    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    data, sampling, maps = _scan()
+    images = [
+        RadialReconstructor(tmp_path / "tiny.safetensors", device=device, precision="float32").reconstruct(
+            data, sampling, ANGLES, maps
+        )[0]
+        for device in ("cpu", "cuda")
+    ]
+    np.testing.assert_allclose(images[1], images[0], atol=5e-3 * np.abs(images[0]).max())
+
+
+def test_only_radial_networks_of_the_family_are_taken(tmp_path):
+    network = PaperPrimalDual(PaperArchitecture.pd())
+    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    with pytest.raises(WeightsError, match="primal-dual network for radial data is needed"):
+        RadialReconstructor(tmp_path / "tiny.safetensors")
+
+
+def test_the_operator_is_kept_while_the_spokes_stay_the_same(tmp_path):
+    network = _network()
+    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    reconstructor = RadialReconstructor(tmp_path / "tiny.safetensors", device="cpu", precision="float32")
+    data, sampling, maps = _scan()
+    first, one = reconstructor.reconstruct(data, sampling, ANGLES, maps)
+    _, two = reconstructor.reconstruct(data, sampling, ANGLES.copy(), maps)
+    other, three = reconstructor.reconstruct(data, sampling, ANGLES + 0.01, maps)
+    assert one.nufft is two.nufft
+    assert one.nufft is not three.nufft
+    assert np.abs(first - other).max() > 0
+
+
+def test_held_out_spokes_are_every_eighth_and_move_on():
+    left = np.array([held_out_spokes(32, frame) for frame in range(8)])
+    assert (left.sum(axis=1) == 4).all()
+    assert (left.sum(axis=0) == 1).all()
+
+
+def test_the_noise_energy_is_read_from_the_edge_of_k_space():
+    data, sampling, _ = _scan(noise=3.0)
+    assert float(noise_energy(torch.from_numpy(data), sampling)) == pytest.approx(2 * 9.0, rel=0.15)
+
+
+def test_residuals_are_relative_and_free_of_noise():
+    clean = torch.from_numpy(_scan()[0])
+    noisy = torch.from_numpy(_scan(noise=20.0)[0])
+    energy = torch.tensor(2 * 400.0)
+    assert float(relative_residual(noisy, clean, energy).max()) < 0.2
+    nothing = relative_residual(clean, torch.zeros_like(clean), torch.tensor(0.0))
+    torch.testing.assert_close(nothing, torch.ones(24))
+    half = relative_residual(clean, 0.5 * clean, torch.tensor(0.0))
+    torch.testing.assert_close(half, torch.full((24,), 0.5))
+    pure = noisy - clean
+    assert float(relative_residual(pure, torch.zeros_like(pure), energy).min()) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"spokes": 20}, "spokes 20"),
+        ({"coils": 40}, "coils 40"),
+        ({"fov_m": 0.9}, "fov_m 0.9"),
+        ({"snr": 2.0}, "snr 2"),
+    ],
+)
+def test_the_range_is_that_of_the_card(change, reason):
+    guard = Guard(_card(_network(), valid=ValidRange(pixels=(32, 256))))
+    verdict = guard.range_verdict(**({"spokes": 32, "coils": 8, "pixels": 64, "fov_m": 0.3, "snr": 30.0} | change))
+    assert verdict.trips == bool(change)
+    assert reason in verdict.reason
+
+
+def test_limits_are_interpolated_between_spoke_counts():
+    limits = GuardLimits(spokes=(20, 40), held_out=(0.4, 0.2), spoke=(0.9, 0.9))
+    guard = Guard(_card(_network(), guard=limits))
+    assert not guard.residual_verdict(spokes=30, held_out=0.29, spoke=0.5).trips
+    assert guard.residual_verdict(spokes=30, held_out=0.31, spoke=0.5).trips
+    assert guard.residual_verdict(spokes=30, held_out=float("nan"), spoke=0.5).trips
+    assert "spoke residual" in guard.residual_verdict(spokes=40, held_out=0.1, spoke=0.95).reason
+    unlimited = Guard(_card(_network()))
+    assert not unlimited.residual_verdict(spokes=30, held_out=5.0, spoke=5.0).trips
+
+
+def test_a_copy_for_speed_leaves_the_network_as_it_was():
+    network = _network()
+    before = copy.deepcopy(network.state_dict())
+    sped_up(network)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
