@@ -1,3 +1,4 @@
+import gc
 import json
 import logging
 import os
@@ -6,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -258,3 +260,21 @@ def test_a_killed_scan_loses_no_finished_map_and_a_restart_goes_on(tmp_path) -> 
     assert np.isfinite(found[1].change_degc).any()
     records = [line["record"] for line in _log(tmp_path / "log")]
     assert records[-4:] == ["scan", "frame", "baseline", "end"]
+
+
+def test_memory_is_flat_over_a_long_scan() -> None:
+    """Every frame looks at what is held; after the baseline it must not grow with the number of frames."""
+
+    def images() -> Iterator[FrameImage]:
+        for number in range(240):
+            if number == 40:
+                tracemalloc.start()
+            yield _image(number)
+
+    held = []
+    for item in stage(images(), SCAN, _settings(body_temperature_degc="37", sigma="temporal")):
+        if isinstance(item, FrameStatistics) and item.number in (60, 239):
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert held[1] - held[0] < 100_000

@@ -424,3 +424,41 @@ def test_a_baseline_without_signal_is_refused() -> None:
     dark = replace(Series().image(0), data=np.zeros((1, 1, N, N), np.complex64))
     with pytest.raises(BaselineError, match="no signal"):
         SliceMonitor(SCAN, _settings(baseline_frames=1)).frame([dark])
+
+
+CAUSES = {
+    "over-temperature": {"alarm_temperature_degc": 40.0},
+    "dose reached": {"alarm_dose_min": 1e-3},
+    "signal lost": {},
+    "drift fit failed": {},
+    "motion": {},
+    "wrap risk": {},
+    "network guard": {},
+    "stale frame": {},
+    "baseline": {},
+}
+
+
+@pytest.mark.parametrize("alarm", CAUSES)
+def test_every_alarm_is_raised_by_its_cause_and_none_without(alarm: str) -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(**CAUSES[alarm]))
+    clean = [statistics.alarms for _, statistics in _run(monitor, series, range(5))]
+    assert clean == [()] * 5
+    image = series.image(9 if alarm == "stale frame" else 7 if "dose" in alarm or "over" in alarm else 5)
+    data = image.data.copy()
+    match alarm:
+        case "signal lost":
+            data *= 0.3
+        case "drift fit failed":
+            data[..., RIM] = 0.0
+        case "motion":
+            data = np.roll(data, 3, axis=-1)
+        case "wrap risk":
+            data[..., 24:34, 24:34] *= np.exp(2.9j)
+        case "network guard":
+            image = replace(image, meta={"guard": "residual"})
+        case "baseline":
+            image = replace(image, fingerprint={"shape": "other"})
+    _, statistics = monitor.frame([replace(image, data=data.astype(np.complex64))])
+    assert alarm in {text.partition(":")[0] for text in statistics.alarms}
