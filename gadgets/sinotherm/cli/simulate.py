@@ -14,9 +14,9 @@ def command(
     matrix: Annotated[int, typer.Option(help="Pixels of an image's side.")] = 256,
     coils: Annotated[int, typer.Option(help="Receiver coils.")] = 8,
     spokes: Annotated[int, typer.Option(help="Spokes of a frame.")] = 402,
-    frames: Annotated[int, typer.Option(help="Frames.")] = 36,
+    frames: Annotated[int, typer.Option(help="Frames.")] = 32,
     baseline: Annotated[int, typer.Option(help="Frames before the heating.")] = 10,
-    cooling: Annotated[int, typer.Option(help="Frames after the heating.")] = 6,
+    cooling: Annotated[int, typer.Option(help="Frames after the heating.")] = 5,
     schedule: Annotated[
         Literal["uniform180", "uniform360", "golden", "tiny_golden", "raga"], typer.Option(help="Order of the angles.")
     ] = "raga",
@@ -47,7 +47,8 @@ def command(
 ) -> None:
     """Write a simulated radial scan as an MRD file, with the truth beside it.
 
-    Noise and dummy scans, coils, field, drift, fat, heating by the bioheat equation: see docs/physics.md.
+    Noise and dummy scans, coils, static field and drift, fat, heating by the bioheat equation, noise of a
+    stated SNR. TE must fit the readout and TR.
     """
     import math
     import shlex

@@ -104,9 +104,9 @@ class Protocol:
     matrix: int = 256
     n_coils: int = 8
     spokes: int = 402
-    frames: int = 36
+    frames: int = 32
     baseline_frames: int = 10
-    cooling_frames: int = 6
+    cooling_frames: int = 5
     schedule: AngleSchedule = "raga"
     repetition_time_s: float = 25e-3
     echo_time_s: float = 19.1e-3

@@ -1,0 +1,31 @@
+import json
+from importlib.resources import files
+
+import jsonschema
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sinotherm.cli.demo import command
+from sinotherm.evaluation import demonstration
+from sinotherm.simulation.protocol import Protocol
+
+TINY = Protocol(
+    matrix=64, n_coils=4, spokes=101, frames=6, baseline_frames=2, cooling_frames=1, noise_scans=16, dummy_scans=2,
+    repetition_time_s=0.1,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_report_images_and_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(demonstration, "DEMO", TINY)
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, ["-o", str(tmp_path / "d"), "--seed", "3", "--json", str(tmp_path / "f.json")])
+    assert result.exit_code == 0, result.output
+    assert "6 of 6" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["images.h5", "overview.png", "report.json"]
+    report = json.loads((tmp_path / "d" / "report.json").read_text())
+    jsonschema.validate(report, json.loads((files("sinotherm.schemas") / "demo.json").read_text()))
+    assert report["seed"] == 3
+    assert report == json.loads((tmp_path / "f.json").read_text())
