@@ -26,6 +26,7 @@ __all__ = [
     "IMAGE_DTYPES",
     "IMAGE_HEADER_BYTES",
     "WAVEFORM_HEADER_BYTES",
+    "AcquisitionHeader",
     "Close",
     "ConfigFile",
     "ConfigText",
@@ -62,6 +63,7 @@ IMAGE_DTYPES: Final[dict[int, np.dtype[Any]]] = {
 """Pixels of an image on the wire and in files by ``data_type`` (ismrmrd-python holds type 4 as int64)."""
 
 
+AcquisitionHeader = ismrmrd.AcquisitionHeader
 Image = ismrmrd.Image
 Waveform = ismrmrd.Waveform
 

@@ -1,0 +1,84 @@
+"""The scanner of the benchmarks: a process of its own that sends bytes at a pace and takes what comes back."""
+
+import multiprocessing
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic, sleep
+from typing import Final
+
+from sinotherm.errors import WireError
+
+__all__ = ["scanning"]
+
+_COUNTER: Final = struct.Struct("<I")
+_COUNTER_AT: Final = 2 + 14
+_CLOSE: Final = b"\x04\x00"
+
+
+def _swallow(sock: socket.socket) -> None:
+    waste = bytearray(1 << 20)
+    while sock.recv_into(waste):
+        pass
+
+
+def _scan(port: int, opening: bytes, readouts: Sequence[bytes], repeats: int, repetition_time_s: float) -> None:
+    """Send ``opening``, then the readouts ``repeats`` times over with running scan counters, then CLOSE."""
+    messages = [bytearray(readout) for readout in readouts]
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+        sock.settimeout(None)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        swallower = threading.Thread(target=_swallow, args=(sock,), daemon=True)
+        swallower.start()
+        sock.sendall(opening)
+        start_s = monotonic()
+        for counter in range(repeats * len(messages)):
+            message = messages[counter % len(messages)]
+            _COUNTER.pack_into(message, _COUNTER_AT, counter)
+            if repetition_time_s:
+                wait_s = start_s + (counter + 1) * repetition_time_s - monotonic()
+                if wait_s > 0.0:
+                    sleep(wait_s)
+            sock.sendall(message)
+        sock.sendall(_CLOSE)
+        swallower.join()
+
+
+@contextmanager
+def scanning(
+    port: int, opening: bytes, readouts: Sequence[bytes], *, repeats: int = 1, repetition_time_s: float = 0.0
+) -> Iterator[None]:
+    """Run a scanner against ``127.0.0.1:port`` in a process of its own; it ends when the other side closes.
+
+    Parameters
+    ----------
+    opening
+        Config and header as bytes.
+    readouts
+        Acquisition messages as bytes; their scan counters are set while they are sent.
+    repeats
+        How often the readouts are sent.
+    repetition_time_s
+        Time between readouts, s; 0: as fast as they are taken.
+
+    Raises
+    ------
+    WireError
+        The scanner failed.
+    """
+    # A forked child would inherit the threads' locks of the numerical libraries.
+    process = multiprocessing.get_context("spawn").Process(
+        target=_scan, args=(port, opening, readouts, repeats, repetition_time_s), daemon=True
+    )
+    process.start()
+    try:
+        yield
+        process.join(60)
+    finally:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    if process.exitcode:
+        raise WireError(f"the benchmark's scanner ended with code {process.exitcode}; its message is above.")

@@ -1,0 +1,74 @@
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from typer.testing import CliRunner
+
+from sinotherm.cli.bench import app
+from sinotherm.errors import SettingsError
+
+STREAM_ROW = {
+    "chain": "sinotherm",
+    "coils": 8,
+    "spokes": 16,
+    "network": None,
+    "latency_p50_ms": 1.0,
+    "latency_p95_ms": 1.5,
+    "floor_ms": 0.4,
+    "ratio_to_sinotherm": 1.0,
+}
+
+
+def schema() -> Any:
+    return json.loads(files("sinotherm").joinpath("schemas/bench.json").read_text())
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_stream_prints_a_table_and_writes_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def figures(**options: Any) -> dict[str, Any]:
+        asked.update(options)
+        facts = {"frames": 5, "repetition_time_ms": 3.0, "device": "cpu", "load_before": 0.1, "load_after": 0.2}
+        return {**facts, "results": [STREAM_ROW]}
+
+    monkeypatch.setattr("sinotherm.bench.stream.figures", figures)
+    result = run("stream", "--coils", "1,8", "--spokes", "16", "--frames", "5", "--json", str(tmp_path / "a.json"))
+    assert result.exit_code == 0
+    assert "latency_p95_ms" in result.stdout
+    assert "load_after: 0.2" in result.stdout
+    assert asked["coils"] == [1, 8]
+    assert asked["repetition_time_s"] == pytest.approx(3e-3)
+    assert "sinotherm" in asked["chains"]
+    record = json.loads((tmp_path / "a.json").read_text())
+    jsonschema.validate(record, schema())
+    assert record["results"] == [STREAM_ROW]
+    run("stream", "--chains", "a, b,")
+    assert asked["chains"] == ("a", "b")
+
+
+def test_rows_with_other_names_are_no_record() -> None:
+    record = {"schema": 1, "command": "", "time": "", "machine": {}, "versions": {}}
+    jsonschema.validate({**record, "results": [STREAM_ROW]}, schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**record, "results": [{**STREAM_ROW, "latency_ms": 1.0}]}, schema())
+
+
+@pytest.mark.parametrize("text", ["", "a", "8,0", "8;9"])
+def test_numbers_are_checked(text: str) -> None:
+    with pytest.raises(SettingsError, match="whole numbers above 0"):
+        run("stream", "--coils", text)
+
+
+def test_ingest_is_measured_for_real(tmp_path: Path) -> None:
+    result = run("ingest", "--coils", "1", "--readouts", "16", "--rounds", "1", "--json", str(tmp_path / "a.json"))
+    assert result.exit_code == 0
+    record = json.loads((tmp_path / "a.json").read_text())
+    jsonschema.validate(record, schema())
+    assert {row["measure"] for row in record["results"]} == {"ingest", "file"}
