@@ -114,8 +114,8 @@ def test_held_out_spokes_are_every_eighth_and_move_on():
 
 
 def test_the_noise_energy_is_read_from_the_edge_of_k_space():
-    data, sampling, _ = _scan(noise=3.0)
-    assert float(noise_energy(torch.from_numpy(data), sampling)) == pytest.approx(2 * 9.0, rel=0.15)
+    data, sampling, _ = _scan(noise=40.0)
+    assert float(noise_energy(torch.from_numpy(data), sampling)) == pytest.approx(2 * 1600.0, rel=0.15)
 
 
 def test_residuals_are_relative_and_free_of_noise():

@@ -97,7 +97,7 @@ class DualBlock(nn.Module):
         values = values.reshape(batch, 2 * n, angles, detector // 2).contiguous(memory_format=torch.channels_last)
         for index, convolution in enumerate(self.convolutions):
             # Layers may differ in precision (see `sinotherm.networks.inference`).
-            values = convolution(values.to(convolution.weight.dtype))
+            values = convolution(values.to(next(convolution.parameters()).dtype))
             if index + 1 < len(self.convolutions):
                 values = functional.leaky_relu(values, 0.1, inplace=True)
         batch, _, angles, half = values.shape
