@@ -66,7 +66,7 @@ def test_opposed_pairs_use_each_spoke_once():
 def test_shift_is_where_a_late_gradient_leaves_the_spoke():
     sampling = RadialSampling(n_readout=128, spacing=1 / 128, centre=64.0)
     delay = GradientDelay(x=2.0, y=1.0, xy=0.5)
-    shifts = delay.shifts(np.array([0.0, np.pi / 2, np.pi]), sampling) * 128
+    shifts = 128 * np.array([delay.shift(angle, sampling) for angle in (0.0, np.pi / 2, np.pi)])
     np.testing.assert_allclose(shifts, [[-2.0, -0.5], [-0.5, -1.0], [2.0, 0.5]], atol=1e-12)
 
 

@@ -126,6 +126,15 @@ def test_strongest_partition_decides():
     assert out[0].calibration["gradient_delay_samples"][0] == pytest.approx(1.0, abs=0.02)
 
 
+def test_what_cannot_be_told_from_none_is_none():
+    (first, *_) = run(scan(24, (0.012, 0.004, 0.0)))
+    assert first.shift == (0.0, 0.0)
+    (first, *_) = run(scan(24, (1.01, 1.0, 0.004)))
+    x, y, xy = first.calibration["gradient_delay_samples"]
+    assert x == y == pytest.approx(1.005, abs=0.01)
+    assert xy == 0.0
+
+
 def test_empty_stream():
     assert run([]) == []
     assert run(["only text"]) == ["only text"]

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from sinotherm.core.arrays import ComplexArray, FloatArray, FrameData, SpokeAngles, SpokeShifts
+from sinotherm.core.arrays import ComplexArray, FloatArray, FrameData, SpokeAngles
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import SpokeError
 
@@ -52,11 +52,12 @@ class GradientDelay:
     xy: float = 0.0
     mismatch: float = math.nan
 
-    def shifts(self, angles: SpokeAngles, sampling: RadialSampling) -> SpokeShifts:
-        """Return the k-space offset of each spoke, cycles per pixel, float64 (spoke, 2): −Δ·D·n."""
-        cosine, sine = np.cos(angles), np.sin(angles)
-        return -sampling.spacing * np.stack(
-            (self.x * cosine + self.xy * sine, self.xy * cosine + self.y * sine), axis=-1
+    def shift(self, angle_rad: float, sampling: RadialSampling) -> tuple[float, float]:
+        """Return the k-space offset (kx, ky) of a spoke, cycles per pixel: −Δ·D·n."""
+        cosine, sine = math.cos(angle_rad), math.sin(angle_rad)
+        return (
+            -sampling.spacing * (self.x * cosine + self.xy * sine),
+            -sampling.spacing * (self.xy * cosine + self.y * sine),
         )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from sinotherm.frames.delay import GradientDelay, opposed_delay, ring_delay
 __all__ = ["Settings", "stage"]
 
 logger = logging.getLogger(__name__)
+
+
+_RESOLUTION: Final = 0.02
+"""Samples."""
 
 
 class Settings(StageSettings):
@@ -60,9 +64,10 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     for item in released(held, items):
         if isinstance(item, Spoke) and delays:
             echo = item.echo if item.echo in delays else min(delays)
-            (shift,) = delays[echo].shifts(np.array([item.angle_rad]), item.sampling)
             yield dataclasses.replace(
-                item, shift=(float(shift[0]), float(shift[1])), calibration={**item.calibration, **notes[echo]}
+                item,
+                shift=delays[echo].shift(item.angle_rad, item.sampling),
+                calibration={**item.calibration, **notes[echo]},
             )
         else:
             yield item
@@ -97,8 +102,22 @@ def _estimated(spokes: Sequence[Spoke], settings: Settings) -> dict[int, Gradien
                 *(delay.x, delay.y, delay.xy, settings.limit),
             )
             delay = GradientDelay(x=0.0, y=0.0)
-        delays[echo] = delay
+        delays[echo] = _simplified(delay)
     return delays
+
+
+def _simplified(delay: GradientDelay) -> GradientDelay:
+    """Take differences that the estimate cannot tell from none for none.
+
+    Back-projection follows a delay along the spoke for nothing, one across it at a price.
+    """
+    x, y, xy = delay.x, delay.y, delay.xy
+    if max(abs(x - y), abs(xy)) < _RESOLUTION:
+        x = y = (x + y) / 2.0
+        xy = 0.0
+    if max(abs(x), abs(y), abs(xy)) < _RESOLUTION:
+        x = y = xy = 0.0
+    return dataclasses.replace(delay, x=x, y=y, xy=xy)
 
 
 def _note(delay: GradientDelay, settings: Settings) -> dict[str, MetaValue]:
