@@ -1,9 +1,12 @@
 """Stage: assembles spokes into frames."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
+from time import monotonic
+from typing import Literal
 
-from sinotherm.core.scan import Item, ScanHeader, Spoke
+from sinotherm.core.scan import Frame, Item, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.frames.assembly import FrameAssembler, FrameRule, PartialPolicy
 
@@ -27,6 +30,16 @@ class Settings(StageSettings):
     partial: PartialPolicy = setting(
         "drop", "What happens to a frame that the end of the scan or a new plane cuts short; either is logged."
     )
+    overload: Literal["every", "latest"] = setting(
+        "every",
+        "When frames come faster than they can be made: make every one, or skip whole frames that newer ones overtook.",
+    )
+
+
+def _is_overtaken(frame: Frame) -> bool:
+    """Return whether a whole frame's time has passed since the frame was received: the next one is there."""
+    # Readouts from a file carry no clock: NaN compares false.
+    return monotonic() - frame.received_s > frame.received_s - frame.spokes[0].received_s
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
@@ -43,10 +56,20 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         n_partitions=settings.partitions,
         partial=settings.partial,
     )
+    skipped = 0
     for item in items:
-        if isinstance(item, Spoke):
-            yield from assembler.add(item)
-        else:
+        if not isinstance(item, Spoke):
             yield item
+            continue
+        for made in assembler.add(item):
+            if settings.overload == "every" or not isinstance(made, Frame):
+                yield made
+            elif _is_overtaken(made):
+                skipped += 1
+                logger.warning("frame %d is skipped: the next one has been received", made.number)
+            else:
+                yield dataclasses.replace(made, meta={**made.meta, "frames_skipped": skipped})
     yield from assembler.finish()
-    logger.info("%d frames; %d spokes dropped", assembler.n_frames, assembler.n_dropped_spokes)
+    logger.info(
+        "%d frames, %d of them skipped; %d spokes dropped", assembler.n_frames, skipped, assembler.n_dropped_spokes
+    )
