@@ -80,14 +80,20 @@ class TestChains:
         assert "settings of pdunet are not used" in caplog.text
 
 
-@pytest.mark.usefixtures("stages")
-class TestPipelines:
-    def test_shipped_ones_load_by_name(self):
+class TestShippedPipelines:
+    def test_they_load_by_name(self):
         assert [chain.target for chain in load_pipeline("radial_fbp").chains] == ["reconstruct"]
         assert load_pipeline("radial_gridding").chains[0].stages[5][0] == "gridding"
         assert load_pipeline("radial_thermometry").chains[0].target == "radial_thermometry"
         assert load_pipeline("thermometry").chains[0].target == "thermometry"
 
+    def test_another_method_over_the_file(self):
+        pipeline = load_pipeline("radial_fbp").with_values({"reconstruction": {"method": "cg_sense"}})
+        assert pipeline.chains[0].stages[5][0] == "cg_sense"
+
+
+@pytest.mark.usefixtures("stages")
+class TestPipelines:
     def test_several_nodes_run_in_sequence(self, caplog):
         node = '<external><execute name="sinotherm.nodes" target="{}" type="python"/><configuration/></external>'
         text = (
@@ -102,10 +108,6 @@ class TestPipelines:
             " complex_images thermometry publish images4"
         )
         assert "settings: images.mark=4, fbp.mark=1" in caplog.text
-
-    def test_another_method_over_the_file(self):
-        pipeline = load_pipeline("radial_fbp").with_values({"reconstruction": {"method": "cg_sense"}})
-        assert pipeline.chains[0].stages[5][0] == "cg_sense"
 
     def test_a_stage_that_no_step_has_is_named(self):
         with pytest.raises(SettingsError, match="'fbp' is not part of the pipeline thermometry"):

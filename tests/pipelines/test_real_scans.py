@@ -12,7 +12,7 @@ pytestmark = pytest.mark.data
 
 
 def run(path, pipeline, *settings):
-    chain = load_pipeline(pipeline).with_values(parse_assignments(settings))
+    chain = load_pipeline(pipeline).with_values(parse_assignments(["publish.endpoint=", *settings]))
     with MrdFile(path) as file:
         return list(chain.run(scan_header(file.header_xml), file.items()))
 
@@ -30,8 +30,10 @@ def test_seven_frames_of_thirty_spokes(perfusion):
 
 
 def test_all_spokes_in_one_frame_and_both_routes_agree(perfusion):
-    settings = ("frames.by=count", "frames.spokes=210", "images.complex_images=true")
-    by_fbp, by_gridding = (run(perfusion, name, *settings) for name in ("radial_fbp", "radial_gridding"))
+    settings = ("frames.by=count", "frames.spokes=210", "images.complex_images=true", "delay.mode=off")
+    by_fbp, by_gridding = (
+        run(perfusion, f"radial_{method}", *settings, f"{method}.combine=maps") for method in ("fbp", "gridding")
+    )
     assert [image.image_series_index for image in by_fbp] == [1, 2]
     assert by_fbp[0].meta["sinotherm_spokes"] == "210"
     assert by_fbp[0].meta["sinotherm_setting_frames.spokes"] == "210"
