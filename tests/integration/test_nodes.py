@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from mrd_peers import CLOSE, Peer, converse, execute, free_port, recorded, split, text_message
 
 pytestmark = pytest.mark.data
