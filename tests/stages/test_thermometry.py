@@ -108,6 +108,14 @@ def test_a_network_and_gridding_have_baselines_of_their_own() -> None:
     assert [np.isfinite(one.change_degc).any() for one in found] == [False] * 4 + [True] * 2
 
 
+def test_a_pedestal_under_the_images_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    image = _image(0)
+    image = replace(image, meta={"method": "fbp", "centre_weight": "area"})
+    with caplog.at_level(logging.WARNING):
+        list(stage(iter([image]), SCAN, _settings()))
+    assert "set fbp.centre=exact" in caplog.text
+
+
 def test_a_reconstruction_that_comes_late_never_makes_its_baseline_of_heated_frames() -> None:
     """The guard held the network back in the second frame, and a fall-back shows up later."""
     order = ["gridding", "pdunet", "gridding", "gridding", "pdunet", "gridding", "cg_sense", "gridding", "cg_sense"]

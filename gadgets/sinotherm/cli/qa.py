@@ -30,3 +30,39 @@ def coils(scan: Scan, spokes: Spokes = 256, json: Json = None) -> None:
 
     if not run_coils(scan, n_spokes=spokes, json=json):
         raise typer.Exit(1)
+
+
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="STAGE.SETTING=VALUE", help="Setting; may be repeated.")
+]
+Report = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write a page with pictures here, .pdf or .png.")
+]
+
+
+@app.command()
+def stability(scan: Scan, settings: Settings = None, report: Report = None, json: Json = None) -> None:
+    """Print bias, SD, drift and noise of thermometry on an unheated phantom; exit code 1 beyond a limit."""
+    from sinotherm.evaluation.stability import run_stability
+    from sinotherm.pipelines.compose import parse_assignments
+
+    if not run_stability(scan, values=parse_assignments(settings or ()), report=report, json=json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def sign(
+    scan: Scan,
+    probe: Annotated[Path, typer.Option(help="CSV with time_s (since the first readout) and temperature_degC.")],
+    region: Annotated[str, typer.Option(help="Where the probe lies, e.g. circle:128,120,3 (pixels).")],
+    settings: Settings = None,
+    report: Report = None,
+    json: Json = None,
+) -> None:
+    """Fit the receiver's phase sign and alpha to a heating with a probe; exit code 1 if the fit is not sound."""
+    from sinotherm.evaluation.sign import run_sign
+    from sinotherm.pipelines.compose import parse_assignments
+
+    values = parse_assignments(settings or ())
+    if not run_sign(scan, probe=probe, region=region, values=values, report=report, json=json):
+        raise typer.Exit(1)

@@ -126,6 +126,12 @@ class _Session:
     def _measure(self, stream: _Stream) -> Iterator[Item]:
         images = self._waiting.pop(stream)
         if stream not in self._monitors:
+            if images[0].meta.get("centre_weight") == "area":
+                logger.warning(
+                    "the classical weight at the centre of k-space adds a pedestal to the images, which makes changes of "
+                    "temperature a few percent too small: set %s.centre=exact",
+                    stream[1],
+                )
             self._monitors[stream] = SliceMonitor(self._scan, self._book.settings, stored=self._stored_for(stream))
         monitor = self._monitors[stream]
         generation = monitor.generation

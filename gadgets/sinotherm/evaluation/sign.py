@@ -1,0 +1,197 @@
+"""The receiver's phase sign and the tissue's PRF coefficient, from a heating with a probe in it."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from sinotherm.core.arrays import FloatArray
+from sinotherm.core.physics import PRF_COEFFICIENT
+from sinotherm.core.record import figures_record, write_record
+from sinotherm.core.scan import TemperatureMap
+from sinotherm.errors import DataError
+from sinotherm.evaluation.measured import measured
+from sinotherm.evaluation.tables import command_line, print_row, table_cell
+from sinotherm.pipelines.compose import merged
+from sinotherm.pipelines.xml import Values
+from sinotherm.thermometry.regions import region_mask
+
+__all__ = ["SignFit", "fit_sign", "read_probe", "run_sign"]
+
+COEFFICIENT_LIMITS: Final = (-0.012e-6, -0.008e-6)
+"""α of water-rich phantoms and tissue, per °C; outside of it the probe lies elsewhere or the TE is wrong."""
+CORRELATION_LIMIT: Final = 0.95
+LEAST_HEATING_DEGC: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SignFit:
+    """What the probe says about the scanner.
+
+    Attributes
+    ----------
+    phase_sign
+        +1 where heating lowers the phase.
+    prf_coefficient, prf_coefficient_se
+        α and its standard error, per °C.
+    correlation
+        Of probe and map.
+    heating_degc
+        Range of the probe during the scan.
+    probe_degc, map_degc
+        float64 (frame,): change by probe and by a map of α = −0.01 ppm/°C and sign +1.
+    """
+
+    phase_sign: int
+    prf_coefficient: float
+    prf_coefficient_se: float
+    correlation: float
+    heating_degc: float
+    probe_degc: FloatArray
+    map_degc: FloatArray
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the fit is not to be trusted; empty if it is."""
+        low, high = COEFFICIENT_LIMITS
+        found = []
+        if self.heating_degc < LEAST_HEATING_DEGC:
+            found.append(f"heating of {self.heating_degc:.1f} degC: {LEAST_HEATING_DEGC:g} degC are needed")
+        if abs(self.correlation) < CORRELATION_LIMIT:
+            found.append(f"correlation {self.correlation:.3f} of probe and map: {CORRELATION_LIMIT:g} is needed")
+        if not low <= self.prf_coefficient <= high:
+            found.append(
+                f"alpha {1e6 * self.prf_coefficient:.4f} ppm/degC lies outside {1e6 * low:g} to {1e6 * high:g}: "
+                "check the probe's place and the TE"
+            )
+        return found
+
+
+def read_probe(path: Path) -> tuple[FloatArray, FloatArray]:
+    """Return times (s since the scan's first readout) and temperatures (°C) of a probe.
+
+    Parameters
+    ----------
+    path
+        CSV with a heading; columns ``time_s`` and ``temperature_degC``.
+
+    Raises
+    ------
+    DataError
+        The file is missing, or lacks a column or numbers.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        times = np.array([float(row["time_s"]) for row in rows])
+        values = np.array([float(row["temperature_degC"]) for row in rows])
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise DataError(
+            f"probe {path}: {error!r}; a CSV with the columns time_s and temperature_degC is needed."
+        ) from error
+    if len(times) < 2 or not (np.diff(times) > 0).all():
+        raise DataError(f"probe {path}: two rows or more with rising time_s are needed.")
+    return times, values
+
+
+def fit_sign(maps: Sequence[TemperatureMap], mask: FloatArray, times_s: FloatArray, probe_degc: FloatArray) -> SignFit:
+    """Fit sign and α.
+
+    Parameters
+    ----------
+    maps
+        Measured with α = −0.01 ppm/°C and phase_sign = +1.
+    mask
+        bool (slice, y, x): where the probe lies.
+    times_s, probe_degc
+        The probe's course, s since the scan's first readout.
+
+    Raises
+    ------
+    DataError
+        Fewer than three frames with readings at the probe.
+    """
+    start = maps[0].footprint[0]
+    points = [
+        (found.footprint[1] - start, float(np.nanmean(found.change_degc[mask])))
+        for found in maps
+        if np.isfinite(found.change_degc[mask]).any()
+    ]
+    if len(points) < 3:
+        raise DataError(f"{len(points)} frames have a reading at the probe: draw the region in tissue that has signal.")
+    when, measured_degc = np.array(points).T
+    truth = np.interp(when, times_s, probe_degc)
+    x, y = truth - truth.mean(), measured_degc - measured_degc.mean()
+    power = float(x @ x)
+    slope = float(x @ y) / power if power > 0.0 else math.nan
+    spread = math.sqrt(float(np.sum((y - slope * x) ** 2)) / max(1, len(x) - 2) / power) if power > 0.0 else math.nan
+    both = math.sqrt(power * float(y @ y))
+    return SignFit(
+        phase_sign=1 if slope >= 0.0 else -1,
+        prf_coefficient=abs(slope) * PRF_COEFFICIENT,
+        prf_coefficient_se=spread * abs(PRF_COEFFICIENT),
+        correlation=float(x @ y) / both if both > 0.0 else 0.0,
+        heating_degc=float(np.ptp(truth)),
+        probe_degc=truth - truth[0],
+        map_degc=measured_degc - measured_degc[0],
+    )
+
+
+def run_sign(path: Path, *, probe: Path, region: str, values: Values, json: Path | None, report: Path | None) -> bool:
+    """Print sign and α with the settings that they mean, and write record and page; return whether to trust them."""
+    times_s, probe_degc = read_probe(probe)
+    fixed: Values = {"thermometry": {"phase_sign": "1", "prf_coefficient": str(PRF_COEFFICIENT)}}
+    scan, maps = measured(path, merged(values, fixed))
+    maps = [found for found in maps if found.slice == maps[0].slice]
+    shape = maps[0].change_degc.shape
+    mask = region_mask(region, (shape[0], shape[1], shape[2]), scan.pixel_m)
+    found = fit_sign(maps, mask, times_s, probe_degc)
+    figures: dict[str, Any] = {
+        "phase_sign": found.phase_sign,
+        "prf_coefficient_ppm_per_degC": 1e6 * found.prf_coefficient,
+        "prf_coefficient_se_ppm_per_degC": 1e6 * found.prf_coefficient_se,
+        "correlation": found.correlation,
+        "heating_degC": found.heating_degc,
+        "n_frames": len(found.map_degc),
+    }
+    figures = {
+        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in figures.items()
+    }
+    print_row(["figure", "value"])
+    print_row(["---", "---"])
+    for name, value in figures.items():
+        print_row([name, table_cell(value)])
+    verdict = "; ".join(found.problems) or "passed"
+    print_row(["verdict", verdict])
+    if not found.problems:
+        print_row(
+            [
+                "settings",
+                f"thermometry.phase_sign={found.phase_sign} thermometry.prf_coefficient={found.prf_coefficient:.4g}",
+            ]
+        )
+    if report is not None:
+        _page(found, report, f"Phase sign of {path.name}: {verdict}")
+    if json is not None:
+        write_record(json, figures_record(command_line(), figures) | {"verdict": verdict})
+    return not found.problems
+
+
+def _page(found: SignFit, path: Path, title: str) -> None:
+    """Write the one-page report, PDF or PNG by its suffix."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.27, 8.0), layout="constrained")
+    figure.suptitle(title, wrap=True)
+    axis = figure.subplots()
+    axis.plot(found.probe_degc, found.map_degc, "o")
+    span = np.array([found.probe_degc.min(), found.probe_degc.max()])
+    slope = found.phase_sign * found.prf_coefficient / PRF_COEFFICIENT
+    axis.plot(span, slope * span, label=f"alpha {1e6 * found.prf_coefficient:.4f} ppm/°C, sign {found.phase_sign:+d}")
+    axis.set(xlabel="probe, change in °C", ylabel="map with alpha −0.01 ppm/°C and sign +1, change in °C")
+    axis.legend()
+    figure.savefig(path)

@@ -1,0 +1,105 @@
+import json
+from importlib.resources import files
+
+import jsonschema
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sinotherm.cli.qa import app
+from sinotherm.core.scan import TemperatureMap
+from sinotherm.errors import DataError
+from sinotherm.evaluation.sign import fit_sign, read_probe
+from sinotherm.simulation.mrd import simulate
+from sinotherm.simulation.protocol import Protocol
+from sinotherm.simulation.scan import Scan
+
+MASK = np.zeros((1, 8, 8), bool)
+MASK[0, 3:5, 3:5] = True
+TIMES = np.linspace(0.0, 300.0, 61)
+PROBE = 21.0 + 8.0 * (1.0 - np.exp(-TIMES / 120.0))
+
+
+def _maps(factor: float, noise: float = 0.05) -> list[TemperatureMap]:
+    random = np.random.default_rng(0)
+    maps = []
+    for number in range(20):
+        centre = 15.0 * number + 7.5
+        change = factor * (np.interp(centre, TIMES, PROBE) - 21.0) + noise * random.standard_normal((1, 8, 8))
+        maps.append(
+            TemperatureMap(
+                change_degc=change.astype(np.float32),
+                sigma_degc=np.ones((1, 8, 8), np.float32),
+                validity=np.zeros((1, 8, 8), np.uint16),
+                number=number,
+                footprint=(1000.0 + 15 * number, 1000.0 + centre, 1000.0 + 15 * number + 15),
+            )
+        )
+    return maps
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("coefficient", [-0.0094e-6, -0.0103e-6])
+def test_sign_and_coefficient_are_found(sign: int, coefficient: float) -> None:
+    maps = _maps(sign * coefficient / -0.01e-6)
+    for empty in maps[:2]:
+        empty.change_degc[:] = np.nan
+    found = fit_sign(maps, MASK, TIMES, PROBE)
+    assert found.phase_sign == sign
+    assert found.prf_coefficient == pytest.approx(coefficient, rel=0.01)
+    assert abs(found.prf_coefficient - coefficient) < 4 * found.prf_coefficient_se
+    assert found.problems == []
+
+
+def test_what_is_not_to_be_trusted() -> None:
+    cold = fit_sign(_maps(1.0), MASK, TIMES, np.full_like(TIMES, 21.0))
+    assert "heating of 0.0 degC" in cold.problems[0]
+    assert "alpha nan" in cold.problems[-1]
+    loose = fit_sign(_maps(1.0, noise=20.0), MASK, TIMES, PROBE)
+    assert any("correlation" in text for text in loose.problems)
+    wrong = fit_sign(_maps(0.3), MASK, TIMES, PROBE)
+    assert any("check the probe's place" in text for text in wrong.problems)
+    with pytest.raises(DataError, match="2 frames have a reading"):
+        fit_sign(_maps(1.0)[:2], MASK, TIMES, PROBE)
+
+
+def test_probe_files(tmp_path) -> None:
+    path = tmp_path / "probe.csv"
+    path.write_text("time_s,temperature_degC\n0,21.5\n2.5,22\n")
+    np.testing.assert_array_equal(read_probe(path), [[0.0, 2.5], [21.5, 22.0]])
+    for text in ("time,temp\n0,1\n", "time_s,temperature_degC\n0,warm\n", "time_s,temperature_degC\n1,2\n0,3\n"):
+        path.write_text(text)
+        with pytest.raises(DataError, match="time_s"):
+            read_probe(path)
+    with pytest.raises(DataError, match="probe"):
+        read_probe(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_command_on_a_simulated_scan(tmp_path, sign: int) -> None:
+    protocol = Protocol(
+        matrix=48, n_coils=2, spokes=60, frames=10, baseline_frames=3, cooling_frames=0, noise_scans=64, dummy_scans=0,
+        phase_sign=sign, snr=200.0,
+    )  # fmt: skip
+    scan = Scan(protocol=protocol)
+    simulate(scan, tmp_path / "scan.h5")
+    y, x = (round(float(place.mean())) for place in np.nonzero(scan.anatomy.tumour))
+    rows = [
+        f"{(n + 0.5) * protocol.frame_s},{scan.temperature(n)[y - 1 : y + 2, x - 1 : x + 2].mean()}" for n in range(10)
+    ]
+    (tmp_path / "probe.csv").write_text("time_s,temperature_degC\n" + "\n".join(rows))
+    arguments = [
+        "sign", str(tmp_path / "scan.h5"), "--probe", str(tmp_path / "probe.csv"), "--region", f"circle:{x},{y},1.5",
+        "--set", "thermometry.drift_min_voxels=20", "--set", "thermometry.baseline_frames=3",
+        "--json", str(tmp_path / "qa.json"), "--report", str(tmp_path / "qa.png"),
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "qa.json").read_text())
+    jsonschema.validate(record, json.loads((files("sinotherm.schemas") / "qa_sign.json").read_text()))
+    assert record["phase_sign"] == sign
+    assert record["prf_coefficient_ppm_per_degC"] == pytest.approx(-0.01, rel=0.06)
+    assert f"thermometry.phase_sign={sign}" in result.stdout
+    assert (tmp_path / "qa.png").stat().st_size > 1000
+    (tmp_path / "probe.csv").write_text("time_s,temperature_degC\n0,21\n100,21\n")
+    assert CliRunner().invoke(app, arguments).exit_code == 1
