@@ -5,7 +5,6 @@ compared with the simulated temperature at the same point spread and averaged ov
 """
 
 import logging
-import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -44,7 +43,8 @@ PIPELINE: Final = "radial_thermometry"
 MAGNITUDE, TEMPERATURE, UNCERTAINTY = 1, 3, 4
 
 _WARM_FRAMES: Final = 5
-_SPARE: Final = 1.5
+_SPARE: Final = 1.4
+_REST_S: Final = 60.0
 _SWITCH_S: Final = 5e-4
 _LAST_IN_REPETITION: Final = 1 << 13
 
@@ -59,10 +59,13 @@ class Clock:
         Monotonic clock at the last byte of the last readout of each frame.
     sent_s
         The same when the temperature map of each frame was on the socket.
+    calibrated
+        Set when the first map was sent.
     """
 
     received_s: list[float] = field(default_factory=list)
     sent_s: list[float] = field(default_factory=list)
+    calibrated: threading.Event = field(default_factory=threading.Event)
 
     @property
     def latency_ms(self) -> Float64[np.ndarray, "frame"]:
@@ -90,6 +93,7 @@ class Clock:
             yield item
             if isinstance(item, Image) and item.image_series_index == TEMPERATURE:
                 self.sent_s.append(monotonic())
+                self.calibrated.set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -240,15 +244,11 @@ def _send(
     scan: Path,
     images: Path,
     address: tuple[str, int],
-    *,
-    pace: float,
-    watch: Callable[..., Iterator[Any]],
-    most: int | None = None,
+    items: Callable[[Iterator[Any]], Iterator[Any]],
 ) -> None:
-    """Send a scan, or the first ``most`` readouts of it, and store the images."""
+    """Send what ``items`` makes of a scan's readouts, and store the images."""
     with MrdFile(scan) as file, ImageWriter(images, file.header_xml) as writer:
-        items = watch(paced(islice(file.items(), most), pace), total=file.n_readouts, what="readouts sent")
-        stream(connect(*address), PIPELINE, file.header_xml, items, writer.append)
+        stream(connect(*address), PIPELINE, file.header_xml, items(file.items()), writer.append)
 
 
 def _warmed_pace(scan: Path, images: Path, protocol: Protocol) -> float:
@@ -259,13 +259,23 @@ def _warmed_pace(scan: Path, images: Path, protocol: Protocol) -> float:
     clock = Clock()
     settings = _settings(protocol)
     settings["thermometry"]["baseline_frames"] = "1"
-    most = protocol.noise_scans + protocol.dummy_scans + _WARM_FRAMES * protocol.spokes
+    most = protocol.first_readout + _WARM_FRAMES * protocol.spokes
     with _serving(clock.around(open_pipeline(values=settings))) as address:
-        _send(scan, images, address, pace=math.inf, watch=_unwatched, most=most)
+        _send(scan, images, address, lambda items: islice(items, most))
     if len(clock.sent_s) < 2:
         return PACE
     # The first frames are held back for the calibration; the last one shows what a frame takes.
     return min(PACE, protocol.frame_s / (_SPARE * (clock.sent_s[-1] - clock.sent_s[-2])))
+
+
+def _like_a_scanner(items: Iterator[Any], protocol: Protocol, pace: float, clock: Clock) -> Iterator[Any]:
+    """Yield the readouts at their pace, with one rest after the first frame until its map is there.
+
+    The calibration takes as long at any pace; at the scanner's own the second frame hides it.
+    """
+    yield from paced(islice(items, protocol.first_readout + protocol.spokes), pace)
+    clock.calibrated.wait(_REST_S)
+    yield from paced(items, pace)
 
 
 def _unwatched(items: Iterator[Any], **_: Any) -> Iterator[Any]:
@@ -309,7 +319,12 @@ def demonstrate(
     logger.info("the scan is sent %.1f times faster than the scanner would", speed)
     clock = Clock()
     with _serving(clock.around(open_pipeline(values=_settings(protocol)))) as address:
-        _send(path, images, address, pace=speed, watch=watch)
+
+        def items(readouts: Iterator[Any]) -> Iterator[Any]:
+            sent = _like_a_scanner(readouts, protocol, speed, clock)
+            return watch(sent, total=protocol.n_readouts, what="readouts sent")
+
+        _send(path, images, address, items)
     comparison = compare(scan, images)
     latency_ms = clock.latency_ms
     received = len(comparison.temperature)

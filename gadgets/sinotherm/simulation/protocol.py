@@ -202,7 +202,12 @@ class Protocol:
     @property
     def n_readouts(self) -> int:
         """Readouts of the scan, noise and dummy scans included."""
-        return self.noise_scans + self.dummy_scans + self.frames * self.spokes
+        return self.first_readout + self.frames * self.spokes
+
+    @property
+    def first_readout(self) -> int:
+        """Readouts before the first frame."""
+        return self.noise_scans + self.dummy_scans
 
     @property
     def heating(self) -> tuple[HeatSource, float]:

@@ -17,6 +17,7 @@ images, each of which is transformed once (time segmentation with optimal basis:
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -284,7 +285,15 @@ class Scan:
         return (self.protocol.sampling.positions[:, None] * direction[:, None, :]) - late * direction[:, None, :]
 
     def frames(self) -> Iterator[FrameData]:
-        """Return the frames in order, with noise, complex64 (coil, spoke, readout)."""
+        """Return the frames in order, with noise, complex64 (coil, spoke, readout); the next is made meanwhile."""
+        made = self._frames()
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(next, made, None)
+            while (data := coming.result()) is not None:
+                coming = ahead.submit(next, made, None)
+                yield data
+
+    def _frames(self) -> Iterator[FrameData]:
         # The stream of the preparation is left behind.
         random = self.random("noise").spawn(1)[0]
         for block in self._blocks():
