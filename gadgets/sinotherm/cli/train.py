@@ -25,22 +25,28 @@ def command(
     device: Annotated[str, typer.Option(help="cpu or cuda; several GPUs: torchrun -m sinotherm.cli.train …")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     package: Annotated[
-        bool, typer.Option("--package", help="Only write the run's best weights with their model card, then stop.")
+        bool,
+        typer.Option(
+            "--package", help="Only write the run's best weights with their model card and the guard's limits."
+        ),
     ] = False,
 ) -> None:
     """Train a network: checkpoints, metrics.csv, validation.csv and pictures go to RUNS/NAME."""
     import torch
 
     from sinotherm.errors import SettingsError
-    from sinotherm.training.loop import Configuration, Trainer
-    from sinotherm.training.packaging import package_run
+    from sinotherm.training.loop import Configuration, Trainer, load_images
+    from sinotherm.training.packaging import calibrate_guard, package_run
 
     if threads is not None:
         torch.set_num_threads(threads)
     changes = {name: value for name, value in (("steps", steps), ("decay", decay)) if value is not None}
     chosen = Configuration.read(configuration, **changes)
     if package:
-        typer.echo(package_run(chosen, runs / chosen.name))
+        path = package_run(chosen, runs / chosen.name)
+        if chosen.geometry == "radial" and chosen.network == "primal-dual":
+            calibrate_guard(path, *load_images(data, chosen.data, "val"))
+        typer.echo(path)
         return
     if resume and init:
         raise SettingsError("--resume and --init exclude each other: one keeps the optimiser, the other starts afresh.")

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -23,8 +24,11 @@ from sinotherm.networks.guard import (
 from sinotherm.networks.primal_dual import PrimalDual
 from sinotherm.networks.radial import RadialSinogram
 from sinotherm.networks.weights import load_network
+from sinotherm.operators.coils import adaptive_maps
+from sinotherm.operators.density import readout_weights
+from sinotherm.operators.nufft import FinufftPlan, radial_points
 
-__all__ = ["Device", "Precision", "RadialReconstructor", "Runtime", "choose_device", "sped_up"]
+__all__ = ["Device", "Precision", "RadialReconstructor", "Runtime", "choose_device", "estimate_maps", "sped_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,29 @@ def choose_device(device: Device) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("device cuda: PyTorch finds no CUDA device here; use auto or cpu.")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def estimate_maps(
+    samples: FrameData, sampling: RadialSampling, angles: SpokeAngles, side: int, *, shifts: SpokeShifts | None = None
+) -> ComplexArray:
+    """Return coil maps, complex64 (coil, side, side), Σ|s|² = 1, from the part of k-space that is sampled densely.
+
+    Parameters
+    ----------
+    samples
+        complex64 (coil, spoke, readout).
+    shifts
+        cycles per pixel, (spoke, 2).
+    """
+    if len(samples) == 1:
+        return np.ones((1, side, side), dtype=np.complex64)
+    radius = np.abs(sampling.positions)
+    dense = min(0.5, max(len(angles) / (math.pi * side), 4.0 / side))
+    window = np.where(radius < dense, np.cos(np.pi / 2.0 * np.minimum(radius / dense, 1.0)) ** 2, 0.0)
+    weights = (readout_weights(sampling) * window * math.pi / len(angles)).astype(np.float32)
+    plan = FinufftPlan((side, side), len(samples))
+    plan.set_points(radial_points(angles, sampling, shifts).reshape(-1, 2))
+    return adaptive_maps(plan.adjoint((samples * weights).astype(np.complex64).reshape(len(samples), -1)))
 
 
 class _OpenVinoBlock(nn.Module):
@@ -235,6 +262,25 @@ class RadialReconstructor:
         )
         if verdict.trips or not residuals or len(angles) < FEWEST_GUARDED:
             return verdict
+        found = self.residuals(samples, sampling, angles, maps, image, operator, frame=frame, shifts=shifts)
+        judged = self.guard.residual_verdict(spokes=len(angles), **found)
+        return Verdict(trips=judged.trips, reason=judged.reason, numbers={**verdict.numbers, **judged.numbers})
+
+    def residuals(
+        self,
+        samples: FrameData,
+        sampling: RadialSampling,
+        angles: SpokeAngles,
+        maps: ComplexArray,
+        image: ComplexArray,
+        operator: RadialSinogram,
+        *,
+        frame: int = 0,
+        shifts: SpokeShifts | None = None,
+    ) -> dict[str, float]:
+        """Return the guard's two residuals: ``held_out`` (RMS over left-out spokes) and ``spoke`` (largest used)."""
+        data = torch.from_numpy(samples)
+        noise = noise_energy(data, sampling)
         with torch.inference_mode():
             shown = torch.from_numpy(image).to(self.device)[None]
             own = relative_residual(data, operator.restore(operator.forward(shown))[0].cpu(), noise)
@@ -251,7 +297,4 @@ class RadialReconstructor:
         with torch.inference_mode():
             predicted = unseen.restore(unseen.forward(torch.from_numpy(guess).to(self.device)[None]))[0].cpu()
         held_out = relative_residual(data[:, torch.from_numpy(left)], predicted, noise)
-        judged = self.guard.residual_verdict(
-            spokes=len(angles), held_out=float(held_out.square().mean().sqrt()), spoke=float(own.max())
-        )
-        return Verdict(trips=judged.trips, reason=judged.reason, numbers={**verdict.numbers, **judged.numbers})
+        return {"held_out": float(held_out.square().mean().sqrt()), "spoke": float(own.max())}

@@ -14,9 +14,9 @@ from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.networks.guard import Verdict
-from sinotherm.networks.inference import Device, Precision, RadialReconstructor, Runtime
-from sinotherm.operators.coils import PlaneImages, adaptive_maps, combine, maps_name
-from sinotherm.operators.density import radial_weights, readout_weights
+from sinotherm.networks.inference import Device, Precision, RadialReconstructor, Runtime, estimate_maps
+from sinotherm.operators.coils import PlaneImages, combine, maps_name
+from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
 
@@ -122,20 +122,15 @@ def _released(
 
 
 def _coil_maps(frames: list[Frame], side: int) -> PlaneImages:
-    """Return maps from all spokes of the first echo, at the resolution that they sample densely."""
+    """Return maps from all waiting spokes of the first echo."""
     first = [frame for frame in frames if frame.echo == frames[0].echo]
-    data = np.concatenate([frame.data() for frame in first], axis=1)
-    if len(data) == 1:
-        return np.ones((1, side, side), dtype=np.complex64)
-    angles = np.concatenate([frame.angles() for frame in first])
-    shifts = np.concatenate([frame.shifts() for frame in first])
-    sampling = first[0].sampling
-    radius = np.abs(sampling.positions)
-    dense = min(0.5, max(len(angles) / (math.pi * side), 4.0 / side))
-    window = np.where(radius < dense, np.cos(np.pi / 2.0 * np.minimum(radius / dense, 1.0)) ** 2, 0.0)
-    weights = (readout_weights(sampling) * window * math.pi / len(angles)).astype(np.float32)
-    plan = FinufftPlan((side, side), len(data)).set_points(radial_points(angles, sampling, shifts).reshape(-1, 2))
-    return adaptive_maps(plan.adjoint((data * weights).astype(np.complex64).reshape(len(data), -1)))
+    return estimate_maps(
+        np.concatenate([frame.data() for frame in first], axis=1),
+        first[0].sampling,
+        np.concatenate([frame.angles() for frame in first]),
+        side,
+        shifts=np.concatenate([frame.shifts() for frame in first]),
+    )
 
 
 def _images(
