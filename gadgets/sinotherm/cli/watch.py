@@ -55,7 +55,7 @@ def _note(rows: dict[tuple[int, int], dict[str, str]], topic: str, header: Mappi
     if topic == "statistics":
         regions = header["regions"]
         chosen = next((part for part in regions if part.get("region") == region), regions[0] if regions else {})
-        for name in ("t50_degc", "cem43_t50_min"):
+        for name in ("t50_degC", "cem43_t50_min"):
             if chosen.get(name) is not None:
                 row[name] = f"{chosen[name]:.2f}"
         row["alarms"] = "; ".join(header["alarms"])
@@ -69,6 +69,6 @@ def _table(rows: Mapping[tuple[int, int], Mapping[str, str]], region: str) -> An
 
     table = Table("frame", "slice", "latency, ms", f"{region} T50, °C", f"{region} dose, CEM43 min", "alarms")
     for (number, slice_), row in rows.items():
-        cells = (row.get(name, "–") for name in ("latency", "t50_degc", "cem43_t50_min", "alarms"))
+        cells = (row.get(name, "–") for name in ("latency", "t50_degC", "cem43_t50_min", "alarms"))
         table.add_row(str(number), str(slice_), *cells)
     return table
