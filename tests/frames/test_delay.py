@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from direct_radial import ellipse_scan, noise_for_snr
+from direct_radial import coil_maps, ellipse_image, ellipse_scan, noise_for_snr
 from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.errors import SpokeError
 from sinotherm.frames.delay import GradientDelay, opposed_delay, opposed_pairs, ring_delay
+from sinotherm.operators.density import radial_weights
+from sinotherm.operators.nufft import FinufftPlan, radial_points
 
 N = 256
 DELAYS = [(-3.0, -3.0, 0.0), (3.0, -3.0, 0.0), (1.3, 0.4, 0.2), (-2.2, 2.9, -0.5)]
@@ -96,3 +98,26 @@ def test_halves_of_a_real_scan_agree_to_a_tenth_sample(shared_data):
     for half in (slice(0, None, 2), slice(1, None, 2), slice(0, 105), slice(105, None)):
         part = ring_delay(data[:, half], angles[half], sampling)
         assert error(part, (whole.x, whole.y, whole.xy)) <= 0.1
+
+
+@pytest.mark.parametrize("delay", DELAYS)
+def test_corrected_images_are_as_good_as_without_delay(delay):
+    n, n_coils = 96, 4
+    angles = spoke_angles("golden", 151)
+    noise = noise_for_snr(n, 20.0, n_coils)
+    true = coil_maps(n_coils, n) * ellipse_image(n)
+
+    def error(data, sampling, correction):
+        shifts = np.array([correction.shift(angle, sampling) for angle in angles])
+        weights = radial_weights(angles, sampling, centre="exact", shifts=shifts).astype(np.float32)
+        plan = FinufftPlan((n, n), n_coils).set_points(radial_points(angles, sampling, shifts).reshape(-1, 2))
+        image = plan.adjoint((data * weights).astype(np.complex64).reshape(n_coils, -1))
+        return np.linalg.norm(image - true) / np.linalg.norm(true)
+
+    none = GradientDelay(x=0.0, y=0.0)
+    straight = error(*ellipse_scan(n, angles, n_coils=n_coils, noise=noise), none)
+    late, sampling = ellipse_scan(n, angles, n_coils=n_coils, delay=delay, noise=noise)
+    first = 34
+    found = ring_delay(late[:, :first], angles[:first], sampling)
+    assert error(late, sampling, found) <= 1.05 * straight
+    assert error(late, sampling, none) > 1.2 * straight
