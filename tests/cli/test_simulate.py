@@ -37,6 +37,16 @@ def test_a_scan_with_its_figures(tmp_path):
         assert file["truth/temperature"].shape == (3, 16, 16)
 
 
+def test_parts_of_the_scan_follow_its_length(tmp_path):
+    result = run(tmp_path / "scan.h5", *SMALL[:6], "--frames", "6", "--json", tmp_path / "scan.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "scan.json").read_text())["baseline_frames"] == 2
+    with h5py.File(tmp_path / "scan.h5") as file:
+        peak = [np.nanmax(frame) for frame in file["truth/temperature"]]
+    assert peak[1] == 37.0 < peak[2]
+    assert peak[5] < max(peak)
+
+
 def test_an_image_as_object(tmp_path):
     image = np.zeros((32, 32))
     image[4:28, 4:28] = 100.0

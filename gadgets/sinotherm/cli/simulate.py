@@ -15,8 +15,8 @@ def command(
     coils: Annotated[int, typer.Option(help="Receiver coils.")] = 8,
     spokes: Annotated[int, typer.Option(help="Spokes of a frame.")] = 402,
     frames: Annotated[int, typer.Option(help="Frames.")] = 32,
-    baseline: Annotated[int, typer.Option(help="Frames before the heating.")] = 10,
-    cooling: Annotated[int, typer.Option(help="Frames after the heating.")] = 5,
+    baseline: Annotated[int | None, typer.Option(help="Frames before the heating [default: a third].")] = None,
+    cooling: Annotated[int | None, typer.Option(help="Frames after the heating [default: a sixth].")] = None,
     schedule: Annotated[
         Literal["uniform180", "uniform360", "golden", "tiny_golden", "raga"], typer.Option(help="Order of the angles.")
     ] = "raga",
@@ -69,8 +69,8 @@ def command(
         n_coils=coils,
         spokes=spokes,
         frames=frames,
-        baseline_frames=baseline,
-        cooling_frames=cooling,
+        baseline_frames=frames // 3 if baseline is None else baseline,
+        cooling_frames=frames // 6 if cooling is None else cooling,
         schedule=schedule,
         repetition_time_s=1e-3 * tr,
         echo_time_s=1e-3 * te,
