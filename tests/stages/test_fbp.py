@@ -19,13 +19,15 @@ SPACE = EncodingSpace(matrix=(N, N, 1), fov_m=(0.2, 0.2, 0.005))
 SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="goldenangle", n_coils=2)
 
 
+NOW = 1e12
+"""A time of reception that stays in the future of any monotonic clock: such a spoke is never late."""
+
+
 def live(n_spokes: int, *, n_coils: int = 2, seed: int = 0, **changes) -> list[Spoke]:
     random = np.random.default_rng(seed)
     values = random.standard_normal((n_spokes, n_coils, READOUT, 2)).astype(np.float32).view(np.complex64)[..., 0]
     return [
-        Spoke(
-            data=values[i], sampling=SAMPLING, angle_rad=i * GOLDEN_ANGLE, index=i, **{"received_s": 1.0 + i, **changes}
-        )
+        Spoke(data=values[i], sampling=SAMPLING, angle_rad=i * GOLDEN_ANGLE, index=i, **{"received_s": NOW, **changes})
         for i in range(n_spokes)
     ]
 
@@ -53,7 +55,7 @@ def images(items, *, module=fbp, scan=SCAN, **values):
     return list(module.stage(iter(items), scan, settings))
 
 
-@pytest.mark.parametrize("received", [1.0, float("nan")])
+@pytest.mark.parametrize("received", [NOW, 0.0, float("nan")], ids=["live", "late", "file"])
 @pytest.mark.parametrize(("window", "stride"), [(6, 6), (6, 1), (6, 2), (6, 4), (4, 7)])
 def test_every_frame_is_its_direct_sum_however_the_windows_lie(received: float, window: int, stride: int) -> None:
     items = in_frames(live(31, received_s=received), window, stride)
@@ -168,3 +170,13 @@ def test_what_is_not_a_spoke_passes_in_its_place() -> None:
     assert out[0] == "waveform"
     assert out[2] == "text"
     assert len(out) == 3
+
+
+def test_spokes_are_added_when_they_come_and_late_ones_with_their_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = []
+    add = fbp.RunningImage.add
+    monkeypatch.setattr(fbp.RunningImage, "add", lambda self, spoke: added.append(spoke.index) or add(self, spoke))
+    spokes = [dataclasses.replace(s, received_s=0.0) if s.index in (1, 4) else s for s in live(6)]
+    (image,) = images(in_frames(spokes, 6, 6))
+    assert added == [0, 2, 3, 5]
+    assert relative_error(image.data[:, 0], truth(Frame(spokes=tuple(spokes), number=0))) < 5e-4

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 REFRESH: Final = 4096
 """Spokes taken away before a running sum is replaced by one without their rounding errors."""
+
+
+LATE_S: Final = 0.05
+"""A spoke that has waited so long is left to its frame: batches take a third of the time a spoke."""
 
 
 class Settings(LinearSettings):
@@ -196,7 +201,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     """Swallow spokes and frames, yield the frames' images.
 
     Spokes that arrive one by one are added at once, so that little is left to do when the last one
-    comes. Those of a file, of a stack of stars and with ``weights = gaps`` wait for their frame.
+    comes. Those of a file, of a stack of stars and with ``weights = gaps`` wait for their frame, and so
+    do those that come to this stage late, because it is behind or because they were held back.
     """
     shape = image_shape(scan)
     imager = FrameImager(scan, "fbp", settings)
@@ -210,7 +216,7 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
                 running[key] = RunningImage(first, shape, settings)
             if isinstance(item, Frame):
                 yield from imager.images(item, running[key].frame(item))
-            elif early and not math.isnan(item.received_s):
+            elif early and monotonic() - item.received_s < LATE_S:  # a file's NaN compares false
                 running[key].add(item)
         else:
             yield item
