@@ -38,13 +38,13 @@ def test_a_scan_with_its_figures(tmp_path):
 
 
 def test_parts_of_the_scan_follow_its_length(tmp_path):
-    result = run(tmp_path / "scan.h5", *SMALL[:6], "--frames", "6", "--json", tmp_path / "scan.json")
+    result = run(tmp_path / "scan.h5", *SMALL[:6], "--frames", "12", "--json", tmp_path / "scan.json")
     assert result.exit_code == 0, result.output
-    assert json.loads((tmp_path / "scan.json").read_text())["baseline_frames"] == 2
+    assert json.loads((tmp_path / "scan.json").read_text())["baseline_frames"] == 4
     with h5py.File(tmp_path / "scan.h5") as file:
         peak = [np.nanmax(frame) for frame in file["truth/temperature"]]
-    assert peak[1] == 37.0 < peak[2]
-    assert peak[5] < max(peak)
+    assert peak[3] == 37.0 < peak[4]
+    assert peak[9] < peak[10] > peak[11]
 
 
 def test_an_image_as_object(tmp_path):
