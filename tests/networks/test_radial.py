@@ -7,7 +7,7 @@ import torch
 
 from operator_checks import direct_sum, direct_transform, relative_error
 from sinotherm.core.geometry import GOLDEN_ANGLE, RadialSampling
-from sinotherm.networks.radial import RadialSinogram
+from sinotherm.networks.radial import RadialSinogram, upsample
 
 N = 16
 SAMPLING = RadialSampling(n_readout=2 * N, spacing=0.5 / N, centre=float(N))
@@ -97,3 +97,29 @@ def test_shifts_move_the_samples():
     expected = direct_transform(points, _image().numpy()).reshape(1, 1, 2, 2 * N)
     measured = operator.restore(operator.forward(_image())).numpy()
     assert relative_error(measured, expected) < 4e-3
+
+
+@pytest.mark.parametrize(
+    "angles", [np.arange(6) * math.pi / 6, np.arange(7) * GOLDEN_ANGLE, np.arange(8) * math.pi / 4 + 0.1]
+)
+def test_upsampling_fills_every_gap_and_keeps_what_was_measured(angles):
+    image = _image(batch=2)
+    operator = RadialSinogram(SAMPLING, angles, n_pixels=N, maps=_maps())
+    measured = operator.forward(image) + 1.0
+    full = upsample(image, operator, measured, 24)
+    assert full.measured.sum() == len(angles)
+    assert (np.diff(full.angles) >= 0).all()
+    gaps = np.diff(np.append(full.angles, full.angles[0] + math.pi))
+    assert gaps.max() < math.pi / 24 * 1.001
+    torch.testing.assert_close(full.sinogram[:, :, full.measured], measured)
+    whole = RadialSinogram(SAMPLING, full.angles, n_pixels=N, maps=_maps()).forward(image)
+    torch.testing.assert_close(full.sinogram[:, :, ~full.measured], whole[:, :, ~full.measured], atol=1e-4, rtol=1e-3)
+
+
+def test_a_full_sinogram_is_left_as_it_is():
+    angles = np.arange(30) * math.pi / 30
+    operator = RadialSinogram(SAMPLING, angles, n_pixels=N)
+    measured = operator.forward(_image())
+    full = upsample(_image(seed=1), operator, measured, 24)
+    assert full.measured.all()
+    assert torch.equal(full.sinogram, measured)

@@ -1,5 +1,6 @@
 """``sinotherm evaluate``: reconstructions and thermometry scored on people, with one protocol for every table."""
 
+import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -96,3 +97,15 @@ def ct(
         output=output,
         json=json,
     )
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def thermo(context: typer.Context) -> None:
+    """Score accelerated thermometry on simulated heated series (--help for its options)."""
+    # Its options live with the evaluation itself, which is too heavy to import for --help of the others.
+    inner = typer.Typer(add_completion=False)
+    inner.command()(importlib.import_module("sinotherm.evaluation.thermo").command)
+    inner(args=context.args, standalone_mode=False, prog_name="sinotherm evaluate thermo")

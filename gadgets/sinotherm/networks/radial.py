@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -14,7 +15,26 @@ from sinotherm.networks.blocks import mirror_detector
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import Nufft
 
-__all__ = ["RadialSinogram"]
+__all__ = ["FullSinogram", "RadialSinogram", "upsample"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FullSinogram:
+    """A sinogram without gaps.
+
+    Attributes
+    ----------
+    sinogram
+        complex64 (batch, coil, angle, detector), detector axis along θ mod π.
+    angles
+        θ mod π of each projection, ascending, rad, (angle,).
+    measured
+        bool (angle,): which projections were measured; the others are of the image.
+    """
+
+    sinogram: Tensor
+    angles: SpokeAngles
+    measured: np.ndarray
 
 
 class RadialSinogram:
@@ -143,3 +163,41 @@ class RadialSinogram:
     def context(self) -> Tensor:
         """Return the angular gap of each spoke relative to an even spread, (1, spoke, 1)."""
         return self.gaps[None, :, None]
+
+
+def upsample(image: Tensor, operator: RadialSinogram, measured: Tensor, n_angles: int) -> FullSinogram:
+    """Fill every angular gap of a measurement with projections of an image; measured projections are kept.
+
+    Parameters
+    ----------
+    image
+        complex64 (batch, y, x), as a network made it of the measurement.
+    operator
+        Of the measurement.
+    measured
+        complex64 (batch, coil, spoke, detector), in the operator's order.
+    n_angles
+        Angles over 180° of a full set: no gap stays wider than 180°/n_angles.
+    """
+    folded = np.sort(np.mod(operator.angles, math.pi))
+    step = math.pi / n_angles
+    following = np.append(folded[1:], folded[0] + math.pi)
+    filled = [np.empty(0)]
+    for angle, other in zip(folded, following, strict=True):
+        parts = max(1, math.ceil((other - angle) / step - 1e-6))
+        filled.append(angle + (other - angle) * np.arange(1, parts) / parts)
+    missing = np.mod(np.concatenate(filled), math.pi)
+    every = np.concatenate([folded, missing])
+    order = np.argsort(every, kind="stable")
+    known = (np.arange(len(every)) < len(folded))[order]
+    sinogram = measured
+    if len(missing):
+        places = np.argsort(missing, kind="stable")
+        rest = RadialSinogram(operator.sampling, missing[places], n_pixels=image.shape[-1], maps=operator.maps).forward(
+            image
+        )
+        sinogram = measured.new_empty((*measured.shape[:2], len(every), measured.shape[-1]))
+        flags = torch.from_numpy(known).to(measured.device)
+        sinogram[:, :, flags] = measured
+        sinogram[:, :, ~flags] = rest
+    return FullSinogram(sinogram=sinogram, angles=every[order], measured=known)

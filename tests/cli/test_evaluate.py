@@ -1,0 +1,32 @@
+import sys
+import types
+
+import pytest
+from typer.testing import CliRunner
+
+from sinotherm.cli.evaluate import app
+from sinotherm.errors import SettingsError
+
+
+def test_thermo_hands_its_options_to_the_evaluation(monkeypatch):
+    seen = {}
+
+    def command(spokes: str = "40", snr: float = 40.0) -> None:
+        """Score series."""
+        seen.update(spokes=spokes, snr=snr)
+
+    module = types.ModuleType("sinotherm.evaluation.thermo")
+    module.command = command
+    monkeypatch.setitem(sys.modules, "sinotherm.evaluation.thermo", module)
+    assert CliRunner().invoke(app, ["thermo", "--spokes", "25,40"]).exit_code == 0
+    assert seen == {"spokes": "25,40", "snr": 40.0}
+    help_text = CliRunner().invoke(app, ["thermo", "--help"])
+    assert "--spokes" in help_text.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [["radial", "--split", "test"], ["radial", "--coils", "1;8"], ["ct", "--split", "x"]]
+)
+def test_wrong_options_are_refused_before_anything_is_read(arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, SettingsError)
