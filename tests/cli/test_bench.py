@@ -72,3 +72,52 @@ def test_ingest_is_measured_for_real(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "a.json").read_text())
     jsonschema.validate(record, schema())
     assert {row["measure"] for row in record["results"]} == {"ingest", "file"}
+
+
+@pytest.mark.parametrize(
+    ("command", "row"),
+    [
+        (
+            "operators",
+            {
+                "direction": "adjoint",
+                "coils": 8,
+                "spokes": 16,
+                "candidate": "bart",
+                "time_ms": None,
+                "ratio_to_sinotherm": None,
+                "error_to_direct_sum": None,
+                "floor_ms": 0.4,
+                "note": "not installed",
+            },
+        ),
+        (
+            "replay",
+            {
+                "method": "fbp",
+                "coils": 8,
+                "spokes": 32,
+                "frames": 60,
+                "us_per_readout": 150.0,
+                "faster_than_scanner": 20.0,
+                "memory_growth_MiB": 0.0,
+            },
+        ),
+    ],
+)
+def test_other_figures_are_reported_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, row: dict[str, Any]
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def rows(**options: Any) -> list[dict[str, Any]]:
+        asked.update(options)
+        return [row]
+
+    monkeypatch.setattr(f"sinotherm.bench.{command}.rows", rows)
+    result = run(command, "--spokes", "32", "--json", str(tmp_path / "a.json"))
+    assert result.exit_code == 0
+    assert asked["spokes"] == [32]
+    record = json.loads((tmp_path / "a.json").read_text())
+    jsonschema.validate(record, schema())
+    assert record["results"] == [row]

@@ -167,6 +167,21 @@ def test_a_server_that_vanishes_is_an_error(scripted: Any) -> None:
             stream(connection, "x", XML, (readout() for _ in range(100_000)), lambda _: None)
 
 
+def test_a_server_that_ends_without_close_is_an_error(scripted: Any) -> None:
+    connection = connect("127.0.0.1", scripted(b"", reads=4).port, patience=QUICK)
+    with pytest.raises(PeerGoneError, match="without CLOSE"):
+        stream(connection, "x", XML, [readout()], lambda _: None)
+
+
+def test_what_is_not_an_image_is_not_stored(scripted: Any, caplog: pytest.LogCaptureFixture) -> None:
+    waveform = ismrmrd.Waveform.from_array(np.zeros((1, 1), np.uint32))
+    answer = b"\x02\x04" + waveform.to_bytes() + CLOSE
+    with caplog.at_level("INFO"):
+        received = stream(connect("127.0.0.1", scripted(answer).port), "x", XML, [readout()], lambda _: None)
+    assert received.images == {}
+    assert "the server sent a Waveform" in caplog.text
+
+
 def test_a_server_that_closes_early_is_taken_at_its_word(scripted: Any) -> None:
     connection = connect("127.0.0.1", scripted(CLOSE).port)
 

@@ -83,11 +83,16 @@ def ingest(
 
 
 @app.command()
-def operators(json: Json = None) -> None:
+def operators(
+    coils: Annotated[str, typer.Option(help="Receiver coils, with commas between.")] = "1,8,16",
+    spokes: Annotated[str, typer.Option(help="Spokes of a frame, with commas between.")] = "16,32,64,402",
+    json: Json = None,
+) -> None:
     """Time adjoint and forward operators against named peers, with their error against a direct sum."""
     from sinotherm.bench.operators import rows
 
-    _report("operators", {"results": rows()}, json)
+    found = rows(coils=_integers(coils, "--coils"), spokes=_integers(spokes, "--spokes"))
+    _report("operators", {"results": found}, json)
 
 
 @app.command()

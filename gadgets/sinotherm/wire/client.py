@@ -199,3 +199,5 @@ def _take(message: Any, received: Received, store: Callable[[Any], None]) -> Non
             received.failure = text.removeprefix("ERR").strip()
         else:
             logger.info("the server says: %s", text)
+    else:
+        logger.info("the server sent a %s, which is not stored", type(message).__name__)

@@ -190,8 +190,7 @@ class Publisher(_Socket):
     def _run(self) -> None:
         while not (self._closed and not self._waiting):
             with self._change:
-                if not self._waiting and not self._closed:
-                    self._change.wait(_POLL_S)
+                self._change.wait_for(lambda: self._waiting or self._closed, _POLL_S)
                 waiting = [(topic, *self._waiting.pop(topic)) for topic in list(self._waiting)[:1]]
             self._listen()
             for topic, header, array in waiting:

@@ -5,6 +5,7 @@ Layout as ``ismrmrd.Dataset`` writes it: ``/dataset/xml``, ``/dataset/data`` (he
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,7 +268,7 @@ def _image_rows(group: Any, path: Path, rows: slice) -> tuple[list[Any], list[by
     return _headers(heads, image_header_dtype, ismrmrd.ImageHeader, f"{path}: {group.name}"), attributes, pixels
 
 
-class _Writer:
+class _Writer(ABC):
     """An MRD file that grows table by table."""
 
     def __init__(self, path: Path, header_xml: bytes, dataset: str) -> None:
@@ -286,9 +287,9 @@ class _Writer:
     ) -> None:
         self.close()
 
+    @abstractmethod
     def flush(self) -> None:
         """Write what was appended so far to the disk."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Write what is left and close the file; a second time does nothing."""
