@@ -51,6 +51,11 @@ def pad_angles(values: Tensor, rows: int, wrap: AngleWrap) -> Tensor:
     if wrap == "none":
         return functional.pad(values, (0, 0, rows, rows))
     n = values.shape[-2]
+    if rows <= n:
+        before, after = values[..., n - rows :, :], values[..., :rows, :]
+        if wrap == "mirror":
+            before, after = mirror_detector(before), mirror_detector(after)
+        return torch.cat([before, values, after], dim=-2)
     turns = -(-rows // n)
     mirrored = mirror_detector(values) if wrap == "mirror" else values
     tiles = [values if turn % 2 == 0 else mirrored for turn in range(-turns, turns + 1)]
@@ -96,8 +101,10 @@ class DualBlock(nn.Module):
         values = values.reshape(batch, n, angles, detector // 2, 2).permute(0, 1, 4, 2, 3)
         values = values.reshape(batch, 2 * n, angles, detector // 2).contiguous(memory_format=torch.channels_last)
         for index, convolution in enumerate(self.convolutions):
-            # Layers may differ in precision (see `sinotherm.networks.inference`).
-            values = convolution(values.to(next(convolution.parameters()).dtype))
+            # Layers may differ in precision (see `sinotherm.networks.inference`); autocast sees to its own.
+            if not torch.is_autocast_enabled(values.device.type):
+                values = values.to(next(convolution.parameters()).dtype)
+            values = convolution(values)
             if index + 1 < len(self.convolutions):
                 values = functional.leaky_relu(values, 0.1, inplace=True)
         batch, _, angles, half = values.shape
