@@ -92,7 +92,8 @@ def test_command_writes_record_and_page(tmp_path):
     )
     simulate(Scan(protocol=protocol), tmp_path / "scan.h5")
     arguments = [
-        "stability", str(tmp_path / "scan.h5"), "--json", str(tmp_path / "qa.json"), "--report", str(tmp_path / "qa.pdf"),
+        "stability", str(tmp_path / "scan.h5"), "--json", str(tmp_path / "qa.json"),
+        "--report", str(tmp_path / "qa.pdf"),
         "--set", "thermometry.drift_min_voxels=20", "--set", "thermometry.baseline_frames=3",
     ]  # fmt: skip
     result = CliRunner().invoke(app, arguments)

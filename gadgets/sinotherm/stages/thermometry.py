@@ -128,8 +128,8 @@ class _Session:
         if stream not in self._monitors:
             if images[0].meta.get("centre_weight") == "area":
                 logger.warning(
-                    "the classical weight at the centre of k-space adds a pedestal to the images, which makes changes of "
-                    "temperature a few percent too small: set %s.centre=exact",
+                    "the classical weight at the centre of k-space adds a pedestal to the images, which makes "
+                    "changes of temperature a few percent too small: set %s.centre=exact",
                     stream[1],
                 )
             self._monitors[stream] = SliceMonitor(self._scan, self._book.settings, stored=self._stored_for(stream))

@@ -1,0 +1,258 @@
+"""Heated scans with their truth, for the scores of thermometry."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+
+from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
+from sinotherm.core.physics import BODY_TEMPERATURE_DEGC, PRF_COEFFICIENT, radian_per_degc
+from sinotherm.core.scan import EncodingSpace, ScanHeader
+from sinotherm.errors import DataError
+from sinotherm.evaluation.demonstration import point_spread
+from sinotherm.simulation.phantoms import Scene
+from sinotherm.simulation.protocol import Protocol
+from sinotherm.simulation.scan import Scan
+
+__all__ = ["HeatedScan", "Heating", "Series", "heated_scan", "series"]
+
+Heating: TypeAlias = Literal["rf", "focal"]
+
+_SCENES: Final = {"rf": "hyperthermia", "focal": "hifu"}
+_WIDTHS_M: Final = {"rf": (0.025, 0.040), "focal": (0.005, 0.015)}
+TUMOUR_RADIUS_M: Final = 0.0175
+"""More than 300 voxels of 400 mm / 256."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeatedScan(Scan):
+    """A simulated scan whose heated region lies anywhere, of an image with phase, heated along any curve.
+
+    Attributes
+    ----------
+    centre_m
+        Centre (x, y) of the heated region; ``None``: the scene's.
+    phase
+        float (y, x), rad: phase of the object at TE; ``None``: the protocol's static field.
+    curve
+        Times (s) and temperatures (°C) of the hottest pixel; ``None``: as the bioheat equation runs.
+    """
+
+    centre_m: tuple[float, float] | None = None
+    phase: FloatArray | None = None
+    curve: tuple[FloatArray, FloatArray] | None = None
+
+    @cached_property
+    def scene(self) -> Scene:
+        """The scene with its target in its place."""
+        base = Scan(protocol=self.protocol).scene
+        if self.centre_m is None:
+            return base
+        old = base.ellipse(base.target)
+        x, y = self.centre_m
+        new = replace(old, x_m=x, y_m=y, a_m=TUMOUR_RADIUS_M, b_m=TUMOUR_RADIUS_M)
+        return replace(base, ellipses=tuple(new if part is old else part for part in base.ellipses))
+
+    @cached_property
+    def field_hz(self) -> FloatArray:
+        """Static off-resonance, Hz; a given phase is one that it makes at TE."""
+        if self.phase is None:
+            return Scan(protocol=self.protocol, image=self.image).field_hz
+        return self.phase / (2.0 * math.pi * self.protocol.phase_sign * self.protocol.echo_time_s)
+
+    @cached_property
+    def heating(self) -> FloatArray:
+        """Temperature change of the body's pixels at the ends of the time steps, °C."""
+        own = super().heating
+        if self.curve is None or not own.any():
+            return own
+        hottest = own[np.argmax(own.max(axis=1))]
+        times = np.linspace(0.0, self.protocol.frames * self.protocol.frame_s, len(own))
+        course = np.interp(times, *self.curve) - self.curve[1][0]
+        return (course[:, None] * (hottest / hottest.max())[None]).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Series:
+    """The whitened data of a heated scan and what they should show.
+
+    Attributes
+    ----------
+    scan
+        The scan.
+    data
+        complex64 (frame, coil, spoke, readout); noise of SD ``noise_sd`` in the real part.
+    angles
+        float64 (frame, spoke).
+    maps
+        complex64 (coil, y, x), Σ_c |s_c|² = 1: the true, whitened ones.
+    truth_degc
+        float32 (frame, y, x): temperature change averaged over the frame's window, at the scan's point spread.
+    full_degc
+        float32 (frame, y, x): change that a noise-free, fully sampled scan shows.
+    tissue, tumour
+        bool (y, x): body without fat, and the heated region.
+    """
+
+    scan: HeatedScan
+    data: ComplexArray
+    angles: FloatArray
+    maps: ComplexArray
+    truth_degc: FloatArray
+    full_degc: FloatArray
+    tissue: MaskArray
+    tumour: MaskArray
+
+    @property
+    def n_baseline(self) -> int:
+        """Frames before the heating."""
+        return self.scan.protocol.baseline_frames
+
+    @property
+    def noise_sd(self) -> float:
+        """SD of the real part of a whitened sample's noise."""
+        return self.scan.noise_sd
+
+    @property
+    def header(self) -> ScanHeader:
+        """What the scan's header says."""
+        protocol = self.scan.protocol
+        side, fov = protocol.matrix, self.scan.anatomy.fov_m
+        space = EncodingSpace(matrix=(side, side, 1), fov_m=(fov, fov, 5e-3))
+        return ScanHeader(
+            encoded=space,
+            recon=space,
+            trajectory="radial",
+            n_coils=protocol.n_coils,
+            echo_times_s=(protocol.echo_time_s,),
+            larmor_hz=protocol.larmor_hz,
+        )
+
+
+def _place(image: FloatArray, fov_m: float, random: np.random.Generator) -> tuple[float, float]:
+    """Return a random centre (x, y), m, around which a tumour lies wholly inside the body and deeper than 25 mm.
+
+    Raises
+    ------
+    DataError
+        The body is too small.
+    """
+    from scipy import ndimage
+
+    pixel = fov_m / image.shape[0]
+    body = ndimage.binary_fill_holes(image > 0.05 * image.max())
+    depth = ndimage.distance_transform_edt(np.pad(body, 1))[1:-1, 1:-1] * pixel
+    # Holes with no signal cannot be measured.
+    signal = ndimage.uniform_filter(image, round(2 * TUMOUR_RADIUS_M / pixel)) > 0.15 * image.max()
+    deep = max(TUMOUR_RADIUS_M, min(0.025 + TUMOUR_RADIUS_M, 0.9 * float(depth.max())))
+    rows, columns = np.nonzero((depth > deep) & signal & (image > 0.1 * image.max()))
+    if len(rows) == 0:
+        raise DataError("the object has no room for a tumour of 35 mm: give another image.")
+    choice = random.integers(len(rows))
+    half = image.shape[0] // 2
+    return float((columns[choice] - half) * pixel), float((rows[choice] - half) * pixel)
+
+
+def heated_scan(
+    image: ComplexArray | FloatArray | None,
+    *,
+    heating: Heating,
+    peak_degc: float,
+    spokes: int,
+    seed: int,
+    schedule: Any = "uniform180",
+    coils: int = 8,
+    snr: float = 40.0,
+    matrix: int = 256,
+    baseline_frames: int = 10,
+    heated_frames: int = 20,
+    curve: tuple[FloatArray, FloatArray] | None = None,
+) -> HeatedScan:
+    """Return a heated scan as the evaluation protocol defines it: random place and width, drift and fat on.
+
+    Parameters
+    ----------
+    image
+        Object (y, x), magnitude or complex; ``None``: the ellipses of the scene, heated in its own place.
+    heating
+        ``rf``: diffuse, with widths of 25 to 40 mm; ``focal``: 5 to 15 mm.
+    peak_degc
+        Highest temperature, °C; 37: not heated.
+    seed
+        Of place, width, coils, drift and noise.
+    """
+    random = np.random.default_rng([seed, 1])
+    low, high = _WIDTHS_M[heating]
+    protocol = Protocol(
+        scene=_SCENES[heating],  # type: ignore[arg-type]
+        matrix=matrix,
+        n_coils=coils,
+        spokes=spokes,
+        frames=baseline_frames + heated_frames,
+        baseline_frames=baseline_frames,
+        cooling_frames=0,
+        schedule=schedule,
+        snr=snr,
+        peak_degc=peak_degc - BODY_TEMPERATURE_DEGC,
+        heating_width_m=random.uniform(low, high),
+        seed=seed,
+    )
+    if image is None:
+        return HeatedScan(protocol=protocol, curve=curve)
+    magnitude = np.abs(image).astype(np.float32)
+    fov_m = Scan(protocol=protocol).scene.fov_m
+    return HeatedScan(
+        protocol=protocol,
+        image=magnitude,
+        centre_m=_place(magnitude, fov_m, random),
+        phase=np.angle(image) if np.iscomplexobj(image) else None,
+        curve=curve,
+    )
+
+
+def series(scan: HeatedScan) -> Series:
+    """Simulate a scan and return its whitened data with the truth.
+
+    Raises
+    ------
+    DataError
+        Nothing of the heated region gives signal.
+    """
+    protocol, anatomy = scan.protocol, scan.anatomy
+    whitening = np.linalg.inv(np.linalg.cholesky(scan.coils.noise_covariance)).astype(np.complex64)
+    maps = np.einsum("ij,jyx->iyx", whitening, scan.coils.maps)
+    maps = (maps / np.sqrt(np.sum(np.abs(maps) ** 2, axis=0))).astype(np.complex64)
+    water, fat = scan.signal()
+    # The SENSE combination of whitened coils sees the object times their joint sensitivity.
+    sensitivity = scan.coils.optimal_signal().astype(np.float32)
+    water, fat = water * sensitivity, fat * sensitivity
+    tissue = anatomy.body & ~anatomy.fat_mask & (np.abs(water) > 0.05 * np.percentile(np.abs(water + fat), 99.0))
+    tumour = anatomy.tumour & tissue
+    if not tumour.any():
+        raise DataError("the heated region gives no signal: choose another image or seed.")
+    scale = radian_per_degc(
+        larmor_hz=protocol.larmor_hz,
+        echo_time_s=protocol.echo_time_s,
+        prf_coefficient=PRF_COEFFICIENT,
+        phase_sign=protocol.phase_sign,
+    )
+    still = point_spread(water + fat)
+    weight = np.where(np.abs(still) > 1e-3 * np.abs(still).max(), still, 1.0)
+    truth, full = [], []
+    for number in range(protocol.frames):
+        change = np.nan_to_num(scan.temperature_change(number))
+        truth.append((point_spread(water * change) / weight).real)
+        moved = point_spread(water * np.exp(1j * scale * change) + fat)
+        full.append(np.angle(moved * weight.conj()) / scale)
+    return Series(
+        scan=scan,
+        data=np.stack([np.einsum("ij,jsk->isk", whitening, frame) for frame in scan.frames()]),
+        angles=np.stack([scan.angles(number) for number in range(protocol.frames)]),
+        maps=maps,
+        truth_degc=np.stack(truth).astype(np.float32),
+        full_degc=np.stack(full).astype(np.float32),
+        tissue=tissue,
+        tumour=tumour,
+    )

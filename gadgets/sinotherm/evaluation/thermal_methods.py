@@ -1,0 +1,269 @@
+"""Reconstructions of heated series that the scores compare, with the settings they were tuned to."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from sinotherm.core.arrays import ComplexArray, FloatArray
+from sinotherm.core.physics import PRF_COEFFICIENT
+from sinotherm.core.scan import FrameImage
+from sinotherm.errors import SettingsError
+from sinotherm.evaluation.heated_scans import Series
+from sinotherm.operators.coils import combine
+from sinotherm.operators.density import radial_weights
+from sinotherm.operators.nufft import FinufftPlan, radial_points
+from sinotherm.thermometry.monitor import SliceMonitor
+from sinotherm.thermometry.settings import ThermometrySettings
+
+__all__ = ["METHODS", "Method", "Temperatures", "method_named", "temperatures"]
+
+SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "gridding": {},
+    "cg-sense-tv": {"strength": 1e-3, "iterations": 8},
+    "tcr": {"space": 3e-4, "time": 3e-3, "iterations": 10},
+    "view-sharing": {"most": 5},
+    "kspace-hybrid": {"sparsity": 1e-3, "iterations": 40},
+    "pdunet": {"weights": "pdunet-thermo"},
+}
+"""Settings of each method; the comparators' were chosen on val people at S = 40."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A reconstruction of a whole series.
+
+    Attributes
+    ----------
+    name, schedule, settings
+        Its name, the angles that it needs, and its settings.
+    images
+        Series → complex64 (frame, y, x).
+    linear
+        Whether the noise follows from the weights (σ by formula), or from the pre-heating frames.
+    drift_free
+        The images carry no drift: the method took it out.
+    """
+
+    name: str
+    schedule: str
+    settings: Mapping[str, Any]
+    images: Callable[[Series], ComplexArray]
+    linear: bool = False
+    drift_free: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Temperatures:
+    """What a method shows: change and σ_T, float32 (frame, y, x), °C, and its time of reconstruction."""
+
+    change: FloatArray
+    sigma: FloatArray
+    ms_per_frame: float
+
+
+def _gridded(data: ComplexArray, angles: FloatArray, found: Series) -> ComplexArray:
+    """Return the gridding image of one frame; weights exact at the centre of k-space."""
+    sampling, side = found.scan.protocol.sampling, found.scan.protocol.matrix
+    weights = radial_weights(angles, sampling, centre="exact").astype(np.float32)
+    plan = FinufftPlan((side, side), len(data))
+    plan.set_points(np.ascontiguousarray(radial_points(angles, sampling).reshape(-1, 2)))
+    return combine(plan.adjoint((data * weights).reshape(len(data), -1)), found.maps)
+
+
+def _gridding(found: Series) -> ComplexArray:
+    return np.stack([_gridded(data, angles, found) for data, angles in zip(found.data, found.angles, strict=True)])
+
+
+def _cg_sense_tv(found: Series) -> ComplexArray:
+    from sinotherm.reconstruction.total_variation import tv_sense
+
+    return np.stack(
+        [
+            tv_sense(data, angles, found.scan.protocol.sampling, found.maps, **SETTINGS["cg-sense-tv"]).image
+            for data, angles in zip(found.data, found.angles, strict=True)
+        ]
+    )
+
+
+def _tcr(found: Series) -> ComplexArray:
+    from sinotherm.reconstruction.tcr import tcr
+
+    return tcr(found.data, found.angles, found.scan.protocol.sampling, found.maps, **SETTINGS["tcr"])
+
+
+def _view_sharing(found: Series) -> ComplexArray:
+    from sinotherm.reconstruction.view_sharing import view_sharing
+
+    side = found.scan.protocol.matrix
+    coils = view_sharing(found.data, found.angles, found.scan.protocol.sampling, side, **SETTINGS["view-sharing"])
+    return np.stack([combine(frame, found.maps) for frame in coils])
+
+
+def _baseline(found: Series) -> ComplexArray:
+    """Return the baseline of all spokes before the heating together, complex64 (y, x)."""
+    from sinotherm.reconstruction.cg_sense import cg_sense
+
+    data = np.concatenate(list(found.data[: found.n_baseline]), axis=1)
+    angles = np.concatenate(list(found.angles[: found.n_baseline]))
+    return cg_sense(data, angles, found.scan.protocol.sampling, found.maps).image
+
+
+def _kspace_hybrid(found: Series) -> ComplexArray:
+    """Return the baseline turned by the heating that the model finds, without its drift."""
+    from sinotherm.reconstruction.kspace_hybrid import kspace_hybrid
+
+    baseline = _baseline(found)
+    protocol = found.scan.protocol
+    sign: Literal[-1, 1] = -1 if protocol.phase_sign * PRF_COEFFICIENT < 0.0 else 1
+    images = []
+    for data, angles in zip(found.data, found.angles, strict=True):
+        phase = kspace_hybrid(
+            data,
+            angles,
+            protocol.sampling,
+            found.maps,
+            baseline,
+            sign=sign,
+            **SETTINGS["kspace-hybrid"],
+        )
+        images.append(baseline * np.exp(1j * phase.heating))
+    return np.stack(images).astype(np.complex64)
+
+
+def _pdunet() -> Callable[[Series], ComplexArray]:
+    from sinotherm.networks.inference import RadialReconstructor
+
+    network = RadialReconstructor(SETTINGS["pdunet"]["weights"])
+
+    def images(found: Series) -> ComplexArray:
+        """Reconstruct the difference to the baseline projected onto each frame's spokes, the drift estimated first."""
+        baseline, sampling = _baseline(found), found.scan.protocol.sampling
+        gridded = _gridding(found)
+        monitor = _monitor(found, drift_free=False)
+        side = found.scan.protocol.matrix
+        plan = FinufftPlan((side, side), len(found.maps))
+        result = []
+        for number, (data, angles) in enumerate(zip(found.data, found.angles, strict=True)):
+            _, statistics = monitor.frame([_frame_image(found, gridded[number], number, noise_sd=None)])
+            turned = baseline * _drift_turn(found, statistics.meta.get("drift_coefficients_degC", ()))
+            plan.set_points(np.ascontiguousarray(radial_points(angles, sampling).reshape(-1, 2)))
+            projected = plan.forward(found.maps * turned).reshape(data.shape)
+            difference, _ = network.reconstruct(data - projected, sampling, angles, found.maps)
+            result.append(turned + difference)
+        return np.stack(result).astype(np.complex64)
+
+    return images
+
+
+def _drift_turn(found: Series, coefficients: Any) -> ComplexArray:
+    """Return exp(i·drift) of fitted coefficients, complex (y, x)."""
+    from sinotherm.core.physics import radian_per_degc
+    from sinotherm.thermometry.drift import polynomial_terms
+
+    protocol = found.scan.protocol
+    if not coefficients:
+        return np.ones((protocol.matrix, protocol.matrix), dtype=np.complex64)
+    field = np.einsum("t,tyx->yx", np.array(coefficients), polynomial_terms((protocol.matrix, protocol.matrix), 1))
+    scale = radian_per_degc(
+        larmor_hz=protocol.larmor_hz,
+        echo_time_s=protocol.echo_time_s,
+        prf_coefficient=PRF_COEFFICIENT,
+        phase_sign=protocol.phase_sign,
+    )
+    return np.exp(1j * scale * field)
+
+
+METHODS: Final = ("gridding", "cg-sense-tv", "tcr", "view-sharing", "kspace-hybrid", "pdunet")
+
+
+def method_named(name: str) -> Method:
+    """Return a method, ready to run.
+
+    Raises
+    ------
+    SettingsError
+        The name is unknown.
+    WeightsError
+        A network's weights are missing; the message names the file.
+    """
+    made: dict[str, Callable[[], Method]] = {
+        "gridding": lambda: _method(name, _gridding, linear=True),
+        "cg-sense-tv": lambda: _method(name, _cg_sense_tv),
+        "tcr": lambda: _method(name, _tcr),
+        "view-sharing": lambda: _method(name, _view_sharing, schedule="golden"),
+        "kspace-hybrid": lambda: _method(name, _kspace_hybrid, schedule="golden", drift_free=True),
+        "pdunet": lambda: _method(name, _pdunet()),
+    }
+    if name not in made:
+        raise SettingsError(f"unknown method {name!r}; known methods: {', '.join(METHODS)}.")
+    return made[name]()
+
+
+def _method(
+    name: str,
+    images: Callable[[Series], ComplexArray],
+    *,
+    schedule: str = "uniform180",
+    linear: bool = False,
+    drift_free: bool = False,
+) -> Method:
+    return Method(
+        name=name, schedule=schedule, settings=SETTINGS[name], images=images, linear=linear, drift_free=drift_free
+    )
+
+
+def _monitor(found: Series, *, drift_free: bool) -> SliceMonitor:
+    protocol = found.scan.protocol
+    settings = ThermometrySettings.parse(
+        "thermometry",
+        {
+            "phase_sign": protocol.phase_sign,
+            "baseline_frames": found.n_baseline,
+            "drift_order": -1 if drift_free else protocol.drift_order_space,
+            # Every voxel is scored, however uncertain.
+            "max_sigma_degc": 1e6,
+            "min_signal": 0.02,
+            "motion_correlation": 0.0,
+            "motion_shift_px": 1e6,
+        },
+    )
+    return SliceMonitor(found.header, settings)
+
+
+def _frame_image(found: Series, image: ComplexArray, number: int, *, noise_sd: float | None) -> FrameImage:
+    frame_s = found.scan.protocol.frame_s
+    level = None if noise_sd is None else np.full((1, *image.shape), noise_sd, dtype=np.float32)
+    return FrameImage(
+        data=np.ascontiguousarray(image, dtype=np.complex64)[None, None],
+        number=number,
+        noise_sd=level,
+        footprint=(number * frame_s, (number + 0.5) * frame_s, (number + 1.0) * frame_s),
+    )
+
+
+def gridding_noise_sd(found: Series) -> float:
+    """Return the SD of the real part of the noise in a gridding image of the series."""
+    weights = radial_weights(found.angles[0], found.scan.protocol.sampling, centre="exact")
+    return found.noise_sd * math.sqrt(float(np.sum(weights**2)))
+
+
+def temperatures(found: Series, method: Method) -> Temperatures:
+    """Reconstruct a series and measure its frames as the thermometry stage does."""
+    start = time.perf_counter()
+    images = method.images(found)
+    taken = time.perf_counter() - start
+    monitor = _monitor(found, drift_free=method.drift_free)
+    noise = gridding_noise_sd(found) if method.linear else None
+    maps = [
+        monitor.frame([_frame_image(found, image, number, noise_sd=noise)])[0] for number, image in enumerate(images)
+    ]
+    heated = maps[found.n_baseline :]
+    return Temperatures(
+        change=np.stack([one.change_degc[0] for one in heated]),
+        sigma=np.stack([one.sigma_degc[0] for one in heated]),
+        ms_per_frame=1e3 * taken / len(images),
+    )

@@ -1,0 +1,383 @@
+"""``evaluate thermo``: accelerated thermometry of heated series, scored against the truth.
+
+Only the standard library and typer at module level: the command line imports this for its help.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
+    from sinotherm.evaluation.heated_scans import Heating, Series
+    from sinotherm.evaluation.thermal_methods import Temperatures
+
+__all__ = ["command", "figures", "rows"]
+
+logger = logging.getLogger(__name__)
+
+_DISC_M: Final = 0.010
+_SLOPE_RANGE_DEGC: Final = (0.5, 2.0)
+_UNHEATED_DEGC: Final = 37.0
+
+
+def _dose_errors(measured: "FloatArray", truth: "FloatArray", frame_s: float) -> tuple[float, float]:
+    """Return the error of CEM43 of the T50 and of the T90 curve, percent.
+
+    Parameters
+    ----------
+    measured, truth
+        float (frame, voxel), °C absolute.
+    """
+    import numpy as np
+
+    from sinotherm.thermometry.dose import cem43
+
+    def doses(values: "FloatArray") -> "FloatArray":
+        curves = np.percentile(values, (50.0, 10.0), axis=1)
+        return cem43(curves[:, :-1], curves[:, 1:], frame_s).sum(axis=1)
+
+    error = 100.0 * (doses(measured) / doses(truth) - 1.0)
+    return float(error[0]), float(error[1])
+
+
+def _disc_extreme(mean_change: "FloatArray", tissue: "MaskArray", pixel_m: float) -> float:
+    """Return the largest |mean| of a map over a disc of 10 mm that lies wholly in tissue, °C."""
+    import numpy as np
+    from scipy.signal import fftconvolve
+
+    radius = 0.5 * _DISC_M / pixel_m
+    reach = math.ceil(radius)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disc = (np.hypot(x, y) <= radius).astype(np.float64)
+    share = fftconvolve(tissue.astype(np.float64), disc, mode="same") / disc.sum()
+    total = fftconvolve(np.where(tissue, mean_change, 0.0), disc, mode="same") / disc.sum()
+    whole = share > 1.0 - 1e-6
+    return float(np.abs(total[whole]).max()) if whole.any() else float(np.abs(total).max())
+
+
+def figures(found: "Series", measured: "Temperatures", noise_floor_degc: float) -> dict[str, Any]:
+    """Return the figures of one series by one method, as `reference` defines them; ``None``: does not apply.
+
+    Parameters
+    ----------
+    found, measured
+        The series, and what the method shows of its heated frames.
+    noise_floor_degc
+        σ_T of gridding at these spokes in the tumour, by formula.
+    """
+    import numpy as np
+
+    protocol = found.scan.protocol
+    truth, full = found.truth_degc[found.n_baseline :], found.full_degc[found.n_baseline :]
+    change = measured.change
+    inside = found.tumour & np.isfinite(change).all(axis=0)
+    tissue = found.tissue & np.isfinite(change).all(axis=0)
+    error = (change - truth)[:, inside].astype(np.float64)
+    to_full = (change - full)[:, inside].astype(np.float64)
+    sigma = measured.sigma[:, inside]
+    heated = protocol.peak_degc > 0.0
+    row: dict[str, Any] = {
+        "n_frames": len(change),
+        "tumour_voxels": int(inside.sum()),
+        "tumour_bias_degC": float(error.mean()),
+        "tumour_rmse_degC": math.sqrt(float(np.mean(error**2))),
+        "tumour_diff_of_means_degC": float(np.abs(to_full.mean(axis=1)).mean()),
+        "tumour_mean_abs_diff_degC": float(np.abs(to_full).mean()),
+        "body_mean_abs_error_degC": float(np.abs((change - truth)[:, tissue]).mean()),
+        "noise_floor_degC": noise_floor_degc,
+        "cem43_t50_error_percent": None,
+        "cem43_t90_error_percent": None,
+        "dice43": None,
+        "false_heating_degC": None,
+        "recovery_slope": None,
+        "coverage95": float(np.mean(np.abs(error) <= 1.96 * sigma)) if np.isfinite(sigma).all() else None,
+        "ms_per_frame": measured.ms_per_frame,
+    }
+    if not heated:
+        pixel = found.scan.anatomy.fov_m / protocol.matrix
+        row["false_heating_degC"] = _disc_extreme(change.mean(axis=0), tissue, pixel)
+        return row
+    absolute, true = change[:, inside] + _UNHEATED_DEGC, truth[:, inside] + _UNHEATED_DEGC
+    row["cem43_t50_error_percent"], row["cem43_t90_error_percent"] = _dose_errors(absolute, true, protocol.frame_s)
+    hot, truly_hot = absolute >= 43.0, true >= 43.0
+    if truly_hot.any():
+        row["dice43"] = float(2.0 * (hot & truly_hot).sum() / (hot.sum() + truly_hot.sum()))
+    means, true_means = change[:, inside].mean(axis=1), truth[:, inside].mean(axis=1)
+    used = (true_means >= _SLOPE_RANGE_DEGC[0]) & (true_means <= _SLOPE_RANGE_DEGC[1])
+    if used.sum() >= 3:
+        row["recovery_slope"] = float(np.polyfit(true_means[used], means[used], 1)[0])
+    return row
+
+
+def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean of each figure over series; root mean square for the RMSE, sums for the counts."""
+    import numpy as np
+
+    merged: dict[str, Any] = {}
+    for name in values[0]:
+        found = [row[name] for row in values if row[name] is not None]
+        if not found:
+            merged[name] = None
+        elif name == "tumour_rmse_degC":
+            merged[name] = math.sqrt(float(np.mean(np.square(found))))
+        elif name in ("n_frames", "tumour_voxels"):
+            merged[name] = int(np.sum(found))
+        elif name == "false_heating_degC":
+            merged[name] = float(np.max(found))
+        else:
+            merged[name] = float(np.mean(found))
+    return merged
+
+
+def _objects(
+    data: Path | None, split: Any, per_person: int | None, matrix: int
+) -> Iterator[tuple[str, str, "Sequence[tuple[str, ComplexArray | FloatArray | None]]"]]:
+    """Yield data set, split, and its (person, object) pairs; without data the scenes' own ellipses."""
+    if data is None:
+        yield "simulation", "all", [("ellipses", None)]
+        return
+    from sinotherm.evaluation.images import default_split, magnitude_slices
+
+    complex_objects = _complex_objects(data, matrix)
+    if complex_objects:
+        yield data.stem, "all", complex_objects
+        return
+    slices = magnitude_slices(data, split=split, per_person=per_person, size=matrix)
+    for dataset in dict.fromkeys(one.dataset for one in slices):
+        chosen = [one for one in slices if one.dataset == dataset]
+        yield dataset, split or default_split(data), [(one.person, one.image) for one in chosen]
+
+
+def _complex_objects(path: Path, matrix: int) -> "list[tuple[str, ComplexArray]]":
+    """Return the complex 2D images of an HDF5 file, cut or padded in k-space to ``matrix``²."""
+    if path.suffix not in (".h5", ".hdf5") or not path.is_file():
+        return []
+    import h5py
+
+    found: list[tuple[str, ComplexArray]] = []
+
+    def visit(name: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset) and node.dtype.kind == "c" and node.ndim in (2, 3):
+            images = node[()].reshape(-1, *node.shape[-2:])
+            found.extend((name.split("/")[0], _resampled(image, matrix)) for image in images)
+
+    with h5py.File(path, "r") as store:
+        store.visititems(visit)
+    return found
+
+
+def _resampled(image: "ComplexArray", matrix: int) -> "ComplexArray":
+    """Return a complex image, made square, at ``matrix``² pixels; its amplitude is kept."""
+    import numpy as np
+
+    side = max(image.shape)
+    square = np.zeros((side, side), dtype=np.complex64)
+    top, left = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
+    square[top : top + image.shape[0], left : left + image.shape[1]] = image
+    spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(square)))
+    result = np.zeros((matrix, matrix), dtype=np.complex64)
+    n = min(side, matrix)
+    source, target = side // 2 - n // 2, matrix // 2 - n // 2
+    result[target : target + n, target : target + n] = spectrum[source : source + n, source : source + n]
+    return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(result))).astype(np.complex64) * np.float32(
+        (matrix / side) ** 2
+    )
+
+
+def rows(
+    data: Path | None = None,
+    *,
+    split: Any = None,
+    scenes: "Sequence[Heating]" = ("rf", "focal"),
+    peaks_degc: Sequence[float] = (37.0, 44.0, 46.0, 50.0),
+    spokes: Sequence[int] = (201, 100, 50, 40, 25),
+    names: Sequence[str] | None = None,
+    seeds: int = 3,
+    coils: int = 8,
+    snr: float = 40.0,
+    matrix: int = 256,
+    baseline_frames: int = 10,
+    frames: int = 20,
+    per_person: int | None = 1,
+    temperature: Path | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each data set, scene, peak, number of spokes and method.
+
+    Each row is the mean over the objects and seeds; every method sees the same objects, places, drift
+    and noise level.
+
+    Raises
+    ------
+    SettingsError
+        A method or scene is unknown.
+    WeightsError
+        A network's weights are missing; the message names the file.
+    """
+    import numpy as np
+
+    from sinotherm.errors import SettingsError
+    from sinotherm.evaluation.heated_scans import heated_scan, series
+    from sinotherm.evaluation.sign import read_probe
+    from sinotherm.evaluation.thermal_methods import METHODS, gridding_noise_sd, method_named, temperatures
+
+    unknown = [scene for scene in scenes if scene not in ("rf", "focal")]
+    if unknown:
+        raise SettingsError(f"unknown scene {unknown[0]!r}; known scenes: rf, focal.")
+    methods = [method_named(name) for name in (METHODS if names is None else names)]
+    curve = None if temperature is None else read_probe(temperature)
+    for dataset, chosen_split, objects in _objects(data, split, per_person, matrix):
+        cases = [(scene, peak, count) for scene in scenes for peak in peaks_degc for count in spokes]
+        for scene, peak, count in cases:
+            scores: dict[str, list[dict[str, Any]]] = {method.name: [] for method in methods}
+            for index, (_, image) in enumerate(objects):
+                for seed in range(seeds):
+                    made: dict[str, Series] = {}
+                    for method in methods:
+                        if method.schedule not in made:
+                            made[method.schedule] = series(
+                                heated_scan(
+                                    image,
+                                    heating=scene,
+                                    peak_degc=peak,
+                                    spokes=count,
+                                    seed=seeds * index + seed,
+                                    schedule=method.schedule,
+                                    coils=coils,
+                                    snr=snr,
+                                    matrix=matrix,
+                                    baseline_frames=baseline_frames,
+                                    heated_frames=frames,
+                                    curve=curve,
+                                )
+                            )
+                        found = made[method.schedule]
+                        measured = temperatures(found, method)
+                        floor = _noise_floor(found, gridding_noise_sd(found))
+                        scores[method.name].append(figures(found, measured, floor))
+            for method in methods:
+                settings = ", ".join(f"{key} {value}" for key, value in method.settings.items()) or "none"
+                logger.info("%s: settings %s", method.name, settings)
+                yield {
+                    "dataset": dataset,
+                    "split": chosen_split,
+                    "scene": scene,
+                    "peak_degC": float(np.round(peak, 3)),
+                    "method": method.name,
+                    "spokes": count,
+                    **_mean(scores[method.name]),
+                }
+
+
+def _noise_floor(found: "Series", noise_sd: float) -> float:
+    """Return the median σ_T of gridding in the tumour, °C: frame and mean of the baseline frames."""
+    import numpy as np
+
+    from sinotherm.core.physics import PRF_COEFFICIENT, degc_per_radian
+
+    protocol = found.scan.protocol
+    signal = (found.scan.anatomy.water * found.scan.coils.optimal_signal())[found.tumour]
+    scale = degc_per_radian(
+        larmor_hz=protocol.larmor_hz, echo_time_s=protocol.echo_time_s, prf_coefficient=PRF_COEFFICIENT, phase_sign=1
+    )
+    return float(np.median(noise_sd / signal) * math.sqrt(1.0 + 1.0 / found.n_baseline) * abs(scale))
+
+
+def _picture(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw RMSE and bias in the tumour against the spokes, one line a method, one column a scene."""
+    from matplotlib.figure import Figure
+
+    scenes = list(dict.fromkeys((row["dataset"], row["scene"]) for row in results))
+    figure = Figure(figsize=(4.5 * len(scenes), 7.0), layout="constrained")
+    axes = figure.subplots(2, len(scenes), squeeze=False)
+    for column, place in enumerate(scenes):
+        here = [row for row in results if (row["dataset"], row["scene"]) == place]
+        for method in dict.fromkeys(row["method"] for row in here):
+            own = [row for row in here if row["method"] == method]
+            counts = sorted({row["spokes"] for row in own})
+            for line, name in enumerate(("tumour_rmse_degC", "tumour_bias_degC")):
+                values = [
+                    sum(row[name] for row in own if row["spokes"] == count) / sum(row["spokes"] == count for row in own)
+                    for count in counts
+                ]
+                axes[line][column].plot(counts, values, "o-", label=method)
+                axes[line][column].set(xlabel="spokes of a frame", ylabel=name.replace("_", " "))
+        axes[0][column].set_title(" ".join(place))
+        axes[0][column].set_yscale("log")
+    axes[0][0].legend()
+    figure.savefig(path, dpi=120)
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    from sinotherm.errors import SettingsError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"{option} {text!r}: numbers with commas between are needed.") from None
+
+
+def command(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="Magnitude images, or an HDF5 file of complex baselines; without it the scenes' ellipses."
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="train, val or all of the image sets.")] = None,
+    temperature: Annotated[
+        Path | None, typer.Option(help="Heating curve of the hottest voxel: CSV, time_s and temperature_degC.")
+    ] = None,
+    scenes: Annotated[str, typer.Option(help="rf (diffuse), focal, or both.")] = "rf,focal",
+    peaks: Annotated[str, typer.Option(help="Highest temperatures, °C; 37 is not heated.")] = "37,44,46,50",
+    spokes: Annotated[str, typer.Option(help="Spokes of a frame; R_nyquist = 402 / spokes.")] = "201,100,50,40,25",
+    methods: Annotated[str | None, typer.Option(help="Methods, with commas between; by default all.")] = None,
+    seeds: Annotated[int, typer.Option(help="Places, drifts and noises of each case.", min=1)] = 3,
+    snr: Annotated[float, typer.Option(help="SNR of 402 spokes in the tumour.", min=1.0)] = 40.0,
+    coils: Annotated[int, typer.Option(help="Receiver coils.", min=1, max=64)] = 8,
+    matrix: Annotated[int, typer.Option(help="Pixels of an image's side.", min=32, max=512)] = 256,
+    frames: Annotated[int, typer.Option(help="Heated frames of a series.", min=3)] = 20,
+    per_person: Annotated[
+        int | None, typer.Option("--per-person", help="At most so many slices of a person.", min=1)
+    ] = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the CSV, the Markdown table and the figure.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="File for the figures, with machine and versions.")
+    ] = None,
+) -> None:
+    """Score accelerated thermometry on heated series: bias, RMSE, dose, isotherm and false heating in the tumour."""
+    from sinotherm.core.record import figures_record, write_record
+    from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
+
+    results: list[dict[str, Any]] = []
+    for row in rows(
+        data,
+        split=split,
+        scenes=scenes.split(","),  # type: ignore[arg-type]
+        peaks_degc=_numbers(peaks, "--peaks"),
+        spokes=[int(value) for value in _numbers(spokes, "--spokes")],
+        names=methods.split(",") if methods else None,
+        seeds=seeds,
+        coils=coils,
+        snr=snr,
+        matrix=matrix,
+        frames=frames,
+        per_person=per_person,
+        temperature=temperature,
+    ):
+        if not results:
+            print_row(list(row))
+            print_row(["---"] * len(row))
+        results.append(row)
+        print_row([table_cell(value) for value in row.values()])
+    if output is not None:
+        write_table(results, output, "thermo")
+        _picture(results, output / "thermo.png")
+    if json is not None:
+        write_record(json, figures_record(command_line(), results))

@@ -1,0 +1,159 @@
+import json
+from importlib.resources import files
+
+import h5py
+import jsonschema
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sinotherm.errors import DataError, SettingsError, WeightsError
+from sinotherm.evaluation.heated_scans import Series, heated_scan, series
+from sinotherm.evaluation.thermal_methods import METHODS, Temperatures, method_named, temperatures
+from sinotherm.evaluation.thermo import command, figures, rows
+
+SMALL = {"matrix": 64, "coils": 3, "baseline_frames": 4, "frames": 4, "seeds": 1}
+
+
+def _disc(n: int = 64) -> np.ndarray:
+    y, x = np.mgrid[:n, :n] - n // 2
+    return (np.hypot(x / 27, y / 24) < 1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def found() -> Series:
+    scan = heated_scan(
+        None, heating="rf", peak_degc=46.0, spokes=100, seed=0, matrix=64, coils=3, baseline_frames=4, heated_frames=6
+    )
+    return series(scan)
+
+
+def _perfect(found: Series, **changes) -> Temperatures:
+    truth = found.truth_degc[found.n_baseline :]
+    return Temperatures(**({"change": truth, "sigma": np.full_like(truth, 0.1), "ms_per_frame": 1.0} | changes))
+
+
+def test_the_truth_scores_perfectly(found: Series) -> None:
+    row = figures(found, _perfect(found), 0.5)
+    assert row["tumour_bias_degC"] == row["tumour_rmse_degC"] == row["body_mean_abs_error_degC"] == 0.0
+    assert row["cem43_t50_error_percent"] == pytest.approx(0.0, abs=1e-6)
+    assert row["dice43"] == 1.0
+    assert row["coverage95"] == 1.0
+    assert row["recovery_slope"] is None or row["recovery_slope"] == pytest.approx(1.0)
+    # The fully sampled, noise-free map is the truth at the same point spread, but for partial volumes.
+    assert row["tumour_diff_of_means_degC"] < 0.05
+    assert row["n_frames"] == 6
+
+
+def test_known_errors_are_scored_as_such(found: Series) -> None:
+    truth = found.truth_degc[found.n_baseline :]
+    random = np.random.default_rng(0)
+    noisy = truth + 0.3 + 0.4 * random.standard_normal(truth.shape).astype(np.float32)
+    row = figures(found, _perfect(found, change=noisy, sigma=np.full_like(truth, np.nan)), 0.5)
+    assert row["tumour_bias_degC"] == pytest.approx(0.3, abs=0.05)
+    assert row["tumour_rmse_degC"] == pytest.approx(0.5, abs=0.05)
+    assert row["coverage95"] is None
+    half = figures(found, _perfect(found, change=0.5 * truth), 0.5)
+    assert half["cem43_t50_error_percent"] < -50
+    assert half["dice43"] == 0.0
+
+
+def test_gridding_of_a_dense_series_is_unbiased(found: Series) -> None:
+    measured = temperatures(found, method_named("gridding"))
+    row = figures(found, measured, 0.5)
+    assert abs(row["tumour_bias_degC"]) < 0.1
+    assert row["tumour_rmse_degC"] < 1.5 * np.median(measured.sigma[:, found.tumour])
+    assert row["coverage95"] == pytest.approx(0.95, abs=0.04)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("gridding", "pdunet")])
+def test_comparators_follow_the_heating(name: str) -> None:
+    method = method_named(name)
+    scan = heated_scan(
+        None, heating="focal", peak_degc=50.0, spokes=50, seed=1, schedule=method.schedule, matrix=48, coils=3,
+        baseline_frames=4, heated_frames=5, snr=100.0,
+    )  # fmt: skip
+    found = series(scan)
+    row = figures(found, temperatures(found, method), 0.5)
+    assert abs(row["tumour_bias_degC"]) < 0.5
+    assert row["ms_per_frame"] > 0
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(WeightsError, match="pdunet-thermo"):
+        method_named("pdunet")
+    with pytest.raises(SettingsError, match="known methods: gridding"):
+        method_named("magic")
+    with pytest.raises(SettingsError, match="known scenes"):
+        next(iter(rows(None, scenes=("steam",), **SMALL)))  # type: ignore[arg-type]
+
+
+def test_places_are_random_and_lie_in_the_body() -> None:
+    image = _disc()
+    places = [
+        heated_scan(image, heating="rf", peak_degc=44.0, spokes=20, seed=seed, matrix=64).centre_m for seed in range(4)
+    ]
+    assert len(set(places)) == 4
+    scan = heated_scan(image, heating="rf", peak_degc=44.0, spokes=20, seed=0, matrix=64)
+    assert scan.anatomy.tumour.sum() > 0
+    with pytest.raises(DataError, match="no room"):
+        heated_scan(np.eye(64, dtype=np.float32), heating="rf", peak_degc=44.0, spokes=20, seed=0, matrix=64)
+
+
+def test_object_phase_and_foreign_curve() -> None:
+    image = _disc() * np.exp(1j * np.linspace(-1, 1, 64))[None, :]
+    curve = (np.array([0.0, 2.0, 5.0]), np.array([37.0, 37.0, 43.0]))
+    scan = heated_scan(
+        image,
+        heating="rf",
+        peak_degc=50.0,
+        spokes=20,
+        seed=0,
+        matrix=64,
+        baseline_frames=4,
+        heated_frames=6,
+        curve=curve,
+    )
+    water, _ = scan.signal()
+    inside = scan.anatomy.water > 0
+    np.testing.assert_allclose(np.angle(water * image.conj())[inside], 0.0, atol=1e-4)
+    assert scan.heating.max() == pytest.approx(6.0, rel=1e-4)
+    assert not scan.heating[:16].any()
+    cold = heated_scan(image, heating="rf", peak_degc=37.0, spokes=20, seed=0, matrix=64, curve=curve)
+    assert not cold.heating.any()
+
+
+def test_command_writes_table_figure_and_record(tmp_path) -> None:
+    app = typer.Typer()
+    app.command()(command)
+    arguments = [
+        "--scenes", "rf", "--peaks", "37,46", "--spokes", "40", "--methods", "gridding", "--seeds", "2",
+        "--matrix", "64", "--coils", "3", "--frames", "4", "-o", str(tmp_path), "--json", str(tmp_path / "thermo.json"),
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "thermo.json").read_text())
+    jsonschema.validate(record, json.loads((files("sinotherm.schemas") / "evaluate_thermo.json").read_text()))
+    cold, hot = record["results"]
+    assert cold["false_heating_degC"] >= 0.0
+    assert cold["dice43"] is None
+    assert hot["false_heating_degC"] is None
+    assert hot["n_frames"] == 8
+    assert (tmp_path / "thermo.csv").is_file()
+    assert (tmp_path / "thermo.png").stat().st_size > 1000
+    wrong = CliRunner().invoke(app, ["--peaks", "hot"])
+    assert isinstance(wrong.exception, SettingsError)
+
+
+def test_images_and_complex_baselines_as_objects(tmp_path) -> None:
+    with h5py.File(tmp_path / "magnitude.h5", "w") as store:
+        store["person1/slices"] = (100 * _disc(80))[None]
+    with h5py.File(tmp_path / "complex.h5", "w") as store:
+        store["person2"] = (_disc(80) * np.exp(0.3j)).astype(np.complex64)[:, :70]
+    (tmp_path / "curve.csv").write_text("time_s,temperature_degC\n0,37\n4,37\n8,41\n")
+    options = {"scenes": ("rf",), "peaks_degc": (44.0,), "spokes": (40,), "names": ("gridding",), **SMALL}
+    (magnitude,) = rows(tmp_path / "magnitude.h5", **options)
+    assert magnitude["split"] == "all"
+    (complex_,) = rows(tmp_path / "complex.h5", temperature=tmp_path / "curve.csv", **options)
+    assert complex_["dataset"] == "complex"
