@@ -23,6 +23,7 @@ from sinotherm.wire.messages import (
     Readout,
     Response,
     Text,
+    written_meta,
 )
 
 
@@ -119,6 +120,18 @@ def test_images_survive_the_wire(kind: int, dtype: str) -> None:
     assert got.data.shape == pixels.shape
     np.testing.assert_array_equal(got.data, pixels)
     assert written(got) == raw
+
+
+ATTRIBUTE = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
+
+
+@given(
+    st.dictionaries(ATTRIBUTE, ATTRIBUTE | st.lists(ATTRIBUTE, max_size=3) | st.integers() | st.floats() | st.none())
+)
+def test_meta_is_written_as_the_package_writes_it(values: dict[str, Any]) -> None:
+    meta = ismrmrd.Meta()
+    meta.update(values)
+    assert written_meta(meta) == meta.serialize().encode()
 
 
 def int_image(pixels: np.ndarray) -> Any:

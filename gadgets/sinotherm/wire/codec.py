@@ -34,6 +34,7 @@ from sinotherm.wire.messages import (
     Waveform,
     image_from_parts,
     image_pixels,
+    written_meta,
 )
 
 __all__ = ["Decoder", "Limits", "encode"]
@@ -383,7 +384,7 @@ def _encode_readout(readout: Readout) -> list[Buffer]:
 
 def _encode_image(image: Any) -> list[Buffer]:
     pixels = image_pixels(image)
-    attributes = image.attribute_string.encode("utf-8")
+    attributes = written_meta(image.meta)
     head = image.getHead()
     head.attribute_string_len = len(attributes)
     start = _ID.pack(MessageId.IMAGE) + bytes(head) + _UINT64.pack(len(attributes)) + attributes

@@ -19,7 +19,7 @@ import numpy as np
 from ismrmrd.hdf5 import acquisition_dtype, image_header_dtype, waveform_dtype
 
 from sinotherm.errors import DataError, FileFormatError
-from sinotherm.wire.messages import Readout, image_from_parts, image_pixels, parse_meta
+from sinotherm.wire.messages import Readout, image_from_parts, image_pixels, parse_meta, written_meta
 
 __all__ = ["AcquisitionWriter", "ImageSeries", "ImageWriter", "MrdFile", "read_images"]
 
@@ -400,8 +400,8 @@ class ImageWriter(_Writer):
                 f"{layout[0]} {layout[1]} (channel, z, y, x): give each product a series of its own."
             )
         head = image.getHead()
-        attributes = image.attribute_string
-        head.attribute_string_len = len(attributes.encode())
+        attributes = written_meta(image.meta)
+        head.attribute_string_len = len(attributes)
         self._waiting.setdefault(series, []).append((bytes(head), attributes, pixels))
         self.counts[series] = self.counts.get(series, 0) + 1
         self._waiting_bytes += pixels.nbytes
@@ -417,7 +417,7 @@ class ImageWriter(_Writer):
             group = self._group.require_group(f"image_{series}")
             header = self._table(group, "header", image_header_dtype)
             self._append(header, np.frombuffer(b"".join(heads), dtype=image_header_dtype))
-            texts = np.array(attributes, dtype=object)
+            texts = np.array([text.decode() for text in attributes], dtype=object)
             self._append(self._table(group, "attributes", h5py.special_dtype(vlen=str)), texts)
             self._append(self._table(group, "data", stored, stack.shape[1:], rows=1), stack.view(stored))
         self._waiting.clear()
