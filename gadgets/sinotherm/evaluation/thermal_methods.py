@@ -229,6 +229,8 @@ def _monitor(found: Series, *, drift_free: bool) -> SliceMonitor:
             "min_signal": 0.02,
             "motion_correlation": 0.0,
             "motion_shift_px": 1e6,
+            "alarm_signal": 0.0,
+            "alarm_wrap": 1.0,
         },
     )
     return SliceMonitor(found.header, settings)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from sinotherm.thermometry.phase import TemporalUnwrapper, complex_product
 from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = ["EchoMeasurement", "Reading", "magnitude"]
+
+_CERTAIN_RAD: Final = 0.4
 
 
 def magnitude(image: CoilImages) -> FloatArray:
@@ -146,7 +149,10 @@ class EchoMeasurement:
         scale = np.float32(self._scale)
         product = complex_product(data, reference)
         size = magnitude(data)
-        phase, wrapped = self._unwrapper.update(product, self._trusted & (size > self._level))
+        sigma = self._sigma(image, size, n_effective)
+        # Noise alone makes a phase jump that is more uncertain than this.
+        certain = ~(sigma > _CERTAIN_RAD * abs(self._scale))
+        phase, wrapped = self._unwrapper.update(product, self._trusted & (size > self._level) & certain)
         field, no_drift, fits, problems = self._drift_field(product, phase)
         unfiltered = change = phase * scale - field
         if self._settings.neighbours > 1:
@@ -156,7 +162,7 @@ class EchoMeasurement:
         return Reading(
             change=change.astype(np.float32, copy=False),
             unfiltered=unfiltered,
-            sigma=self._sigma(image, size, n_effective),
+            sigma=sigma,
             magnitude=size,
             wrapped=wrapped,
             no_drift=no_drift,
