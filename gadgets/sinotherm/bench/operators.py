@@ -12,7 +12,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -36,6 +36,7 @@ Call: TypeAlias = Callable[[], Any]
 
 MATRIX: Final = 256
 _BUDGET_S: Final = 1.0
+_LEAST: Final = 3
 _MOST: Final = 25
 _BART_FRAMES: Final = 4
 
@@ -232,11 +233,20 @@ def _seconds(call: Call) -> float:
     return perf_counter() - start
 
 
-def _median_ms(call: Call) -> float:
-    """Return the median time of as many calls as fit the budget, at least three; the first one warms up."""
-    first = _seconds(call)
-    count = min(_MOST, max(3, math.ceil(_BUDGET_S / max(first, 1e-6))))
-    return 1e3 * statistics.median(_seconds(call) for _ in range(count))
+def _medians_ms(calls: Mapping[tuple[str, str], Call]) -> dict[tuple[str, str], float]:
+    """Return the median time of each call, ms.
+
+    All are called in turn, at least three times and as often as the budget of each allows, so that what else the
+    machine does meets all of them alike. A first call of each warms up.
+    """
+    for call in calls.values():
+        call()
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    for _ in range(_MOST):
+        for key, call in calls.items():
+            if len(times[key]) < _LEAST or sum(times[key]) < _BUDGET_S:
+                times[key].append(_seconds(call))
+    return {key: 1e3 * statistics.median(found) for key, found in times.items()}
 
 
 @functools.cache
@@ -317,37 +327,42 @@ def _measure(problem: Problem, names: Sequence[str]) -> Iterator[dict[str, Any]]
     some = np.linspace(0, n_samples - 1, 97).astype(int)
     truth = {"adjoint": _direct_adjoint(problem), "forward": _direct_forward(problem, some)}
     floor_ms = kernel_floor_ms(len(problem.data), len(problem.angles), problem.n)
-    found: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    calls: dict[tuple[str, str], Call] = {}
+    errors: dict[tuple[str, str], float] = {}
+    times_ms: dict[tuple[str, str], float] = {}
     for name in names:
-        empty = {"direction": None, "candidate": name, "time_ms": None, "error": None, "note": ""}
         try:
             candidate = CANDIDATES[name](problem)
         except ModuleNotFoundError as error:
-            found += [empty | {"direction": way, "note": f"not installed: {error.name}"} for way in truth]
+            missing[name] = f"not installed: {error.name}"
             continue
         for way, call in (("adjoint", candidate.adjoint), ("forward", candidate.forward)):
             if call is None:
                 continue
-            result = call()
+            result = np.asarray(call(), np.complex128)
             measured = result[0] if way == "adjoint" else result.reshape(len(problem.data), -1)[0, some]
-            time_ms = candidate.time_ms(way) if candidate.time_ms is not None else _median_ms(call)
-            error_found = _error(np.asarray(measured, np.complex128), truth[way])
-            found.append(empty | {"direction": way, "time_ms": time_ms, "error": error_found})
-            logger.info("%s %s: %.2f ms, error %.1e", name, way, time_ms, error_found)
-    ours = {row["direction"]: row["time_ms"] for row in found if row["candidate"] == "sinotherm"}
+            errors[name, way] = _error(measured, truth[way])
+            if candidate.time_ms is None:
+                calls[name, way] = call
+            else:
+                times_ms[name, way] = candidate.time_ms(way)
+    times_ms |= _medians_ms(calls)
     for way in truth:
-        for row in (row for row in found if row["direction"] == way):
-            time_ms, own = row["time_ms"], ours.get(way)
+        for name in names:
+            time_ms, own = times_ms.get((name, way)), times_ms.get(("sinotherm", way))
+            if time_ms is None and name not in missing:
+                continue
             yield {
                 "direction": way,
                 "coils": len(problem.data),
                 "spokes": len(problem.angles),
-                "candidate": row["candidate"],
+                "candidate": name,
                 "time_ms": None if time_ms is None else round(time_ms, 3),
                 "ratio_to_sinotherm": None if time_ms is None or own is None else round(time_ms / own, 2),
-                "error_to_direct_sum": None if row["error"] is None else float(f"{row['error']:.2e}"),
+                "error_to_direct_sum": None if name in missing else float(f"{errors[name, way]:.2e}"),
                 "floor_ms": round(floor_ms, 3) if way == "adjoint" else None,
-                "note": row["note"],
+                "note": missing.get(name, ""),
             }
 
 
@@ -378,5 +393,6 @@ def rows(
     found: list[dict[str, Any]] = []
     for n_coils in coils:
         for n_spokes in spokes:
+            logger.info("%d coils, %d spokes", n_coils, n_spokes)
             found.extend(_measure(_problem(matrix, n_coils, n_spokes), candidates))
     return found
