@@ -7,6 +7,7 @@ checked, and nothing larger than what has really arrived.
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import ismrmrd
@@ -64,6 +65,13 @@ _INSTEAD: Final = {
 }
 
 
+_Size: TypeAlias = Callable[[int, int], int]
+"""Start and number of bytes that are there → size of the message, or of the part that tells its size."""
+
+_Build: TypeAlias = Callable[[int, int], Message]
+"""Start and size → the message."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds of what a peer may announce; each is checked before memory is taken.
@@ -115,31 +123,19 @@ class Decoder:
         self._start = self._end = 0
         self._need = _ID.size
         self._received_s = float("nan")
-        self._sizes: dict[int, Callable[[int, int], int]] = {
-            MessageId.CONFIG_FILE: lambda *_: _ID.size + CONFIG_NAME_BYTES,
-            MessageId.CONFIG_TEXT: self._size_text,
-            MessageId.HEADER: self._size_text,
-            MessageId.CLOSE: lambda *_: _ID.size,
-            MessageId.TEXT: self._size_text,
-            MessageId.QUERY: lambda start, available: self._size_long(start, available, 2 * _UINT64.size),
-            MessageId.RESPONSE: lambda start, available: self._size_long(start, available, _UINT64.size),
-            MessageId.ERROR: lambda start, available: self._size_long(start, available, 0),
-            MessageId.ACQUISITION: self._size_readout,
-            MessageId.IMAGE: self._size_image,
-            MessageId.WAVEFORM: self._size_waveform,
-        }
-        self._builders: dict[int, Callable[[int, int], Message]] = {
-            MessageId.CONFIG_FILE: self._config_file,
-            MessageId.CONFIG_TEXT: self._config_text,
-            MessageId.HEADER: self._header,
-            MessageId.CLOSE: self._close,
-            MessageId.TEXT: self._plain_text,
-            MessageId.QUERY: self._query,
-            MessageId.RESPONSE: self._response,
-            MessageId.ERROR: self._error,
-            MessageId.ACQUISITION: self._readout,
-            MessageId.IMAGE: self._image,
-            MessageId.WAVEFORM: self._waveform,
+        self._shape = (0, 0, 0)
+        self._kinds: dict[int, tuple[_Size, _Build]] = {
+            MessageId.CONFIG_FILE: (lambda *_: _ID.size + CONFIG_NAME_BYTES, self._config_file),
+            MessageId.CONFIG_TEXT: (self._size_text, self._config_text),
+            MessageId.HEADER: (self._size_text, self._header),
+            MessageId.CLOSE: (lambda *_: _ID.size, self._close),
+            MessageId.TEXT: (self._size_text, self._plain_text),
+            MessageId.QUERY: (partial(self._size_long, offset=2 * _UINT64.size), self._query),
+            MessageId.RESPONSE: (partial(self._size_long, offset=_UINT64.size), self._response),
+            MessageId.ERROR: (partial(self._size_long, offset=0), self._error),
+            MessageId.ACQUISITION: (self._size_readout, self._readout),
+            MessageId.IMAGE: (self._size_image, self._image),
+            MessageId.WAVEFORM: (self._size_waveform, self._waveform),
         }
 
     def space(self) -> memoryview:
@@ -195,16 +191,17 @@ class Decoder:
         DataError
             An image's attributes are not MRD meta XML.
         """
-        sizes, builders, bound = self._sizes, self._builders, self.limits.message_bytes
+        kinds, bound = self._kinds, self.limits.message_bytes
         while not self.closed:
             start = self._start
             available = self._end - start
             if available < self._need:
                 return
             (number,) = _ID.unpack_from(self._buffer, start)
-            if number not in sizes:
+            if number not in kinds:
                 raise self._unknown(number)
-            need = sizes[number](start, available)
+            size, build = kinds[number]
+            need = size(start, available)
             if need > bound:
                 raise ProtocolError(
                     f"message {number} ({MessageId(number).name}) of {need} bytes: the bound is {bound}; "
@@ -215,7 +212,7 @@ class Decoder:
                 return
             self._need = _ID.size
             self._start = start + need
-            yield builders[number](start, need)
+            yield build(start, need)
         self._start = self._end = 0
 
     def end(self) -> None:
@@ -269,7 +266,7 @@ class Decoder:
     def _size_readout(self, start: int, available: int) -> int:
         if available < _READOUT_START:
             return _READOUT_START
-        samples, coils, dims = _READOUT_SHAPE.unpack_from(self._buffer, start)
+        samples, coils, dims = self._shape = _READOUT_SHAPE.unpack_from(self._buffer, start)
         if coils > self.limits.coils or dims > self.limits.trajectory_dimensions:
             self._bounded("coils of a readout:", coils, self.limits.coils)
             self._bounded("trajectory dimensions of a readout:", dims, self.limits.trajectory_dimensions)
@@ -334,10 +331,10 @@ class Decoder:
 
     def _readout(self, start: int, size: int) -> Readout:
         head = ismrmrd.AcquisitionHeader.from_buffer_copy(self._buffer, start + _ID.size)
-        samples, coils, dims = _READOUT_SHAPE.unpack_from(self._buffer, start)
+        samples, coils, dims = self._shape
         # One copy of trajectory and data together: the buffer is used again, and samples on the wire
         # stand at odd places, where compiled kernels cannot use them.
-        arrays = bytearray(self._view[start + _READOUT_START : start + size])
+        arrays = self._buffer[start + _READOUT_START : start + size]
         return Readout(
             header=head,
             data=np.ndarray((coils, samples), np.complex64, arrays, 4 * samples * dims),
@@ -352,7 +349,7 @@ class Decoder:
         attributes = self._bytes(begin, begin + length)
         columns, rows, planes = head.matrix_size
         shape = (head.channels, planes, rows, columns)
-        pixels = bytearray(self._view[begin + length : start + size])
+        pixels = self._buffer[begin + length : start + size]
         return image_from_parts(head, attributes, np.ndarray(shape, IMAGE_DTYPES[head.data_type], pixels))
 
     def _waveform(self, start: int, size: int) -> Any:
