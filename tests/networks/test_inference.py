@@ -6,7 +6,7 @@ import torch
 
 from direct_radial import coil_maps, ellipse_scan
 from sinotherm.core.geometry import spoke_angles
-from sinotherm.errors import SettingsError, WeightsError
+from sinotherm.errors import DataError, SettingsError, WeightsError
 from sinotherm.networks.guard import Guard, held_out_spokes, noise_energy, relative_residual
 from sinotherm.networks.inference import RadialReconstructor, choose_device, sped_up
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
@@ -165,3 +165,31 @@ def test_a_copy_for_speed_leaves_the_network_as_it_was():
     sped_up(network)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_a_guided_network_needs_its_reference_and_starts_from_it(tmp_path):
+    torch.manual_seed(0)
+    network = PrimalDual(Architecture(iterations=2, primal_features=(4, 8), dual_features=4, reference=True))
+    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    guided = RadialReconstructor(tmp_path / "tiny.safetensors", device="cpu")
+    data, sampling, maps = _scan()
+    guided.warm_up(sampling, ANGLES, maps)
+    with pytest.raises(DataError, match="needs a reference"):
+        guided.reconstruct(data, sampling, ANGLES, maps)
+    truth = np.ones((N, N), np.complex64) * 0.3j
+    operator = RadialSinogram(sampling, ANGLES, n_pixels=N, maps=torch.from_numpy(maps))
+    own = operator.restore(operator.forward(torch.from_numpy(truth)[None]))[0].numpy()
+    image, used = guided.reconstruct(own, sampling, ANGLES, maps, reference=truth)
+    np.testing.assert_allclose(image, truth, atol=5e-3)
+    residuals = guided.residuals(own, sampling, ANGLES, maps, image, used, reference=truth)
+    assert residuals["held_out"] < 0.05
+
+
+def test_an_unguided_network_takes_no_reference(tmp_path):
+    network = _network()
+    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    data, sampling, maps = _scan()
+    with pytest.raises(DataError, match="takes no reference"):
+        RadialReconstructor(tmp_path / "tiny.safetensors", device="cpu").reconstruct(
+            data, sampling, ANGLES, maps, reference=maps[0]
+        )

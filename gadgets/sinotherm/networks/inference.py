@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sinotherm.core.arrays import ComplexArray, FrameData, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
-from sinotherm.errors import SettingsError, WeightsError
+from sinotherm.errors import DataError, SettingsError, WeightsError
 from sinotherm.networks.guard import (
     Guard,
     Verdict,
@@ -182,6 +182,11 @@ class RadialReconstructor:
         self._operators: dict[str, tuple[tuple[Any, ...], RadialSinogram]] = {}
         self._maps: tuple[ComplexArray, Tensor] | None = None
 
+    @property
+    def guided(self) -> bool:
+        """Whether the network reconstructs the change since a reference image."""
+        return self.network.architecture.reference
+
     def _device_maps(self, maps: ComplexArray) -> Tensor:
         if self._maps is None or self._maps[0] is not maps:
             self._maps = (maps, torch.from_numpy(np.ascontiguousarray(maps)).to(self.device))
@@ -203,7 +208,8 @@ class RadialReconstructor:
     def warm_up(self, sampling: RadialSampling, angles: SpokeAngles, maps: ComplexArray) -> None:
         """Run once on nothing, so that plans, kernels and compiled blocks exist before the first frame."""
         samples = np.zeros((len(maps), len(angles), sampling.n_readout), dtype=np.complex64)
-        self.reconstruct(samples, sampling, angles, maps)
+        reference = maps[0] if self.guided else None
+        self.reconstruct(samples, sampling, angles, maps, reference=reference)
         logger.info("network %s is warm on %s", self.card.name, self.device)
 
     def reconstruct(
@@ -214,6 +220,7 @@ class RadialReconstructor:
         maps: ComplexArray,
         *,
         shifts: SpokeShifts | None = None,
+        reference: ComplexArray | None = None,
         use: str = "frame",
     ) -> tuple[ComplexArray, RadialSinogram]:
         """Return the image, complex64 (y, x), in units of the object, and its operator.
@@ -226,13 +233,27 @@ class RadialReconstructor:
             complex64 (coil, y, x), Σ|s|² = 1.
         shifts
             cycles per pixel, (spoke, 2).
+        reference
+            Pre-heating image, complex64 (y, x), turned by the drift since: a reference-guided network needs
+            it, and reconstructs the change.
         use
             Slot of the kept operator.
+
+        Raises
+        ------
+        DataError
+            The network is guided and there is no reference, or the other way round.
         """
+        if self.guided != (reference is not None):
+            needs = "needs a reference image" if self.guided else "takes no reference image"
+            raise DataError(f"network {self.card.name} {needs}: use weights that fit the task.")
+        guide = None if reference is None else torch.from_numpy(np.ascontiguousarray(reference, np.complex64))
         operator = self._operator(use, sampling, angles, maps, shifts)
         with torch.inference_mode():
             measured = operator.order(torch.from_numpy(samples).to(self.device)[None])
-            image = self.network(measured, operator)[0]
+            image = self.network(measured, operator, reference=None if guide is None else guide.to(self.device)[None])[
+                0
+            ]
         return image.cpu().numpy(), operator
 
     def check(
@@ -247,6 +268,7 @@ class RadialReconstructor:
         fov_m: float,
         frame: int = 0,
         shifts: SpokeShifts | None = None,
+        reference: ComplexArray | None = None,
         residuals: bool = True,
     ) -> Verdict:
         """Return the guard's verdict on an image of `reconstruct`.
@@ -262,7 +284,9 @@ class RadialReconstructor:
         )
         if verdict.trips or not residuals or len(angles) < FEWEST_GUARDED:
             return verdict
-        found = self.residuals(samples, sampling, angles, maps, image, operator, frame=frame, shifts=shifts)
+        found = self.residuals(
+            samples, sampling, angles, maps, image, operator, frame=frame, shifts=shifts, reference=reference
+        )
         judged = self.guard.residual_verdict(spokes=len(angles), **found)
         return Verdict(trips=judged.trips, reason=judged.reason, numbers={**verdict.numbers, **judged.numbers})
 
@@ -277,6 +301,7 @@ class RadialReconstructor:
         *,
         frame: int = 0,
         shifts: SpokeShifts | None = None,
+        reference: ComplexArray | None = None,
     ) -> dict[str, float]:
         """Return the guard's two residuals: ``held_out`` (RMS over left-out spokes) and ``spoke`` (largest used)."""
         data = torch.from_numpy(samples)
@@ -291,7 +316,13 @@ class RadialReconstructor:
         part = None if shifts is None else shifts[kept]
         rest = None if shifts is None else shifts[left]
         guess, _ = self.reconstruct(
-            np.ascontiguousarray(samples[:, kept]), sampling, angles[kept], maps, shifts=part, use="kept"
+            np.ascontiguousarray(samples[:, kept]),
+            sampling,
+            angles[kept],
+            maps,
+            shifts=part,
+            reference=reference,
+            use="kept",
         )
         unseen = self._operator("held out", sampling, angles[left], maps, rest)
         with torch.inference_mode():
