@@ -27,11 +27,13 @@ def command(
     the scans under way with the frames finished so far.
     """
     from sinotherm.cli.listening import listen
-    from sinotherm.pipelines.compose import parse_assignments
+    from sinotherm.pipelines.compose import compose, parse_assignments
     from sinotherm.pipelines.doors import open_pipeline
     from sinotherm.wire.connection import Patience
     from sinotherm.wire.server import Server
 
+    # What is missing is an error now, and the first scan finds everything loaded.
+    compose("radial_thermometry", {})
     server = Server(
         open_pipeline(pipelines or (), parse_assignments(settings or ())),
         host=host,
