@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from operator_checks import adjoint_mismatch, random_complex, relative_error
-from sinotherm.operators.coils import Sense, adaptive_maps, combine, maps_name, rss
+from sinotherm.errors import SettingsError
+from sinotherm.operators.coils import Sense, adaptive_maps, combine, espirit_maps, maps_name, rss
 
 
 def coil_scene(n_coils: int = 4, n: int = 24, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,3 +68,25 @@ def test_sense_is_exact() -> None:
     x = random_complex((2, 4, 5), seed=3)
     torch.testing.assert_close(operator(x)[1, 2], maps[2] * x[1])
     assert Sense(maps.numpy()).range_shape == (3, 4, 5)
+
+
+@pytest.mark.kernel
+def test_espirit_maps_are_the_sensitivities_up_to_a_common_phase() -> None:
+    image, truth, images = coil_scene(n=32, noise=0.003)
+    maps = espirit_maps(images, calibration=16, kernel=4)
+    inside = np.abs(image) > 0
+    overlap = np.abs(np.sum(maps.conj() * truth, 0))
+    assert np.median(overlap[inside]) > 0.999
+    assert overlap[inside].min() > 0.98
+    np.testing.assert_allclose(np.sum(np.abs(maps) ** 2, 0), 1.0, rtol=1e-5)
+
+
+@pytest.mark.kernel
+def test_espirit_maps_of_nothing_are_finite() -> None:
+    maps = espirit_maps(np.zeros((2, 8, 8), np.complex64), calibration=6, kernel=2)
+    np.testing.assert_allclose(np.sum(np.abs(maps) ** 2, 0), 1.0, rtol=1e-5)
+
+
+def test_espirit_refuses_a_region_that_does_not_fit() -> None:
+    with pytest.raises(SettingsError, match="region of 24"):
+        espirit_maps(np.zeros((2, 16, 16), np.complex64))

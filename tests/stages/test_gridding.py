@@ -9,6 +9,7 @@ import pytest
 from operator_checks import direct_sum, direct_transform, relative_error
 from sinotherm.core.geometry import GOLDEN_ANGLE, RadialSampling
 from sinotherm.core.scan import EncodingSpace, Frame, FrameImage, ScanHeader, Spoke
+from sinotherm.operators.coils import espirit_maps
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import radial_points
 from sinotherm.stages import fbp, gridding
@@ -65,6 +66,16 @@ def test_combined_images_keep_amplitude_and_phase_differences(module) -> None:
     assert np.median(difference[inside]) == pytest.approx(0.3, abs=0.02)
     # Frozen: the second frame is combined with the maps of the first.
     assert first.meta["coil_maps"] == second.meta["coil_maps"] == second.fingerprint["coil_maps"]
+
+
+def test_espirit_maps_combine_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The scene is smaller than the region that ESPIRiT takes from an image of a usual size.
+    monkeypatch.setattr(gridding, "espirit_maps", lambda images: espirit_maps(images, calibration=9, kernel=3))
+    (image,) = run(gridding, [frame()], maps="espirit")
+    truth, _ = scene()
+    inside = np.abs(truth) > 0.5
+    assert np.abs(image.data[0, 0])[inside] == pytest.approx(np.abs(truth)[inside], abs=0.15)
+    assert image.meta["coil_maps_method"] == "espirit"
 
 
 @both

@@ -13,7 +13,7 @@ from sinotherm.core.geometry import angular_gaps
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.operators.backprojection import interleave_coils
-from sinotherm.operators.coils import adaptive_maps, combine, maps_name, rss
+from sinotherm.operators.coils import adaptive_maps, combine, espirit_maps, maps_name, rss
 from sinotherm.operators.density import (
     AngularWeights,
     CentreRule,
@@ -29,6 +29,7 @@ __all__ = ["CoilMaps", "CoilSource", "FrameImager", "Gridder", "LinearSettings",
 logger = logging.getLogger(__name__)
 
 Combination: TypeAlias = Literal["maps", "rss", "none"]
+MapMethod: TypeAlias = Literal["adaptive", "espirit"]
 
 
 class LinearSettings(StageSettings):
@@ -47,8 +48,13 @@ class LinearSettings(StageSettings):
     )
     combine: Combination = setting(
         "maps",
-        "Coil combination: adaptive maps from the first frames (keeps the phase), root sum of squares (magnitude "
-        "only), or none (all coils).",
+        "Coil combination: by maps from the first frames (keeps the phase), root sum of squares (magnitude only), or "
+        "none (all coils).",
+    )
+    maps: MapMethod = setting(
+        "adaptive",
+        "How coil maps are made: adaptive (Walsh) from the images, or ESPIRiT from the centre of k-space, where few "
+        "spokes leave streaks.",
     )
     maps_frames: int = setting(
         1, "Frames that the coil maps are made of; they are held back until the last of them.", ge=1, le=64
@@ -68,9 +74,9 @@ class CoilMaps:
     name: str
 
     @classmethod
-    def of(cls, images: ComplexArray) -> "CoilMaps":
+    def of(cls, images: ComplexArray, method: MapMethod) -> "CoilMaps":
         """Estimate maps from coil images (coil, y, x)."""
-        maps = adaptive_maps(images)
+        maps = adaptive_maps(images) if method == "adaptive" else espirit_maps(images)
         return cls(maps=maps, interleaved=interleave_coils(maps), name=maps_name(maps))
 
 
@@ -169,7 +175,7 @@ class FrameImager:
 
     def _release(self, place: tuple[int, str]) -> Iterator[FrameImage]:
         held = self._held.pop(place)
-        maps = CoilMaps.of(np.mean([images for _, images in held], axis=0, dtype=np.complex64))
+        maps = CoilMaps.of(np.mean([images for _, images in held], axis=0, dtype=np.complex64), self._settings.maps)
         self._maps[place] = maps
         logger.info("coil maps of slice %d frozen: %s, of %d frames", place[0], maps.name, len(held))
         for frame, images in held:
@@ -191,7 +197,7 @@ class FrameImager:
             "effective_voxel_m": self._voxel_m,
         }
         if maps is not None:
-            meta["coil_maps"] = maps.name
+            meta |= {"coil_maps": maps.name, "coil_maps_method": settings.maps}
         return FrameImage(
             data=np.ascontiguousarray(data[:, None]),
             number=frame.number,
