@@ -3,7 +3,7 @@ from typing import Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from sinotherm.core.settings import StageSettings, setting
+from sinotherm.core.settings import EVERY_VALUE, NOT_EMPTY, StageSettings, setting
 from sinotherm.errors import SettingsError
 
 
@@ -71,3 +71,29 @@ def test_rows_for_the_documentation():
     assert rows["stage.mode"][3] == "auto / off"
     assert rows["stage.plain"][4] == ""
     assert Needed.rows("s") == [("s.needed", "", "", "", "No default.")]
+
+
+class Named(StageSettings):
+    file: str = setting("", "A file.", local=EVERY_VALUE)
+    endpoint: str = setting("", "An endpoint or none.", local=NOT_EMPTY)
+    region: str = setting("", "A region.", local=r"file:|\.npy")
+    free: str = setting("", "Anything.")
+    plain: str = Field(default="")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"file": "a"}, {"file": ""}, {"endpoint": "\n"}, {"region": "circle:1,2,3+file:a"}, {"region": "a.npy"}],
+)
+def test_files_and_endpoints_are_refused_from_a_peer(values):
+    name = next(iter(values))
+    with pytest.raises(SettingsError, match=rf"stage\.{name} = .* network peer: .* --set stage\.{name}=… of sinotherm"):
+        Named.refuse_foreign("stage", values)
+
+
+def test_other_values_are_not():
+    values = {"endpoint": "", "region": "circle:1,2,3", "free": "file:a", "plain": "file:a", "unknown": "file:a"}
+    Named.refuse_foreign("stage", values)
+    rows = {row[0]: row[4] for row in Named.rows("stage")}
+    assert rows["stage.file"] == "A file. Local."
+    assert rows["stage.free"] == "Anything."

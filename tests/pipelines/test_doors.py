@@ -1,9 +1,13 @@
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from sinotherm.errors import HeaderError, SettingsError
+from sinotherm.pipelines.compose import load_pipeline
 from sinotherm.pipelines.doors import open_pipeline, open_target
+from sinotherm.pipelines.registry import STAGES, stage_module
 from sinotherm.wire.connection import ScanRequest
 from sinotherm.wire.file import MrdFile
 
@@ -53,3 +57,73 @@ def test_what_cannot_be_opened_says_why() -> None:
         open_pipeline()(ScanRequest(config="none", header_xml=b""))
     with pytest.raises(HeaderError):
         open_target("reconstruct")(ScanRequest(config="<configuration/>", header_xml=b"<nothing"))
+
+
+LOCAL = [
+    ("thermometry.log", "/tmp/log"),
+    ("thermometry.baseline_file", "baseline.h5"),
+    ("thermometry.baseline_save", "baseline.h5"),
+    ("thermometry.qualified", "/etc/passwd"),
+    ("thermometry.commands", "tcp://0.0.0.0:5561"),
+    ("thermometry.commands_key_file", "/etc/passwd"),
+    ("thermometry.cold_mask", "file:mask.npy"),
+    ("thermometry.fat", "masks.h5:/fat"),
+    ("thermometry.heated", "circle:1,2,3+masks.hdf5:/h"),
+    ("thermometry.regions", "tumour=file:mask.npy"),
+    ("publish.endpoint", "tcp://0.0.0.0:5560"),
+    ("pdunet.network", "../../weights"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), LOCAL)
+def test_a_peer_names_no_files_and_no_endpoints(name: str, value: str) -> None:
+    configuration = f'<configuration><property name="{name}" value="{value}"/></configuration>'
+    document = (
+        PIPELINE[: PIPELINE.index("<configuration><property")] + configuration + "</external></stream></configuration>"
+    )
+    asked = [
+        (open_target("radial_thermometry"), configuration, ""),
+        (open_pipeline(), document, ""),
+        (open_pipeline(), "radial_thermometry", json.dumps({"parameters": {name: value}})),
+        (open_pipeline(), "radial_fbp", json.dumps({"parameters": {"config": document}})),
+    ]
+    for opening, config, parameters in asked:
+        with pytest.raises(SettingsError, match=rf"{name} = .* is refused from a network peer"):
+            opening(ScanRequest(config=config, header_xml=b"", parameters=parameters))
+
+
+def test_every_setting_of_a_file_or_endpoint_is_local() -> None:
+    words = re.compile(r"\b(file|folder|path|endpoint|record of|region text)\b|file:", re.IGNORECASE)
+    naming = {
+        name
+        for stage in STAGES
+        for name, *_, sentence in stage_module(stage).Settings.rows(stage)
+        if words.search(sentence) or sentence.endswith(" Local.")
+    }
+    assert naming == {name for name, _ in LOCAL}
+
+
+@pytest.mark.data
+def test_the_user_of_this_machine_names_them(scan: MrdFile, tmp_path: Path) -> None:
+    mine = {"thermometry": {"log": str(tmp_path / "log")}, "publish": {"endpoint": ""}, "frames": {"spokes": "8"}}
+    with scan:
+        request = ScanRequest(config="<configuration/>", header_xml=scan.header_xml)
+        assert len(list(open_target("radial_thermometry", mine)(request)(scan.items()))) >= 2
+        assert (tmp_path / "log" / "audit.jsonl").is_file()
+        document = PIPELINE.replace("reconstruct", "radial_thermometry").replace(
+            '<property name="publish.endpoint" value=""/>',
+            f'<property name="thermometry.log" value="{tmp_path / "b"}"/>',
+        )
+        (tmp_path / "mine.xml").write_text(document)
+        request = ScanRequest(config="mine", header_xml=scan.header_xml)
+        opening = open_pipeline((tmp_path,), {"publish": {"endpoint": ""}})
+        assert len(list(opening(request)(scan.items()))) >= 2
+        assert (tmp_path / "b" / "audit.jsonl").is_file()
+        # A document that its user gives is its user's.
+        assert load_pipeline(document, local=True).chains
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", '{"parameters": 3}'])
+def test_parameters_that_are_no_parameters(text: str) -> None:
+    with pytest.raises(SettingsError, match="parameters"):
+        open_pipeline()(ScanRequest(config="radial_fbp", header_xml=b"", parameters=text))

@@ -90,3 +90,29 @@ def test_what_is_wrong_is_refused_and_changes_nothing(
     assert book.settings == ThermometrySettings()
     assert book.take_events() == ()
     assert message.split(":")[0] in log[-1][1]["refused"]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("region", {"name": "tumour", "shape": "file:mask.npy"}),
+        ("region", {"name": "tumour", "shape": "circle:1,2,3;other=masks.h5:/tumour"}),
+        ("region", {"name": "other=file:mask;tumour", "shape": "circle:1,2,3"}),
+        ("cold_mask", {"shape": "circle:1,2,3+mask.npy"}),
+    ],
+)
+def test_commands_open_no_files(
+    book: CommandBook, monitor: Monitor, log: list[tuple[str, Any]], command: str, arguments: dict[str, str]
+) -> None:
+    with pytest.raises(SettingsError, match="refused from a network peer"):
+        book.handle(command, arguments)
+    assert not monitor.settings
+    assert "refused" in log[-1][1]
+
+
+def test_commands_keep_the_files_that_the_user_named(monitor: Monitor) -> None:
+    settings = ThermometrySettings(regions="rectum=file:mask.npy", log="folder", cold_mask="file:cold.npy")
+    book = CommandBook(settings, {(0, "fbp"): monitor}, lambda record, facts: None)  # type: ignore[dict-item]
+    book.handle("region", {"name": "tumour", "shape": "circle:1,2,3"})
+    assert book.settings.regions == "rectum=file:mask.npy;tumour=circle:1,2,3"
+    assert book.settings.log == "folder"

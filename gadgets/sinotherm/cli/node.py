@@ -11,6 +11,14 @@ def command(
     target: Annotated[str, typer.Argument(help="reconstruct, thermometry or radial_thermometry.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; Gadgetron's XML names it.")] = 18000,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="STAGE.SETTING=VALUE",
+            help="Setting for every scan, unless Gadgetron's XML says otherwise; may be repeated.",
+        ),
+    ] = None,
     scans: Annotated[int, typer.Option(help="Scans at the same time.", min=1)] = 4,
     queue_mib: Annotated[int, typer.Option(help="Readouts that may wait, MiB a scan.", min=1)] = 1024,
     silence_s: Annotated[float, typer.Option(help="Silence within a scan after which it is given up, s.")] = 600.0,
@@ -18,15 +26,17 @@ def command(
     """Wait for a Gadgetron that connects to us, scan after scan, with everything loaded.
 
     In its XML: <external><connect address="localhost" port="18000"/><configuration/></external>; the
-    properties of <configuration> are the stage.setting values.
+    properties of <configuration> are the stage.setting values. Those that name files, folders or
+    endpoints are taken from --set only.
     """
     from sinotherm.cli.listening import listen
-    from sinotherm.pipelines.compose import compose
+    from sinotherm.pipelines.compose import compose, parse_assignments
     from sinotherm.pipelines.doors import open_target
     from sinotherm.wire.connection import Patience
     from sinotherm.wire.server import Server
 
-    # An unknown target or a missing dependency is an error now, not at the first scan.
-    compose(target, {})
+    # An unknown target or setting or a missing dependency is an error now, not at the first scan.
+    values = parse_assignments(settings or ())
+    compose(target, values)
     patience = Patience(queue_bytes=queue_mib << 20, silence_s=silence_s)
-    listen(Server(open_target(target), host=host, port=port, parent=True, scans=scans, patience=patience))
+    listen(Server(open_target(target, values), host=host, port=port, parent=True, scans=scans, patience=patience))

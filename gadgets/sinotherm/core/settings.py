@@ -4,18 +4,23 @@ The same ``stage.setting`` names work as ``<property>`` in a pipeline's XML, in 
 ``--set``; values may come as text ("True", "3", "0,1,2").
 """
 
+import re
 from collections.abc import Mapping
-from typing import Any, Self, get_origin
+from typing import Any, Final, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticUndefined
 
 from sinotherm.errors import SettingsError
 
-__all__ = ["StageSettings", "setting"]
+__all__ = ["EVERY_VALUE", "NOT_EMPTY", "StageSettings", "setting"]
+
+EVERY_VALUE: Final = r"^"
+NOT_EMPTY: Final = r"(?s)."
+"""Patterns for ``local`` of `setting`."""
 
 
-def setting(default: Any, sentence: str, *, unit: str = "", **bounds: Any) -> Any:
+def setting(default: Any, sentence: str, *, unit: str = "", local: str = "", **bounds: Any) -> Any:
     """Return the field of a setting.
 
     Parameters
@@ -26,10 +31,13 @@ def setting(default: Any, sentence: str, *, unit: str = "", **bounds: Any) -> An
         One sentence that says what it does.
     unit
         SI unit of the value, empty where there is none.
+    local
+        Regular expression that is found in values which name a file, a folder or an endpoint: only the
+        user of this machine may give those, no network peer. Empty where no value does.
     **bounds
         ``ge``, ``gt``, ``le``, ``lt``, ``min_length``, ``max_length`` as in pydantic.
     """
-    return Field(default=default, description=sentence, json_schema_extra={"unit": unit}, **bounds)
+    return Field(default=default, description=sentence, json_schema_extra={"unit": unit, "local": local}, **bounds)
 
 
 class StageSettings(BaseModel):
@@ -73,15 +81,40 @@ class StageSettings(BaseModel):
             raise SettingsError("; ".join(parts) + ".") from None
 
     @classmethod
+    def refuse_foreign(cls, stage: str, values: Mapping[str, Any]) -> None:
+        """Check what a network peer gives, before it is used; unknown names are left to `parse`.
+
+        Raises
+        ------
+        SettingsError
+            A value names a file, a folder or an endpoint (``local`` of `setting`).
+        """
+        for name, value in values.items():
+            local = cls._extra(name, "local")
+            if local and re.search(local, str(value)):
+                raise SettingsError(
+                    f"{stage}.{name} = {str(value)[:80]!r} is refused from a network peer: files, folders and "
+                    f"endpoints of this machine are named by its user only, with --set {stage}.{name}=… of sinotherm "
+                    "recon, serve or node, or in a pipeline's file in a folder of --pipelines."
+                )
+
+    @classmethod
     def unit(cls, name: str) -> str:
         """Return the unit of a setting, empty where it has none or does not exist."""
+        return cls._extra(name, "unit")
+
+    @classmethod
+    def _extra(cls, name: str, key: str) -> str:
         field = cls.model_fields.get(name)
         extra = field.json_schema_extra if field is not None else None
-        return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+        return str(extra.get(key, "")) if isinstance(extra, dict) else ""
 
     @classmethod
     def rows(cls, stage: str) -> list[tuple[str, str, str, str, str]]:
-        """Return (name, default, unit, range, sentence) of every setting, for the documentation."""
+        """Return (name, default, unit, range, sentence) of every setting, for the documentation.
+
+        The sentence of a setting that no network peer may give (or not every value of) ends with ``Local.``.
+        """
         table = []
         for name, field in cls.model_fields.items():
             bounds = ", ".join(
@@ -94,5 +127,8 @@ class StageSettings(BaseModel):
             if choices:
                 bounds = " / ".join(str(choice) for choice in choices)
             default = "" if field.default is PydanticUndefined else str(field.default)
-            table.append((f"{stage}.{name}", default, cls.unit(name), bounds, field.description or ""))
+            sentence = field.description or ""
+            if cls._extra(name, "local"):
+                sentence += " Local."
+            table.append((f"{stage}.{name}", default, cls.unit(name), bounds, sentence))
         return table

@@ -33,6 +33,7 @@ __all__ = [
     "load_pipeline",
     "merged",
     "parse_assignments",
+    "refuse_foreign",
 ]
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def fire_parameters(text: str) -> tuple[str | None, dict[str, dict[str, str]]]:
     """
     try:
         document = json.loads(text.rstrip("\0"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"the console's parameters ({len(text)} characters) are not JSON: {error}.") from None
     parameters = document.get("parameters", {}) if isinstance(document, dict) else None
     if not isinstance(parameters, dict):
@@ -108,6 +109,19 @@ def fire_parameters(text: str) -> tuple[str | None, dict[str, dict[str, str]]]:
         else:
             logger.info("console parameter %s = %s is no stage.setting: left to the console", key, value)
     return name, values
+
+
+def refuse_foreign(values: Values) -> None:
+    """Check settings that come from a network peer, before anything is made of them.
+
+    Raises
+    ------
+    SettingsError
+        One names a file, a folder or an endpoint of this machine.
+    """
+    for stage, settings in values.items():
+        if stage in STAGES:
+            stage_module(stage).Settings.refuse_foreign(stage, settings)
 
 
 def _text(value: Any) -> str:
@@ -258,16 +272,20 @@ def load_pipeline(source: str, directories: Sequence[Path] = (), *, local: bool 
     directories
         Folders that are searched before the installed ones.
     local
-        The name comes from the user of this machine, who may also give the path of a file.
+        The name comes from the user of this machine, who may also give the path of a file, and whose
+        document may name files and endpoints.
 
     Raises
     ------
     SettingsError
-        There is no such pipeline, or it cannot be run here.
+        There is no such pipeline, it cannot be run here, or a peer's document names files or endpoints.
     """
     text = source.strip("\0 \r\n\t\ufeff")
     if text.startswith("<"):
-        return Pipeline(name="(sent as text)", steps=parse_configuration(text))
+        steps = parse_configuration(text)
+        for step in () if local else steps:
+            refuse_foreign(step.values)
+        return Pipeline(name="(sent as text)", steps=steps)
     file = Path(text)
     if not (local and file.suffix == ".xml" and file.is_file()):
         file = find_pipeline(text, directories)

@@ -58,6 +58,12 @@ def _introduction() -> Iterator[str]:
         yield _row([f"`{target}`", " → ".join(shown)])
     yield ""
     yield "*method* is the stage that `reconstruction.method` names."
+    yield ""
+    yield (
+        "*Local* settings: values that name files, folders or endpoints are taken from the user of this machine only "
+        "(`--set` of `recon`, `serve` and `node`, or the file of a pipeline that is found here by its name), never "
+        "from a network peer: a client's JSON or document, a Gadgetron's configuration, or a command."
+    )
 
 
 def _stages() -> Iterator[str]:

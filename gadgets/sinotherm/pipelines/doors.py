@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from sinotherm.frames.header import scan_header
-from sinotherm.pipelines.compose import compose, fire_parameters, load_pipeline, merged
+from sinotherm.pipelines.compose import compose, fire_parameters, load_pipeline, merged, refuse_foreign
 from sinotherm.pipelines.xml import Values, parse_properties
 from sinotherm.wire.connection import OpenScan, Process, ScanRequest
 
@@ -28,16 +28,27 @@ def open_pipeline(directories: Sequence[Path] = (), values: Values | None = None
 
     def open_scan(request: ScanRequest) -> Process:
         name, sent = fire_parameters(request.parameters) if request.parameters else (None, {})
+        refuse_foreign(sent)
         pipeline = load_pipeline(name or request.config, directories).with_values(merged(values or {}, sent))
         return partial(pipeline.run, scan_header(request.header_xml))
 
     return open_scan
 
 
-def open_target(target: str) -> OpenScan:
-    """Return what opens one of our targets with the properties that a Gadgetron parent sends."""
+def open_target(target: str, values: Values | None = None) -> OpenScan:
+    """Return what opens one of our targets with the properties that a Gadgetron parent sends.
+
+    Parameters
+    ----------
+    target
+        Its name.
+    values
+        Settings of this node; what the parent sends wins.
+    """
 
     def open_scan(request: ScanRequest) -> Process:
-        return partial(compose(target, parse_properties(request.config)), scan_header(request.header_xml))
+        sent = parse_properties(request.config)
+        refuse_foreign(sent)
+        return partial(compose(target, merged(values or {}, sent)), scan_header(request.header_xml))
 
     return open_scan

@@ -30,7 +30,12 @@ WARM_SPOKES: Final = 34
 class Settings(StageSettings):
     """The network."""
 
-    network: str = setting("pdunet-radial", "Name of shipped weights, or path of a .safetensors file with its card.")
+    network: str = setting(
+        "pdunet-radial",
+        "Name of shipped weights, or path of a .safetensors file with its card.",
+        # Whatever is not the bare name of shipped weights.
+        local=r"[^A-Za-z0-9_-]",
+    )
     device: Device = setting("auto", "Where it runs: CUDA if there is one, or the one that is named.")
     precision: Precision = setting(
         "bfloat16", "Precision of the network's blocks; operators are always in single precision."

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 from sinotherm.core.scan import FrameImage, FrameStatistics, Item, ScanHeader, TemperatureMap
-from sinotherm.core.settings import StageSettings, setting
+from sinotherm.core.settings import NOT_EMPTY, StageSettings, setting
 from sinotherm.errors import WireError
 from sinotherm.wire.feed import FEED_ENDPOINT, Publisher, shared_publisher
 
@@ -28,7 +28,7 @@ _MAPS = (
 class Settings(StageSettings):
     """Settings of the live feed."""
 
-    endpoint: str = setting(FEED_ENDPOINT, "ZeroMQ endpoint of the live feed; empty: no feed.")
+    endpoint: str = setting(FEED_ENDPOINT, "ZeroMQ endpoint of the live feed; empty: no feed.", local=NOT_EMPTY)
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:

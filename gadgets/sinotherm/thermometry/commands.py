@@ -79,6 +79,7 @@ class CommandBook:
         allowed = COMMANDS.get(name)
         if allowed is None:
             raise SettingsError(f"unknown command {name!r}; known commands: {', '.join(COMMANDS)}.")
+        refuse = ThermometrySettings.refuse_foreign
         known = [part.strip() for part in allowed.partition(":")[0].split(",")] if ":" in allowed else []
         for argument in arguments:
             if argument not in known:
@@ -94,6 +95,8 @@ class CommandBook:
                 self._change({"body_temperature_degc": _needed(name, arguments, "degc")})
                 return {"degc": self.settings.body_temperature_degc}
             case "region":
+                # Files that the regions of this machine's user name stay; a command adds none.
+                refuse("thermometry", {"regions": "=".join(str(value) for value in arguments.values())})
                 regions = dict(named_regions(self.settings.regions))
                 regions.pop(str(_needed(name, arguments, "name")), None)
                 if arguments.get("shape") is not None:
@@ -101,7 +104,8 @@ class CommandBook:
                 self._change({"regions": ";".join(f"{key}={shape}" for key, shape in regions.items())})
                 return {"regions": regions}
             case "cold_mask":
-                self._change({"cold_mask": _needed(name, arguments, "shape")})
+                refuse("thermometry", {"cold_mask": _needed(name, arguments, "shape")})
+                self._change({"cold_mask": arguments["shape"]})
                 return {"shape": self.settings.cold_mask}
             case "thresholds":
                 self._change({f"alarm_{key}": value for key, value in arguments.items()})

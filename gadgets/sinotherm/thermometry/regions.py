@@ -13,15 +13,19 @@ Several named regions are ``name=shape`` joined by ``;``.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from sinotherm.core.arrays import MaskArray
 from sinotherm.errors import SettingsError
 
-__all__ = ["named_regions", "region_mask"]
+__all__ = ["NAMES_A_FILE", "named_regions", "region_mask"]
 
-_FILES = (".npy", ".h5", ".hdf5")
+_FILES: Final = (".npy", ".h5", ".hdf5")
+
+NAMES_A_FILE: Final = "|".join(["file:", *(suffix.replace(".", r"\.") for suffix in _FILES)])
+"""Regular expression that is found in every region text that names a file."""
 
 
 def _coordinates(text: str, shape: str, pixel_m: tuple[float, float], size: tuple[int, int]) -> np.ndarray:

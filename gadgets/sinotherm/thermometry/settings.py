@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import model_validator
 
 from sinotherm.core.physics import PRF_COEFFICIENT
-from sinotherm.core.settings import StageSettings, setting
+from sinotherm.core.settings import EVERY_VALUE, StageSettings, setting
+from sinotherm.thermometry.regions import NAMES_A_FILE
 
 __all__ = ["ThermometrySettings"]
 
@@ -37,15 +38,17 @@ class ThermometrySettings(StageSettings):
         "after_frames",
         "When the baseline is taken: after the first frames, on command only, or stored from an earlier scan.",
     )
-    baseline_file: str = setting("", "Stored baseline (.h5 or .npz) of the rule 'stored'.")
-    baseline_save: str = setting("", "File (.h5 or .npz) to which a finished baseline is saved.")
+    baseline_file: str = setting("", "Stored baseline (.h5 or .npz) of the rule 'stored'.", local=EVERY_VALUE)
+    baseline_save: str = setting("", "File (.h5 or .npz) to which a finished baseline is saved.", local=EVERY_VALUE)
 
     baseline_mode: Literal["mean", "library", "polynomial", "harmonic"] = setting(
         "mean",
         "What a frame is compared with: the mean of the pre-heating frames, the most similar one of them, or its own "
         "phase round the heated region, continued into it by a polynomial or a harmonic function (referenceless).",
     )
-    heated: str = setting("", "Region that may be heated, for the referenceless modes: a region text.")
+    heated: str = setting(
+        "", "Region that may be heated, for the referenceless modes: a region text.", local=NAMES_A_FILE
+    )
     background_order: int = setting(3, "Order of the polynomial of the referenceless mode.", ge=1, le=6)
     dose_on_new_baseline: Literal["keep", "reset"] = setting(
         "keep", "What happens to the dose when the baseline is renewed."
@@ -57,6 +60,7 @@ class ThermometrySettings(StageSettings):
     cold_mask: str = setting(
         "auto",
         "Tissue that is not heated: auto (periphery of the body), fat, or a region text (circle:, polygon:, file:).",
+        local=NAMES_A_FILE,
     )
     drift_min_voxels: int = setting(100, "Fewest cold voxels for a drift fit.", ge=1)
     drift_max_condition: float = setting(1e4, "Largest condition number of a drift fit.", gt=1.0)
@@ -64,6 +68,7 @@ class ThermometrySettings(StageSettings):
     fat: str = setting(
         "",
         "Fat, which does not shift and has no reading: a region text, or auto (by phase and brightness); empty: none.",
+        local=NAMES_A_FILE,
     )
 
     sigma: Literal["auto", "formula", "temporal"] = setting(
@@ -88,7 +93,9 @@ class ThermometrySettings(StageSettings):
         0.7, "Frames whose edges are shifted by more have moved: no reading.", unit="pixels", gt=0.0
     )
 
-    regions: str = setting("", "Regions of interest: name=shape;name=shape, e.g. tumour=circle:128,120,15.")
+    regions: str = setting(
+        "", "Regions of interest: name=shape;name=shape, e.g. tumour=circle:128,120,15.", local=NAMES_A_FILE
+    )
     slice_thickness_m: float | None = setting(None, "Slice thickness instead of the header's.", unit="m", gt=0.0)
 
     alarm_temperature_degc: float | None = setting(None, "Alarm when a region's T10 exceeds this.", unit="degC")
@@ -103,13 +110,19 @@ class ThermometrySettings(StageSettings):
     )
     stale_intervals: float = setting(3.0, "Alarm when no map came for this many frame intervals.", gt=1.0)
 
-    log: str = setting("", "Folder of the audit log (audit.jsonl and regions.csv); empty: none.")
+    log: str = setting("", "Folder of the audit log (audit.jsonl and regions.csv); empty: none.", local=EVERY_VALUE)
     log_maps: bool = setting(False, "Keep every map beside the audit log, whatever becomes of the connection.")
     qualified: str = setting(
-        "", "Record of `sinotherm qa` (JSON) that qualifies the scanner; its date stands in every map."
+        "",
+        "Record of `sinotherm qa` (JSON) that qualifies the scanner; its date stands in every map.",
+        local=EVERY_VALUE,
     )
-    commands: str = setting("", "ZeroMQ endpoint on which commands are taken, e.g. tcp://127.0.0.1:5561; empty: none.")
-    commands_key_file: str = setting("", "File with the key of the commands; needed unless the endpoint is loopback.")
+    commands: str = setting(
+        "", "ZeroMQ endpoint on which commands are taken, e.g. tcp://127.0.0.1:5561; empty: none.", local=EVERY_VALUE
+    )
+    commands_key_file: str = setting(
+        "", "File with the key of the commands; needed unless the endpoint is loopback.", local=EVERY_VALUE
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "ThermometrySettings":
