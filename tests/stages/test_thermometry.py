@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -286,3 +287,19 @@ def test_memory_is_flat_over_a_long_scan() -> None:
             held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert held[1] - held[0] < 100_000
+
+
+def test_a_live_scan_that_stops_is_noticed(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    def images() -> Iterator[FrameImage]:
+        for number in range(4):
+            times = (0.01 * number, 0.01 * number + 0.005, 0.01 * number + 0.01)
+            yield replace(_image(number), footprint=times, received_s=1.0)
+        deadline = time.monotonic() + 10.0
+        while "no map for 0.0 s" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    with caplog.at_level(logging.WARNING):
+        list(stage(images(), SCAN, _settings(log=str(tmp_path))))
+    alarms = [line["alarm"] for line in _log(tmp_path) if line["record"] == "alarm"]
+    assert alarms
+    assert alarms[-1].startswith("stale frame")

@@ -1,6 +1,9 @@
+import math
+import threading
+
 import pytest
 
-from sinotherm.thermometry.alarms import AlarmLimits, Observation, StaleWatch, alarms
+from sinotherm.thermometry.alarms import AlarmLimits, Observation, StaleWatch, Watchdog, alarms
 
 ROW = {"region": "rectum", "quantity": "temperature", "t10_degc": 45.2, "cem43_t90_min": 12.0}
 LIMITS = AlarmLimits(temperature_degc=45.0, dose_min=10.0)
@@ -47,3 +50,27 @@ def test_maps_that_stay_away() -> None:
     assert [watch.frame(t) for t in (0.0, 10.0, 20.0, 49.0)] == [""] * 4
     assert watch.frame(80.0).startswith("stale frame: no map for 31.0 s, 10.0 s expected")
     assert watch.frame(float("nan")) == ""
+
+
+def test_patience_is_known_from_the_second_frame_on() -> None:
+    watch = StaleWatch(3.0)
+    watch.frame(0.0)
+    assert math.isinf(watch.patience_s)
+    watch.frame(10.0)
+    assert watch.patience_s == 30.0
+
+
+def test_the_watchdog_speaks_when_nothing_comes() -> None:
+    said: list[str] = []
+    heard = threading.Event()
+
+    def notify(text: str) -> None:
+        said.append(text)
+        heard.set()
+
+    with Watchdog(notify) as dog:
+        dog.expect(60.0)
+        dog.expect(0.01)
+        assert heard.wait(10.0)
+        dog.expect(60.0)
+    assert said == ["stale frame: no map for 0.0 s"]

@@ -462,3 +462,11 @@ def test_every_alarm_is_raised_by_its_cause_and_none_without(alarm: str) -> None
             image = replace(image, fingerprint={"shape": "other"})
     _, statistics = monitor.frame([replace(image, data=data.astype(np.complex64))])
     assert alarm in {text.partition(":")[0] for text in statistics.alarms}
+
+
+@pytest.mark.parametrize("name", ["regions", "cold_mask", "fat"])
+def test_what_cannot_be_drawn_is_refused_at_the_first_frame(name: str) -> None:
+    text = "circle:900,900,3"
+    monitor = SliceMonitor(SCAN, _settings(**{name: f"far={text}" if name == "regions" else text}))
+    with pytest.raises(SettingsError, match="no voxel"):
+        monitor.frame([Series().image(0)])

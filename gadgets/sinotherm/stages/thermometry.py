@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 from sinotherm import __version__
 from sinotherm.core.scan import FrameImage, FrameStatistics, Item, MetaValue, ScanHeader
 from sinotherm.errors import BaselineError, SettingsError, WireError
+from sinotherm.thermometry.alarms import Watchdog
 from sinotherm.thermometry.audit import AuditLog
 from sinotherm.thermometry.baseline import Baseline, load_baseline, save_baseline
 from sinotherm.thermometry.commands import CommandBook
@@ -73,6 +75,7 @@ class _Session:
         self._log: AuditLog | None = None
         if settings.log:
             self._log = open_things.enter_context(AuditLog(Path(settings.log), keep_maps=settings.log_maps))
+        self._watchdog = open_things.enter_context(Watchdog(self._stale))
         self._server = _command_server(settings, open_things) if settings.commands else None
         self._book = CommandBook(settings, self._monitors, self._record)
         facts = {
@@ -88,6 +91,10 @@ class _Session:
     def _record(self, record: str, facts: Mapping[str, Any]) -> None:
         if self._log is not None:
             self._log.write(record, facts)
+
+    def _stale(self, text: str) -> None:
+        logger.warning("%s", text)
+        self._record("alarm", {"alarm": text})
 
     def obey(self) -> None:
         """Carry out the commands that wait."""
@@ -142,6 +149,8 @@ class _Session:
             self._log.frame(found, statistics)
         if monitor.generation != generation:
             self._new_baseline(stream, monitor)
+        if math.isfinite(images[-1].received_s):
+            self._watchdog.expect(monitor.patience_s)
         yield found
         yield statistics
         yield from self._warnings(stream, statistics)

@@ -1,12 +1,15 @@
 """Alarms: what an operator must see at once."""
 
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from sinotherm.core.scan import MetaValue
 
-__all__ = ["AlarmLimits", "Observation", "StaleWatch", "alarms"]
+__all__ = ["AlarmLimits", "Observation", "StaleWatch", "Watchdog", "alarms"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +116,18 @@ class StaleWatch:
         self._last = math.nan
         self._expected = math.inf
 
+    @property
+    def patience_s(self) -> float:
+        """Time without a map after which the alarm is due, s; infinite before the second frame."""
+        return self._limit * self._expected
+
     def frame(self, time_s: float) -> str:
         """Take a frame's time; return the alarm that it raises, or an empty text."""
         gap = time_s - self._last
         self._last = time_s
         if not gap > 0.0:
             return ""
-        late = gap > self._limit * self._expected
+        late = gap > self.patience_s
         text = (
             f"stale frame: no map for {gap:.1f} s, {self._expected:.1f} s expected, limit {self._limit:g} intervals"
             if late
@@ -127,3 +135,36 @@ class StaleWatch:
         )
         self._expected = min(self._expected, gap)
         return text
+
+
+class Watchdog:
+    """Notices in live scans that nothing comes at all, when there is no next frame to notice it by.
+
+    Parameters
+    ----------
+    notify
+        Called from a thread of its own with the alarm's text.
+    """
+
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self._notify = notify
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.expect(math.inf)
+
+    def expect(self, within_s: float) -> None:
+        """Wait for the next call; longer than this is an alarm. Infinite: wait for nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if math.isfinite(within_s):
+            text = f"stale frame: no map for {within_s:.1f} s"
+            self._timer = threading.Timer(within_s, self._notify, (text,))
+            self._timer.daemon = True
+            self._timer.start()

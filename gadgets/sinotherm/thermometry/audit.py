@@ -7,6 +7,7 @@ last line says how far it came. A restart appends.
 
 import csv
 import json
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,7 @@ class AuditLog:
         self._maps = folder / "maps" if keep_maps else None
         if self._maps is not None:
             self._maps.mkdir(exist_ok=True)
+        self._lock = threading.Lock()
         self._lines = (folder / "audit.jsonl").open("a", encoding="utf-8")
         self._table = (folder / "regions.csv").open("a", encoding="utf-8", newline="")
         self._rows = csv.DictWriter(self._table, COLUMNS, extrasaction="ignore")
@@ -63,8 +65,10 @@ class AuditLog:
     def write(self, record: str, facts: Mapping[str, Any]) -> None:
         """Write a line."""
         line = {"record": record, "written": datetime.now(UTC).isoformat(timespec="milliseconds"), **plain(facts)}
-        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._lines.flush()
+        # The watchdog writes from its own thread.
+        with self._lock:
+            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+            self._lines.flush()
 
     def frame(self, found: TemperatureMap, statistics: FrameStatistics) -> None:
         """Write a finished frame: its map first, so that the log never names one that is not there."""

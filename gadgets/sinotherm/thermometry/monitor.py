@@ -128,6 +128,11 @@ class SliceMonitor:
         """The baselines in use, by echo; empty before there is one."""
         return {} if self._service is None else {echo: one.baseline for echo, one in self._service.echoes.items()}
 
+    @property
+    def patience_s(self) -> float:
+        """Time without a map after which the scan is stale, s; infinite before the second frame."""
+        return self._stale.patience_s
+
     # --- changes during the scan ----------------------------------------------------------------
 
     def renew_baseline(self) -> None:
@@ -382,6 +387,8 @@ class SliceMonitor:
                 "the images carry no phase (root sum of squares): "
                 "thermometry needs a phase-preserving coil combination."
             )
+        if self._seen == 0:
+            self._check_drawings(image)
         said = notes or {}
         ordinal = self._seen if ordinal is None else ordinal
         self._seen += 1
@@ -402,6 +409,14 @@ class SliceMonitor:
             found = self._map(service, images, stale, said)
         self._gather(images, ordinal)
         return found
+
+    def _check_drawings(self, image: FrameImage) -> None:
+        """Refuse a region that cannot be drawn at the first frame, not when the baseline is complete."""
+        settings, shape = self._settings, (image.data.shape[1], image.data.shape[2], image.data.shape[3])
+        masks = [settings.cold_mask, settings.fat, settings.heated if settings.referenceless else ""]
+        for text in (*named_regions(settings.regions).values(), *masks):
+            if text not in ("", "auto", "fat"):
+                region_mask(text, shape, self._scan.pixel_m)
 
     def _misfit(self, service: _Service, images: Sequence[FrameImage]) -> str:
         """Return why the baseline does not fit these images (f0 changed in mid-scan …), or an empty text."""
