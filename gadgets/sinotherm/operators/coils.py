@@ -126,9 +126,11 @@ def espirit_maps(
     """Return ESPIRiT sensitivity maps, complex64 (coil, y, x), Σ_c |s_c|² = 1 in every pixel.
 
     Patches of k-space near its centre lie in a subspace that the sensitivities leave invariant: in each
-    pixel they are the eigenvector of eigenvalue 1 of that subspace's projector. Better than `adaptive_maps`
-    where streaks or little signal spoil the image, but not its centre of k-space; slower. Phase as
-    in `adaptive_maps`. Uecker et al. 2014, 10.1002/mrm.24751.
+    pixel they are the eigenvector of eigenvalue 1 of that subspace's projector. The region must be sampled
+    densely: π/2 times its side in spokes, 38 for the default. There the maps are a little better than
+    `adaptive_maps` (0.25 % of the signal lost against 0.4 % with 32 spokes on a brain, 4 coils); with 16
+    spokes they lose 9 %, the adaptive ones 1 %. Phase as in `adaptive_maps`. Uecker et al. 2014,
+    10.1002/mrm.24751.
 
     Parameters
     ----------

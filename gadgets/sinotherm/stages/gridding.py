@@ -53,8 +53,8 @@ class LinearSettings(StageSettings):
     )
     maps: MapMethod = setting(
         "adaptive",
-        "How coil maps are made: adaptive (Walsh) from the images, or ESPIRiT from the centre of k-space, where few "
-        "spokes leave streaks.",
+        "How coil maps are made: adaptive (Walsh) from the images, good down to 16 spokes; or ESPIRiT from the centre "
+        "of k-space, which needs 40 or more.",
     )
     maps_frames: int = setting(
         1, "Frames that the coil maps are made of; they are held back until the last of them.", ge=1, le=64
