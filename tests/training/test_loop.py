@@ -1,5 +1,8 @@
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -200,3 +203,32 @@ def test_losses_vanish_for_the_truth_and_follow_their_definitions():
     assert float(phase_loss(image, target)) == pytest.approx(0.01, rel=0.02)
     assert float(complex_l1(image, target)) == pytest.approx(float((image - target).abs().mean()), rel=0.02)
     assert float(image_loss(image, target, ssim_weight=0)) == pytest.approx(float(complex_l1(image, target)))
+
+
+@pytest.mark.slow
+def test_several_processes_share_gradients(data, config, tmp_path):
+    """Two processes draw different scans and end with the same weights."""
+    script = f"""
+import os, torch
+from pathlib import Path
+import sinotherm.training.loop as loop
+loop.validation_kinds = lambda _: {{"real": {{"spokes": (8, 8), "paper": 0.0}}}}
+run = Path({str(tmp_path)!r}) / f"rank{{os.environ['RANK']}}" / "run"
+trainer = loop.Trainer(loop.Configuration.read({str(config)!r}, steps=3, decay=1), run, Path({str(data)!r}))
+losses = []
+trainer.run(report=lambda _, loss: losses.append(loss))
+torch.save((losses, trainer.model.state_dict()), run / "end.pt")
+torch.distributed.destroy_process_group()
+"""
+    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **port, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    (losses, first), (other, second) = (
+        torch.load(tmp_path / f"rank{rank}" / "run" / "end.pt", weights_only=True) for rank in range(2)
+    )
+    assert losses != other
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], msg=name)

@@ -391,7 +391,10 @@ class Trainer:
 
     def _share_gradients(self) -> None:
         for parameter in self.model.parameters():
-            torch.distributed.all_reduce(parameter.grad, op=torch.distributed.ReduceOp.AVG)
+            # Not every backend can average.
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad.div_(torch.distributed.get_world_size())
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Score the averaged weights on the fixed validation scans; keep them if they are the best so far."""
