@@ -22,7 +22,7 @@ Heating: TypeAlias = Literal["rf", "focal"]
 
 _SCENES: Final = {"rf": "hyperthermia", "focal": "hifu"}
 _WIDTHS_M: Final = {"rf": (0.025, 0.040), "focal": (0.005, 0.015)}
-TUMOUR_RADIUS_M: Final = 0.0175
+TUMOUR_RADIUS_M: Final = 0.020
 """More than 300 voxels of 400 mm / 256."""
 
 
@@ -149,7 +149,7 @@ def _place(image: FloatArray, fov_m: float, random: np.random.Generator) -> tupl
     deep = max(TUMOUR_RADIUS_M, min(0.025 + TUMOUR_RADIUS_M, 0.9 * float(depth.max())))
     rows, columns = np.nonzero((depth > deep) & signal & (image > 0.1 * image.max()))
     if len(rows) == 0:
-        raise DataError("the object has no room for a tumour of 35 mm: give another image.")
+        raise DataError("the object has no room for a tumour of 40 mm: give another image.")
     choice = random.integers(len(rows))
     half = image.shape[0] // 2
     return float((columns[choice] - half) * pixel), float((rows[choice] - half) * pixel)
