@@ -470,3 +470,19 @@ def test_what_cannot_be_drawn_is_refused_at_the_first_frame(name: str) -> None:
     monitor = SliceMonitor(SCAN, _settings(**{name: f"far={text}" if name == "regions" else text}))
     with pytest.raises(SettingsError, match="no voxel"):
         monitor.frame([Series().image(0)])
+
+
+def test_planes_of_a_slab_have_drifts_of_their_own() -> None:
+    first, second = Series(seed=1), Series(seed=2)
+    monitor = SliceMonitor(SCAN, _settings())
+    for number in range(8):
+        lower, upper = first.image(number), second.image(number)
+        extra = np.exp(1j * PER_DEGC * 0.5 * number)
+        data = np.concatenate([lower.data, upper.data * extra], axis=1).astype(np.complex64)
+        noise = np.full((2, N, N), SD, np.float32)
+        found, statistics = monitor.frame([replace(lower, data=data, noise_sd=noise)])
+    assert found.temperature_degc.shape == (2, N, N)
+    for plane in found.temperature_degc:
+        assert abs((plane - 37.0 - first.heat(7))[HOT].mean()) < 0.2
+    assert len(found.meta["drift_coefficients_degC"]) == 6
+    assert statistics.regions[0]["voxels"] == 2 * 29
