@@ -126,7 +126,7 @@ def test_zeros_of_a_partial_echo_carry_no_noise() -> None:
     cut = np.arange(READOUT) >= 8
     part = dataclasses.replace(whole, spokes=tuple(dataclasses.replace(s, data=s.data * cut) for s in whole.spokes))
     (image,), (full,) = run(gridding, [part]), run(gridding, [whole])
-    weights = radial_weights(whole.angles(), SAMPLING)
+    weights = radial_weights(whole.angles(), SAMPLING, centre="exact")
     assert image.noise_sd[0, 0, 0] == pytest.approx(np.sqrt(np.sum(weights[:, cut] ** 2)))
     assert image.noise_sd[0, 0, 0] < full.noise_sd[0, 0, 0]
 
@@ -177,7 +177,7 @@ def test_a_change_of_coils_makes_a_new_plan() -> None:
     )
     out = run(gridding, [frame(0), fewer], combine="none")
     assert [len(image.data) for image in out] == [3, 2]
-    weights = radial_weights(fewer.angles(), SAMPLING)
+    weights = radial_weights(fewer.angles(), SAMPLING, centre="exact")
     points = radial_points(fewer.angles(), SAMPLING).reshape(-1, 2)
     truth = direct_sum(points, (fewer.data() * weights).reshape(2, -1), (N - 2, N))
     assert relative_error(out[1].data[:, 0], truth) < 1e-3
@@ -203,7 +203,7 @@ def test_the_real_scan_equals_its_reference(module, shared_data: Path) -> None:
         spokes.append(Spoke(data=data, sampling=sampling, angle_rad=float(np.arctan2(first[1], first[0]))))
     space = EncodingSpace(matrix=(144, 144, 1), fov_m=(0.144, 0.144, 0.01))
     scan = ScanHeader(encoded=space, recon=space, trajectory="goldenangle")
-    settings = module.Settings.parse("x", {"combine": "none"})
+    settings = module.Settings.parse("x", {"combine": "none", "centre": "area"})
     (image,) = module.stage(iter([Frame(spokes=tuple(spokes), number=0)]), scan, settings)
     # The reference has weight |k| / S; here π/S per spoke and the sample spacing count as well.
     assert relative_error(image.data[:, 0] / (np.pi * sampling.spacing), reference) < 1e-3

@@ -229,8 +229,6 @@ def _serving(open_scan: OpenScan) -> Iterator[tuple[str, int]]:
 def _settings(protocol: Protocol) -> dict[str, dict[str, str]]:
     """Return what an operator tells the server of the scan."""
     return {
-        # The classical weight leaves a pedestal of a few per cent, which holds heated phase back.
-        "fbp": {"centre": "exact"},
         "thermometry": {
             "phase_sign": str(protocol.phase_sign),
             "body_temperature_degc": str(BODY_TEMPERATURE_DEGC),

@@ -457,10 +457,6 @@ class BackProjector:
         """Set the running sum to zero."""
         self._image.fill(0.0)
 
-    def load(self, images: ComplexArray, scale: float = 1.0) -> None:
-        """Set the running sum to coil images (coil, y, x) times a factor."""
-        np.multiply(np.moveaxis(images, 0, -1), np.float32(scale), out=self._image[..., : self.n_coils])
-
     def coil_images(self, scale: float = 1.0) -> ComplexArray:
         """Return the running sum times a factor, complex64 (coil, y, x)."""
         return np.multiply(np.moveaxis(self.image, -1, 0), np.float32(scale), order="C")

@@ -159,14 +159,12 @@ class RunningImage:
         return source
 
     def _whole(self, frame: Frame) -> CoilSource:
-        """Reconstruct a frame at once, by whatever is faster."""
+        """Reconstruct a frame at once."""
         self._clear()
-        if self._settings.taps != "linear" and adjoint_backend(self._n_coils, frame.n_spokes) == "finufft":
-            images = self._gridder.coil_images(frame)
-            # The running sum starts from the same image.
-            self._sum.load(images, frame.n_spokes / math.pi)
-            return Coils(images)
         gaps = self._settings.weights == "gaps"
+        # Frames that may also come spoke by spoke stay with the kernel: a scan has the same pixels however it comes.
+        if gaps and adjoint_backend(self._n_coils, frame.n_spokes) == "finufft":
+            return Coils(self._gridder.coil_images(frame))
         weights = angular_gaps(frame.angles()) * (frame.n_spokes / math.pi) if gaps else None
         self._sum.add_batch(frame.data(), frame.angles(), weights, frame.shifts())
         return _Projected(self._sum, math.pi / frame.n_spokes)

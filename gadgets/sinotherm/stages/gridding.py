@@ -42,9 +42,9 @@ class LinearSettings(StageSettings):
         "equal", "Angle that each spoke stands for: π over their number, or half the gap to both neighbours."
     )
     centre: CentreRule = setting(
-        "area",
-        "Weight at the centre of k-space: the classical area of the sample, or the exact quadrature, which removes a "
-        "constant pedestal from the image.",
+        "exact",
+        "Weight at the centre of k-space: the exact quadrature, or the classical area of the sample, which leaves a "
+        "constant pedestal under the image.",
     )
     combine: Combination = setting(
         "maps",
