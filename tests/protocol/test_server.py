@@ -244,6 +244,44 @@ def test_stopping_delivers_what_is_finished(parent: bool) -> None:
         opening.close()
 
 
+@pytest.mark.parametrize("parent", [False, True])
+def test_stopping_in_the_middle_of_a_scan_loses_nothing_that_was_sent(parent: bool) -> None:
+    with serving(parent=parent) as server:
+        peer = dial(server.address[1])
+        peer.sock.sendall(config_name("frames") + HEADER)
+        ended = threading.Event()
+
+        def scan() -> None:
+            counter = 0
+            while not ended.is_set():
+                counter += 1
+                try:
+                    peer.sock.sendall(frame(counter))
+                except OSError:
+                    return
+                time.sleep(1e-3)
+
+        thread = threading.Thread(target=scan)
+        thread.start()
+        time.sleep(0.2)
+        server.stop()
+        messages = peer.until_close() if not parent else [peer.message()]
+        while messages[-1][0] == 1022:
+            messages.append(peer.message())
+        # The scanner goes on for a while, and must not be cut off before it has read what we say.
+        time.sleep(0.3)
+        ended.set()
+        thread.join()
+        assert messages[-1][0] == (8 if parent else 5)
+        assert b"stopped before the end of the scan" in messages[-1][1]
+        assert ids(messages[:-1]) == [1022] * (len(messages) - 1)
+        assert len(messages) > 10
+        peer.sock.sendall(CLOSE)
+        if parent:
+            assert peer.until_close() == []
+        peer.close()
+
+
 def test_a_scan_that_does_not_stop_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
     release = threading.Event()
 

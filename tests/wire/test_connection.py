@@ -162,6 +162,14 @@ def test_a_stop_ends_the_items(ends: tuple[Connection, Connection]) -> None:
     time.sleep(0.1)
     other.stop()
     assert len(list(inbox.items())) == 1
+    assert inbox.cut
+
+
+def test_a_stop_before_the_data_ends_the_items(ends: tuple[Connection, Connection]) -> None:
+    ends[1].stop()
+    inbox = Inbox(ends[1])
+    assert list(inbox.items()) == []
+    assert inbox.cut
 
 
 def test_a_reader_that_dies_is_not_waited_for(

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.1
 _HOLD_S: Final = 1e-3
+_LEAVE_S: Final = 3.0
 _REPLAY: Final = 1.2
 
 
@@ -117,6 +118,13 @@ class Connection:
         The socket; the connection owns it.
     patience, limits
         Time-outs, and bounds of what the peer may announce.
+
+    Attributes
+    ----------
+    silence_s
+        Silence after which the peer is given up, s.
+    stopped
+        Called by `stop`, so that whoever waits for messages ends.
     """
 
     def __init__(self, sock: socket.socket, *, patience: Patience | None = None, limits: Limits | None = None) -> None:
@@ -137,6 +145,7 @@ class Connection:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        self.stopped: Callable[[], None] | None = None
         self._messages = self.stream()
 
     @property
@@ -150,11 +159,16 @@ class Connection:
         return self._stopping.is_set()
 
     def stop(self) -> None:
-        """End `stream` within a moment, from another thread or a signal handler."""
+        """End `stream` soon, from another thread: at once, or when ``stopped`` has told whom it concerns."""
         self._stopping.set()
+        if self.stopped is not None:
+            self.stopped()
 
     def stream(self) -> Iterator[Message]:
         """Yield what the peer sends up to and including CLOSE, or until `stop`.
+
+        A peer that is told of the stop (``stopped``) gets a moment in which it is still listened to, because
+        closing with unread input would lose what was sent to it.
 
         Raises
         ------
@@ -163,18 +177,20 @@ class Connection:
         ProtocolError, DataError
             As `Decoder.messages`.
         """
-        decoder, quiet_s = self._decoder, monotonic()
+        decoder, quiet_s, leave_s = self._decoder, monotonic(), math.inf
         yield from decoder.messages()
         while not decoder.closed:
+            if self._stopping.is_set():
+                leave_s = min(leave_s, monotonic() + (_LEAVE_S if self.stopped is not None else 0.0))
+                if monotonic() >= leave_s:
+                    return
             try:
                 n_bytes = self._socket.recv_into(decoder.space())
             except BlockingIOError:
-                if self._stopping.is_set():
-                    return
                 if monotonic() - quiet_s > self.silence_s:
                     raise PeerGoneError(
                         f"the peer was silent for {self.silence_s:g} s: is it still alive? "
-                        "A longer time-out is a matter of the connection's settings."
+                        "One that only pauses needs a larger --silence-s."
                     ) from None
                 continue
             except OSError as error:
@@ -278,6 +294,7 @@ class Inbox:
         self._connection = connection
         self._patience = connection.patience
         self.over = False
+        self.cut = False
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self._put_bytes = self._taken_bytes = 0
         self._discarding = False
@@ -285,7 +302,15 @@ class Inbox:
         self._first: tuple[float, int] | None = None
         self._held_s = 0.0
         self._thread = threading.Thread(target=self._read, name="sinotherm-reader", daemon=True)
+        connection.stopped = self._cut_off
+        if connection.stopping:
+            self._cut_off()
         self._thread.start()
+
+    def _cut_off(self) -> None:
+        """End the items after what has been received so far."""
+        self._discarding = True
+        self._queue.put(_End(None))
 
     def _read(self) -> None:
         end = _End(WireError("the thread that reads from the peer failed; the log says why."))
@@ -320,9 +345,7 @@ class Inbox:
                 "faster method, or let whole frames be skipped (frames.overload = latest)."
             )
             self._discarding = True
-        while self._put_bytes - self._taken_bytes > self._patience.queue_bytes and not (
-            self._discarding or self._connection.stopping
-        ):
+        while self._put_bytes - self._taken_bytes > self._patience.queue_bytes and not self._discarding:
             sleep(_HOLD_S)
         self._held_s += monotonic() - now_s
 
@@ -362,6 +385,7 @@ class Inbox:
         if isinstance(message, Error):
             raise PeerError(f"the peer reports: {message.text.strip()}")
         if isinstance(message, (_End, Close)):
+            self.cut = isinstance(message, _End)
             return ()
         raise ProtocolError(f"a {type(message).__name__} within a scan: config and header come once, before the data.")
 
@@ -479,7 +503,7 @@ def converse(
         request, items = _with_parameters(request, inbox.items())
         for item in open_scan(request)(_without_texts(items)):
             _send(connection, item, request, outcome, parent=parent)
-        if connection.stopping and not connection.closed:
+        if inbox.cut:
             raise WireError("stopped before the end of the scan; the images finished so far were sent.")  # noqa: TRY301
     except SinothermError as error:
         outcome.error = error
