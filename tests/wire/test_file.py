@@ -220,8 +220,14 @@ def test_missing_foreign_and_truncated_files_are_refused(tmp_path: Path) -> None
     (tmp_path / "c.h5").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(FileFormatError, match="damaged"):
         MrdFile(tmp_path / "c.h5")
-    with pytest.raises(FileFormatError, match="cannot be written"):
+    with pytest.raises(FileFormatError, match="a folder; give the MRD file itself"):
+        MrdFile(tmp_path)
+    with pytest.raises(FileFormatError, match=r"cannot be written, there is no folder .*none; make it first"):
         AcquisitionWriter(tmp_path / "none" / "a.h5", XML)
+    with pytest.raises(FileFormatError, match="cannot be written, it is a folder"):
+        AcquisitionWriter(tmp_path, XML)
+    with h5py.File(tmp_path / "b.h5"), pytest.raises(FileFormatError, match="is it open elsewhere"):
+        AcquisitionWriter(tmp_path / "b.h5", XML)
 
 
 def corrupt(path: Path, offset: int, size: int) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import signal
 import sys
 from typing import Annotated, Final
 
@@ -14,10 +15,13 @@ __all__ = ["app", "main"]
 COMMANDS: Final = ("demo", "recon", "serve", "send", "node", "info", "simulate", "watch", "doctor", "train")
 GROUPS: Final = ("bench", "evaluate", "qa")
 
+logger = logging.getLogger(__name__)
+
 app = typer.Typer(
     name="sinotherm",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Real-time reconstruction of radial MRI and MR thermometry. For research, not a medical device.",
 )
@@ -44,11 +48,15 @@ def _register() -> None:
 
 
 def main() -> None:
-    """Run the command; an error of ours is one line on stderr and exit code 1."""
+    """Run the command; an error that its user can mend is one line on stderr and exit code 1."""
     _register()
+    # Ended like Ctrl-C: what is open gets closed, and images finished so far are kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
-    except SinothermError as error:
+    except (SinothermError, OSError) as error:
+        # An OSError is a path that was given: missing, forbidden, a folder, a full disk.
+        logger.debug("where it happened", exc_info=True)
         print(f"sinotherm: error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(1) from None
 

@@ -8,7 +8,7 @@ __all__ = ["command"]
 
 
 def command(
-    target: Annotated[str, typer.Argument(help="reconstruct, thermometry or radial_thermometry.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="reconstruct, thermometry or radial_thermometry.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; Gadgetron's XML names it.")] = 18000,
     settings: Annotated[
@@ -25,8 +25,8 @@ def command(
 ) -> None:
     """Wait for a Gadgetron that connects to us, scan after scan, with everything loaded.
 
-    In its XML: <external><connect address="localhost" port="18000"/><configuration/></external>; the
-    properties of <configuration> are the stage.setting values. Those that name files, folders or
+    In its XML: `<external><connect address="localhost" port="18000"/><configuration/></external>`; the
+    properties of `<configuration>` are the stage.setting values. Those that name files, folders or
     endpoints are taken from --set only.
     """
     from sinotherm.cli.listening import listen

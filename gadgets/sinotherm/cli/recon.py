@@ -12,7 +12,12 @@ def command(
     scan: Annotated[Path, typer.Argument(metavar="IN.h5", help="MRD file.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT.h5", help="MRD file for the images [default: IN_images.h5]."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT.h5",
+            help="MRD file for the images; an existing one is replaced. [default: IN_images.h5]",
+        ),
     ] = None,
     pipeline: Annotated[
         str, typer.Option("--pipeline", "-p", metavar="PIPELINE", help="Name of a pipeline, or an XML file.")
@@ -21,13 +26,14 @@ def command(
         list[str] | None, typer.Option("--set", metavar="STAGE.SETTING=VALUE", help="Setting; may be repeated.")
     ] = None,
     pipelines: Annotated[
-        list[Path] | None, typer.Option(help="Folder of pipelines, searched first; may be repeated.", file_okay=False)
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder of pipelines, searched first; may be repeated.", file_okay=False),
     ] = None,
     dataset: Annotated[str, typer.Option(help="Group of the scan in the file.")] = "dataset",
 ) -> None:
     """Reconstruct an MRD file: images of every frame, in the series of the pipeline.
 
-    Ctrl-C and a file that ends in the middle keep the images finished so far.
+    Ctrl-C, SIGTERM and a file that is damaged in the middle keep the images finished so far.
     """
     from sinotherm.cli.progress import counted
     from sinotherm.errors import DataError, SettingsError
@@ -37,8 +43,8 @@ def command(
     from sinotherm.wire.messages import Image, Text
 
     chain = load_pipeline(pipeline, pipelines or (), local=True).with_values(parse_assignments(settings or ()))
-    target = output or scan.with_name(f"{scan.stem}_images.h5")
     with MrdFile(scan, dataset=dataset) as file:
+        target = output or scan.with_name(f"{scan.stem}_images.h5")
         header = scan_header(file.header_xml)
         if target.exists() and target.samefile(scan):
             raise SettingsError(f"-o {target}: that is the scan itself; give another file.")

@@ -12,10 +12,16 @@ def command(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for the whole network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 9002,
     pipelines: Annotated[
-        list[Path] | None, typer.Option(help="Folder of pipelines, searched first; may be repeated.", file_okay=False)
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder of pipelines, searched first; may be repeated.", file_okay=False),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="stage.setting=value for every scan; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="STAGE.SETTING=VALUE",
+            help="Setting for every scan, unless the console's parameters say otherwise; may be repeated.",
+        ),
     ] = None,
     scans: Annotated[int, typer.Option(help="Scans at the same time.", min=1)] = 4,
     queue_mib: Annotated[int, typer.Option(help="Readouts that may wait, MiB a scan.", min=1)] = 1024,

@@ -15,8 +15,8 @@ def command(
     coils: Annotated[int, typer.Option(help="Receiver coils.")] = 8,
     spokes: Annotated[int, typer.Option(help="Spokes of a frame.")] = 402,
     frames: Annotated[int, typer.Option(help="Frames.")] = 32,
-    baseline: Annotated[int | None, typer.Option(help="Frames before the heating [default: a third].")] = None,
-    cooling: Annotated[int | None, typer.Option(help="Frames after the heating [default: a sixth].")] = None,
+    baseline: Annotated[int | None, typer.Option(help="Frames before the heating. [default: a third]")] = None,
+    cooling: Annotated[int | None, typer.Option(help="Frames after the heating. [default: a sixth]")] = None,
     schedule: Annotated[
         Literal["uniform180", "uniform360", "golden", "tiny_golden", "raga"], typer.Option(help="Order of the angles.")
     ] = "raga",
@@ -27,7 +27,7 @@ def command(
     flip: Annotated[float, typer.Option(help="Flip angle, degrees.")] = 15.0,
     snr: Annotated[float, typer.Option(help="SNR in the tumour with 402 spokes; inf: no noise.")] = 40.0,
     peak: Annotated[float, typer.Option(help="Largest heating of a frame, °C above 37 °C.")] = 8.0,
-    width: Annotated[float | None, typer.Option(help="Width of the heating (FWHM), mm [default: the scene's].")] = None,
+    width: Annotated[float | None, typer.Option(help="Width of the heating (FWHM), mm. [default: the scene's]")] = None,
     drift: Annotated[float, typer.Option(help="B0 drift at the end of the scan, Hz.")] = 2.0,
     drift_order: Annotated[int, typer.Option(help="Order of the drift in space, 0 to 2.")] = 1,
     field: Annotated[float, typer.Option(help="Largest static off-resonance, Hz.")] = 15.0,

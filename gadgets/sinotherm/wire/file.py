@@ -35,6 +35,8 @@ _STORED_COMPLEX: Final = {
 
 
 def _open(path: Path) -> Any:
+    if path.is_dir():
+        raise FileFormatError(f"{path}: a folder; give the MRD file itself.")
     try:
         return h5py.File(path, "r")
     except FileNotFoundError:
@@ -44,10 +46,16 @@ def _open(path: Path) -> Any:
 
 
 def _create(path: Path) -> Any:
+    if path.is_dir():
+        raise FileFormatError(f"{path}: cannot be written, it is a folder; give the name of a file in it.")
+    if not path.parent.is_dir():
+        raise FileFormatError(f"{path}: cannot be written, there is no folder {path.parent}; make it first.")
     try:
         return h5py.File(path, "w")
     except OSError as error:
-        raise FileFormatError(f"{path}: cannot be written ({error}); give a folder that exists.") from None
+        raise FileFormatError(
+            f"{path}: cannot be written ({error}); is it open elsewhere, or write-protected?"
+        ) from None
 
 
 def _group(file: Any, path: Path, name: str) -> Any:
