@@ -198,6 +198,8 @@ def test_commands_are_answered(endpoint: str, commands: list[Any]) -> None:
     [
         (b"{", "not JSON"),
         (b"[]", "not a JSON object of schema 1"),
+        (b"[" * 50_000, "not JSON"),
+        (b'{"schema": 1, "command": "mark", "key": "\\ud800"}', "not JSON"),
         (b'{"schema": 2}', "not a JSON object of schema 1"),
         (b'{"schema": 1, "command": "set", "key": "wrong"}', "the key is wrong"),
         (b'{"schema": 1, "command": 3, "key": "secret"}', "a command has a name"),
@@ -213,6 +215,15 @@ def test_bad_commands_are_refused(endpoint: str, commands: list[Any], raw: bytes
         answer = json.loads(sock.recv())
     assert answer["ok"] is False
     assert match in answer["error"]
+
+
+def test_a_command_in_parts_does_not_end_the_scan(endpoint: str, commands: list[Any]) -> None:
+    with zmq.Context.instance().socket(zmq.REQ) as sock:
+        sock.linger = 0
+        sock.connect(endpoint)
+        sock.send_multipart([b'{"schema": 1,', b'"command": "x", "key": "wrong"}'])
+        assert sock.poll(5000)
+        assert "the key is wrong" in json.loads(sock.recv())["error"]
     assert commands == []
 
 

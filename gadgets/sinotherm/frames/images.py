@@ -49,6 +49,8 @@ _VECTORS: Final = ("position", "read_dir", "phase_dir", "slice_dir", "patient_ta
 _OTHERS: Final = ("physiology_time_stamp", "user_int", "user_float")
 _ASCII: Final = str.maketrans(
     {"°": "deg", "µ": "u", "μ": "u", "σ": "sigma", "α": "alpha", "·": "*", "−": "-", "×": "x"}
+    # XML cannot hold them, and a command's remark may.
+    | {chr(code): "?" for code in range(32) if chr(code) not in "\t\n\r"}
 )
 
 

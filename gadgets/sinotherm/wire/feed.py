@@ -322,7 +322,10 @@ class CommandServer(_Socket):
         answered = 0
         while self._sock.poll(0):
             try:
-                answer = {"ok": True, "result": plain(self._result(self._sock.recv(), handle) or {})}
+                answer = {
+                    "ok": True,
+                    "result": plain(self._result(b"".join(self._sock.recv_multipart()), handle) or {}),
+                }
             except SinothermError as error:
                 answer = {"ok": False, "error": str(error)}
             self._sock.send(json.dumps({"schema": SCHEMA, **answer}).encode())
@@ -334,7 +337,9 @@ class CommandServer(_Socket):
     ) -> Mapping[str, Any] | None:
         try:
             request = json.loads(raw)
-        except ValueError as error:
+            # Half a surrogate pair passes for JSON, and fails wherever it is written later.
+            json.dumps(request, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             raise ProtocolError(f"the command is not JSON ({error}).") from None
         if not isinstance(request, dict) or request.get("schema") != SCHEMA:
             raise ProtocolError(f"the command is not a JSON object of schema {SCHEMA}.")
