@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 
 from sinotherm.core.scan import EncodingSpace, FrameImage, ScanHeader
+from sinotherm.errors import DataError
 from sinotherm.stages import images as images_stage
 from sinotherm.stages.complex_images import Settings, stage
+from sinotherm.wire.messages import Readout
 
 SPACE = EncodingSpace(matrix=(6, 4, 1), fov_m=(0.3, 0.2, 0.005))
 SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial")
@@ -49,6 +51,16 @@ def test_frames_count_per_slice_and_contrast():
         *[(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)],
         *[(0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 1, 1)],
     ]
+
+
+def test_acquisitions_are_told_where_they_belong():
+    readout = Readout(
+        header=ismrmrd.AcquisitionHeader(scan_counter=7),
+        data=np.zeros((1, 2), np.complex64),
+        trajectory=np.zeros((2, 0), np.float32),
+    )
+    with pytest.raises(DataError, match=r"readout 7 came where complex images are awaited: .* radial_thermometry"):
+        run([readout])
 
 
 def test_no_stamp_and_another_tick():

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from sinotherm.core.scan import Item, ScanHeader
 from sinotherm.core.settings import StageSettings, setting
+from sinotherm.errors import DataError
 from sinotherm.frames.images import foreign_image
-from sinotherm.wire.messages import Image
+from sinotherm.wire.messages import Image, Readout
 
 __all__ = ["Settings", "stage"]
 
@@ -23,10 +24,21 @@ class Settings(StageSettings):
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:  # noqa: ARG001 (every stage has it)
-    """Replace every complex MRD image by a `FrameImage`; images without phase and the rest pass."""
+    """Replace every complex MRD image by a `FrameImage`; images without phase and the rest pass.
+
+    Raises
+    ------
+    DataError
+        Acquisitions come instead.
+    """
     numbers: Counter[tuple[int, int]] = Counter()
     warned = False
     for item in items:
+        if isinstance(item, Readout):
+            raise DataError(
+                f"readout {item.header.scan_counter} came where complex images are awaited: "
+                "acquisitions are the business of radial_thermometry."
+            )
         if not isinstance(item, Image):
             yield item
         elif item.data.dtype.kind == "c":
