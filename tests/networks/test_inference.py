@@ -58,6 +58,11 @@ def test_faster_runs_differ_by_at_most_a_hundredth_of_the_correction(runtime, pr
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
+def test_complex_layers_stay_as_they_are():
+    network = PrimalDual(Architecture(iterations=2, primal_features=(4, 8), dual_features=4, layers="complex"))
+    assert {p.dtype for p in sped_up(network).parameters()} == {torch.float32}
+
+
 def test_openvino_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(SettingsError, match=r"sinotherm\[openvino\]"):

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -139,8 +140,9 @@ def test_the_order_of_the_spokes_does_not_matter():
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("wrap", ["none", "mirror"])
-def test_the_operator_is_exchangeable(wrap):
+@pytest.mark.parametrize("layers", ["real", "complex"])
+@pytest.mark.parametrize("primal", ["unet", "convolutions"])
+def test_the_operator_is_exchangeable(layers, primal):
     """The same family on Cartesian k-space; the update is consistent where nothing is missing."""
     maps = _maps(2)
     sense = CartesianSense(np.ones(N, dtype=bool), maps)
@@ -154,7 +156,8 @@ def test_the_operator_is_exchangeable(wrap):
             return sense.lines[None]
 
     image = _random(1, N, N)
-    network = PrimalDual(Architecture(iterations=2, primal_features=(8, 16), dual_features=8, wrap=wrap)).eval()
+    settings = {"iterations": 2, "primal_features": (8, 16), "dual_features": 8, "wrap": "none"}
+    network = PrimalDual(Architecture(layers=layers, primal=primal, **settings)).eval()
     with torch.no_grad():
         torch.testing.assert_close(network(sense(image), Cartesian()), image, atol=1e-4, rtol=1e-3)
 
@@ -169,9 +172,11 @@ def test_a_reference_enters_the_image_blocks():
     assert (one - two).abs().max() > 1e-3
 
 
-def test_every_weight_learns():
+@pytest.mark.parametrize("layers", ["real", "complex"])
+@pytest.mark.parametrize("primal", ["unet", "convolutions"])
+def test_every_weight_learns(layers, primal):
     operator = RadialSinogram(SAMPLING, np.arange(9) * GOLDEN_ANGLE, n_pixels=N, maps=_maps(2))
-    network = _network()
+    network = _network(dataclasses.replace(SMALL, layers=layers, primal=primal))
     image = network(operator.forward(_random(1, N, N)), operator)
     image.abs().sum().backward()
     for name, parameter in network.named_parameters():

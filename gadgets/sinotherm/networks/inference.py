@@ -127,6 +127,9 @@ def sped_up(network: PrimalDual, *, precision: Precision = "bfloat16", runtime: 
         OpenVINO is asked for and is not installed.
     """
     network = copy.deepcopy(network).eval()
+    if network.architecture.layers == "complex":
+        # Their parts are mixed anew in every layer; they stay as they are.
+        return network
     if runtime == "openvino":
         try:
             import openvino  # noqa: F401

@@ -6,14 +6,15 @@ Adler and Öktem 2018, 10.1109/TMI.2018.2799231 (learned primal-dual); Ernst et 
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sinotherm.networks.blocks import AngleWrap, DualBlock, as_complex, as_real
-from sinotherm.networks.unet import UNet
+from sinotherm.networks.complex_layers import ComplexDualBlock, ComplexImageBlock, ComplexUNet
+from sinotherm.networks.unet import ImageBlock, UNet
 
 __all__ = ["Architecture", "MeasurementOperator", "PrimalDual"]
 
@@ -45,6 +46,10 @@ class Architecture:
     ----------
     iterations
         Primal blocks; a dual block stands before each but the first.
+    primal
+        ``unet`` (PDUNet) or ``convolutions`` (PD: three 3×3 on the image, as wide as the first feature).
+    layers
+        ``real``: two-channel layers; ``complex``: complex-valued layers, features then being complex.
     primal_features
         Widths of the U-Net's levels.
     dual_features, dual_layers
@@ -60,6 +65,8 @@ class Architecture:
     """
 
     iterations: int = 3
+    primal: Literal["unet", "convolutions"] = "unet"
+    layers: Literal["real", "complex"] = "real"
     primal_features: tuple[int, ...] = (32, 64, 128, 128)
     dual_features: int = 24
     dual_layers: int = 3
@@ -85,20 +92,8 @@ class PrimalDual(nn.Module):
         super().__init__()
         self.architecture = a = architecture or Architecture()
         images = [1 + a.reference] + [2 + a.reference] * (a.iterations - 1)
-        self.primal = nn.ModuleList(
-            UNet(
-                2 * n,
-                2,
-                features=a.primal_features,
-                memory_in=a.memory if k else 0,
-                memory_out=a.memory if k + 1 < a.iterations else 0,
-            )
-            for k, n in enumerate(images)
-        )
-        self.dual = nn.ModuleList(
-            DualBlock(4 + a.context, features=a.dual_features, layers=a.dual_layers, wrap=a.wrap)
-            for _ in range(a.iterations - 1)
-        )
+        self.primal = nn.ModuleList(_primal_block(a, k, n) for k, n in enumerate(images))
+        self.dual = nn.ModuleList(_dual_block(a) for _ in range(a.iterations - 1))
         self.step = nn.Parameter(torch.ones(a.iterations - 1))
         self.reduced: torch.dtype | None = None
 
@@ -113,7 +108,7 @@ class PrimalDual(nn.Module):
         return torch.autocast(device.type, self.reduced)
 
     def _correct(self, index: int, images: list[Tensor], memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        block: UNet = self.primal[index]  # type: ignore[assignment]
+        block: Any = self.primal[index]
         rows, columns = images[0].shape[-2:]
         bottom, right = -rows % block.multiple, -columns % block.multiple
         channels = torch.cat([as_real(image) for image in images], dim=1)
@@ -196,6 +191,24 @@ def intensity_scale(image: Tensor) -> Tensor:
     length = mean.abs()
     phase = torch.where(length > 0, mean / length.clamp_min(torch.finfo(length.dtype).tiny), torch.ones_like(mean))
     return torch.where(top > 0, top, torch.ones_like(top)) * phase
+
+
+def _primal_block(a: Architecture, index: int, images: int) -> nn.Module:
+    if a.primal == "convolutions":
+        width = a.primal_features[0]
+        if a.layers == "complex":
+            return ComplexImageBlock(images, features=width)
+        return ImageBlock(2 * images, 2, features=width)
+    memory_in, memory_out = a.memory if index else 0, a.memory if index + 1 < a.iterations else 0
+    if a.layers == "complex":
+        return ComplexUNet(images, features=a.primal_features, memory_in=memory_in, memory_out=memory_out)
+    return UNet(2 * images, 2, features=a.primal_features, memory_in=memory_in, memory_out=memory_out)
+
+
+def _dual_block(a: Architecture) -> nn.Module:
+    if a.layers == "complex":
+        return ComplexDualBlock(2, a.context, features=a.dual_features, layers=a.dual_layers, wrap=a.wrap)
+    return DualBlock(4 + a.context, features=a.dual_features, layers=a.dual_layers, wrap=a.wrap)
 
 
 def _dtype_of(block: nn.Module) -> torch.dtype:

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from sinotherm.networks.blocks import convolutions
 
-__all__ = ["UNet"]
+__all__ = ["ImageBlock", "UNet"]
 
 
 class UNet(nn.Module):
@@ -83,3 +83,29 @@ class UNet(nn.Module):
             return functional.pixel_shuffle(values, 2), None
         split = values.shape[1] - self.memory_out
         return functional.pixel_shuffle(values[:, :split], 2), values[:, split:]
+
+
+class ImageBlock(nn.Module):
+    """Three 3×3 convolutions on the image (PD), with the interface of `UNet`; there is no memory.
+
+    Parameters
+    ----------
+    channels_in, channels_out
+        Real channels.
+    features
+        Width of the hidden layers.
+    """
+
+    multiple = 1
+    memory_out = 0
+
+    def __init__(self, channels_in: int, channels_out: int, *, features: int = 32) -> None:
+        super().__init__()
+        self.hidden = convolutions(channels_in, features, (features,))
+        self.head = nn.Conv2d(features, channels_out, 3, padding=1)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, image: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the correction (batch, channel, y, x)."""
+        return self.head(self.hidden(image)), memory
