@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 
 from sinotherm.cli.evaluate import app
 from sinotherm.errors import SettingsError, WeightsError
-from sinotherm.evaluation.ct import evaluate, methods
+from sinotherm.evaluation.ct import METHODS, evaluate, methods
+from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
+from sinotherm.networks.primal_dual import Architecture, PrimalDual
+from sinotherm.networks.weights import ModelCard, save_network
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +52,18 @@ def test_unknown_methods_and_missing_weights_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr("sinotherm.networks.weights.SHIPPED", tmp_path)
     with pytest.raises(WeightsError, match=r"pdunet-ct\.safetensors does not exist"):
         methods(["pdunet-ct"])
+
+
+def test_networks_start_from_the_filtered_back_projection(data, monkeypatch, tmp_path):
+    monkeypatch.setattr("sinotherm.networks.weights.SHIPPED", tmp_path)
+    ours = PrimalDual(Architecture(iterations=1, primal_features=(4, 8), dual_features=4, wrap="circular"))
+    networks = {"pdunet-ct": ours, "pdunet-paper-ct": PaperPrimalDual(PaperArchitecture.pdunet())}
+    for name, network in networks.items():
+        family = "paper" if "paper" in name else "primal-dual"
+        architecture = network.architecture.as_dict()
+        card = ModelCard(name=name, network=family, geometry="fan-beam", sha256="", architecture=architecture)
+        save_network(network, tmp_path / f"{name}.safetensors", card)
+    rows = {row["method"]: row for row in evaluate(data, sparsity=36, names=METHODS)}
+    assert set(rows) == set(METHODS)
+    for name in networks:
+        assert rows[name]["nrmse_mean"] == pytest.approx(rows["fbp"]["nrmse_mean"], abs=1e-3)

@@ -12,8 +12,11 @@ from typer.testing import CliRunner
 from operator_checks import direct_transform, relative_error
 from sinotherm.cli.evaluate import app
 from sinotherm.errors import SettingsError, WeightsError
-from sinotherm.evaluation.metrics import body_mask
-from sinotherm.evaluation.radial import evaluate, methods, simulate_scan
+from sinotherm.evaluation.metrics import body_mask, score
+from sinotherm.evaluation.radial import METHODS, evaluate, methods, simulate_scan
+from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
+from sinotherm.networks.primal_dual import Architecture, PrimalDual
+from sinotherm.networks.weights import ModelCard, save_network
 
 
 def _image(n=32):
@@ -102,3 +105,37 @@ def test_command_writes_table_figure_and_a_record_that_fits_its_schema(data, tmp
 def test_wrong_options_are_refused(data, arguments):
     result = CliRunner().invoke(app, ["radial", "--data", str(data), "--methods", "fbp", *arguments])
     assert isinstance(result.exception, SettingsError)
+
+
+@pytest.fixture
+def untrained(tmp_path, monkeypatch):
+    """Weights of every network method, as training starts from them."""
+    monkeypatch.setattr("sinotherm.networks.weights.SHIPPED", tmp_path)
+    small = {"iterations": 2, "primal_features": (4, 8), "dual_features": 4, "memory": 2}
+    networks = {
+        "pdunet-radial": PrimalDual(Architecture(**small)),
+        "fourier-pdunet": PrimalDual(Architecture(**small, wrap="none")),
+        "pd-paper": PaperPrimalDual(PaperArchitecture.pd()),
+        "pdunet-paper": PaperPrimalDual(PaperArchitecture.pdunet()),
+    }
+    for name, network in networks.items():
+        card = ModelCard(
+            name=name,
+            network="primal-dual" if isinstance(network, PrimalDual) else "paper",
+            geometry="cartesian" if name.startswith("fourier") else "radial",
+            sha256="",
+            architecture=network.architecture.as_dict(),
+        )
+        save_network(network, tmp_path / f"{name}.safetensors", card)
+
+
+def test_every_method_reconstructs(untrained):
+    scan = simulate_scan(_image(), setting="paper", coils=1, angles="uniform", spokes=24)
+    found = {name: score(reconstruct(scan), scan.truth) for name, reconstruct in methods(METHODS).items()}
+    assert set(found) == set(METHODS)
+    # Untrained: ours is data consistency, PDUNet the filtered back-projection, PD nothing at all.
+    assert found["pdunet"].nrmse < found["gridding"].nrmse
+    assert found["pdunet-paper"].nrmse == pytest.approx(found["fbp"].nrmse, abs=0.02)
+    assert found["pd-paper"].nrmse == pytest.approx(1)
+    assert found["cg-sense-tv"].nrmse < found["fbp"].nrmse
+    assert found["fourier-pdunet"].nrmse < 0.3
