@@ -66,3 +66,30 @@ def test_a_chain_that_loses_frames_is_no_measurement(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(CHAINS, "sinotherm", lambda run: [1e-3] * (run.frames - 1))
     with pytest.raises(WireError, match=r"sinotherm gave \d+ images of \d+ frames"):
         figures(coils=(1,), spokes=(8,), frames=2, chains=())
+
+
+def test_the_same_network_runs_in_every_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, str]] = []
+
+    class Network:
+        def __init__(self, name: str, **options: str) -> None:
+            made.append({"name": name, **options})
+
+        def reconstruct(self, samples: np.ndarray, *_: object) -> tuple[np.ndarray, None]:
+            return 1j * np.ones((MATRIX, MATRIX), np.complex64) * len(samples), None
+
+    monkeypatch.setattr(stream, "RadialReconstructor", Network)
+    scan = bench_scan(coils=2, spokes=8, repetition_time_s=3e-3)
+    run = stream._Run(scan=scan, frames=1, repetition_time_s=0.0, device="cpu", network="pdunet-radial")
+    finish = stream._finish(run)
+    images = stream._tuned_finufft(run)(scan.data)
+    for _ in range(2):
+        np.testing.assert_array_equal(finish(scan.data, images), np.full((MATRIX, MATRIX), 2.0, np.float32))
+    assert made == [{"name": "pdunet-radial", "device": "cpu", "precision": "float32", "runtime": "torch"}]
+    configuration = stream._configuration(run, "openvino")
+    for name, value in (
+        ("pdunet.network", "pdunet-radial"),
+        ("pdunet.runtime", "openvino"),
+        ("pdunet.beside", "false"),
+    ):
+        assert f'<property name="{name}" value="{value}"/>' in configuration
