@@ -8,13 +8,10 @@ are read, by local name, in any namespace.
 import math
 from collections.abc import Iterator
 from typing import Any, Final
-from xml.etree.ElementTree import ParseError
 
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
-
+from sinotherm.core.documents import parse_document
 from sinotherm.core.scan import EncodingSpace, ScanHeader
-from sinotherm.errors import HeaderError
+from sinotherm.errors import DataError, HeaderError
 
 __all__ = ["RADIAL_TRAJECTORIES", "scan_header"]
 
@@ -47,11 +44,9 @@ def scan_header(xml: bytes | str) -> ScanHeader:
     if not raw:
         raise HeaderError("the scan header is empty: an MRD header (XML) must come before the data.")
     try:
-        root = fromstring(raw, forbid_dtd=True)
-    except DefusedXmlException as error:
-        raise HeaderError(f"the scan header is refused: {error}; an MRD header needs no DTD or entities.") from None
-    except (ParseError, ValueError, LookupError) as error:
-        raise HeaderError(f"the scan header ({len(raw)} bytes) is not XML: {error}; {_ASK}.") from None
+        root = parse_document(raw, "the scan header")
+    except DataError as error:
+        raise HeaderError(f"{str(error)[:-1]}; {_ASK}.") from None
     if _name(root) != "ismrmrdHeader":
         raise HeaderError(f"the scan header begins with <{_name(root)}>: an MRD header begins with <ismrmrdHeader>.")
 

@@ -7,12 +7,9 @@ refused by name, with what replaces it here.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
-from xml.etree.ElementTree import ParseError
 
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
-
-from sinotherm.errors import SettingsError
+from sinotherm.core.documents import parse_document
+from sinotherm.errors import DataError, SettingsError
 
 __all__ = ["NODES_MODULE", "Step", "Values", "parse_configuration", "parse_properties", "split_name"]
 
@@ -20,6 +17,8 @@ Values: TypeAlias = Mapping[str, Mapping[str, str]]
 """Settings by stage and name, as text."""
 
 NODES_MODULE: Final = "sinotherm.nodes"
+
+_MAX_BYTES: Final = 1 << 20
 
 _RUN_BY_US: Final = f'<external><execute name="{NODES_MODULE}" target="reconstruct" type="python"/>…</external>'
 
@@ -81,11 +80,9 @@ def split_name(name: str) -> tuple[str, str]:
 def _parse(text: str | bytes, what: str) -> Any:
     raw = (text.encode() if isinstance(text, str) else bytes(text)).rstrip(b"\0 \r\n\t")
     try:
-        return fromstring(raw, forbid_dtd=True)
-    except DefusedXmlException as error:
-        raise SettingsError(f"{what} is refused: {error}; a pipeline needs no DTD or entities.") from None
-    except (ParseError, ValueError, LookupError) as error:
-        raise SettingsError(f"{what} ({len(raw)} bytes) is not XML: {error}.") from None
+        return parse_document(raw, what, max_bytes=_MAX_BYTES)
+    except DataError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _name(element: Any) -> str:

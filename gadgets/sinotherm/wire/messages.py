@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, TypeAlias
-from xml.etree.ElementTree import ParseError
 
 import ismrmrd
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
 from jaxtyping import Complex64, Float32
 
+from sinotherm.core.documents import parse_document
 from sinotherm.errors import DataError
 
 __all__ = [
@@ -196,10 +194,7 @@ def parse_meta(attributes: bytes) -> Any:
     text = attributes.rstrip(b"\0")
     if not text:
         return meta
-    try:
-        root = fromstring(text)
-    except (ParseError, DefusedXmlException, ValueError) as error:
-        raise DataError(f"image attributes of {len(text)} bytes are not MRD meta XML: {error}.") from None
+    root = parse_document(text, "the MRD meta XML of an image")
     if root.tag != "ismrmrdMeta":
         raise DataError(f"image attributes begin with <{root.tag}>: MRD meta XML begins with <ismrmrdMeta>.")
     values: dict[str, list[str]] = {}
