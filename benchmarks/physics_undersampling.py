@@ -1,6 +1,7 @@
 """Measure of the retrospectively sampled multi-coil sets: ours beside BART `pics` and sigpy on the same samples.
 
-    python benchmarks/physics_undersampling.py DATA/multicoil_complex.h5 benchmarks/physics_undersampling.json
+    python benchmarks/physics_undersampling.py DATA/multicoil_complex.h5 brain benchmarks/physics_brain.json
+    python benchmarks/physics_undersampling.py DATA/multicoil_complex.h5 phantom benchmarks/physics_phantom.json
 
 Needs `bart` on the PATH and the extra `bench` (sigpy). DATA: `multicoil_complex` (MIT, see its SOURCE.md).
 Pause other work: the times of a run are compared with each other.
@@ -18,22 +19,26 @@ from sinotherm.evaluation.undersampling import compare
 from sinotherm.operators.fourier import ifft2
 
 
-def main(path: Path, record: Path) -> None:
+def coil_images(path: Path, name: str) -> np.ndarray:
     with h5py.File(path) as file:
-        brain = file["gpunufft/img_brain_4ch"][:]
-        phantom = ifft2(file["mrphysics/phantom_16ch"][:])
+        if name == "brain":
+            return file["gpunufft/img_brain_4ch"][:]
+        return ifft2(file["mrphysics/phantom_16ch"][:])
+
+
+def main(path: Path, name: str, record: Path) -> None:
+    images = coil_images(path, name)
+    images = (images / np.sqrt((np.abs(images) ** 2).sum(0)).max()).astype(np.complex64)
     rows = []
-    for name, images in (("brain, 4 coils", brain), ("phantom, 16 coils", phantom)):
-        scaled = (images / np.sqrt((np.abs(images) ** 2).sum(0)).max()).astype(np.complex64)
-        for n_spokes in (64, 32, 16):
-            for row in compare(scaled, n_spokes):
-                if not rows:
-                    print_row(["data", *row])
-                    print_row(["---"] * (len(row) + 1))
-                rows.append({"data": name, **row})
-                print_row([table_cell(value) for value in rows[-1].values()])
+    for n_spokes in (64, 32, 16):
+        for row in compare(images, n_spokes):
+            if not rows:
+                print_row(list(row))
+                print_row(["---"] * len(row))
+            rows.append(row)
+            print_row([table_cell(value) for value in row.values()])
     write_record(record, figures_record(f"python {' '.join(sys.argv)}", rows))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

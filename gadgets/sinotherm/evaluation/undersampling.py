@@ -146,12 +146,12 @@ _Method: TypeAlias = tuple[Callable[[Samples, float, int], ComplexArray], tuple[
 
 METHODS: Final[dict[str, _Method]] = {
     "gridding": (_gridding, (0.0,), (0,)),
-    "cg_sense": (_cg_sense, (1e-4, 1e-3, 1e-2), (8, 12, 16, 24, 40)),
-    "bart pics l2": (_bart(("-l2", "-r{strength}", "-i{iterations}")), (1e-4, 1e-3, 1e-2), (10, 20, 30, 50)),
-    "sigpy l2": (_sigpy("SenseRecon"), (1e-4, 1e-3, 1e-2), (10, 20, 30, 50)),
-    "cg_sense tv": (_tv_sense, (1e-4, 3e-4, 1e-3), (5, 8, 12, 20)),
-    "bart pics tv": (_bart(("-RT:3:0:{strength}", "-i{iterations}")), (3e-4, 1e-3, 3e-3), (50, 100)),
-    "sigpy tv": (_sigpy("TotalVariationRecon"), (1e-4, 1e-3, 1e-2), (50, 100)),
+    "cg_sense": (_cg_sense, (1e-4, 1e-3), (6, 12, 20, 36)),
+    "bart pics l2": (_bart(("-l2", "-r{strength}", "-i{iterations}")), (1e-3, 1e-2), (15, 30)),
+    "sigpy l2": (_sigpy("SenseRecon"), (1e-3, 1e-2), (15, 30)),
+    "cg_sense tv": (_tv_sense, (3e-4, 1e-3), (6, 12, 20)),
+    "bart pics tv": (_bart(("-RT:3:0:{strength}", "-i{iterations}")), (3e-4, 1e-3), (50,)),
+    "sigpy tv": (_sigpy("TotalVariationRecon"), (1e-3,), (50,)),
 }
 """Method, strengths and iterations to choose from."""
 
