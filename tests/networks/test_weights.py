@@ -25,7 +25,7 @@ def _save(folder, network=None, name="tiny", **changes):
         guard=GuardLimits(spokes=(21, 128), held_out=(0.3, 0.2), spoke=(0.5, 0.4)),
         data={"sets": ["a", "b"]},
         training={"hours": 1.5},
-        metrics={"ssim": 0.9},
+        metrics={"ssim": 0.9, "32 spokes": {"heads fbp": {"ssim": 0.7, "nrmse": 0.2}}},
         notes=("trained on simulated scans",),
         **changes,
     )
@@ -49,6 +49,7 @@ def test_the_card_is_readable(tmp_path):
     assert card.sha256 in text
     assert "| spokes | 21, 128 |" in text
     assert "trained on simulated scans" in text
+    assert "### 32 spokes\n\n| | ssim | nrmse |\n|---|---|---|\n| heads fbp | 0.7 | 0.2 |" in text
 
 
 def test_an_altered_file_is_refused(tmp_path):

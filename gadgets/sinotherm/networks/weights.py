@@ -134,9 +134,13 @@ class ModelCard:
             "Architecture": self.architecture,
         }
         for title, rows in tables.items():
-            lines += [f"## {title}", "", "| | |", "|---|---|"]
-            lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
-            lines.append("")
+            lines += [f"## {title}", ""]
+            plain = {name: value for name, value in rows.items() if not isinstance(value, Mapping)}
+            if plain:
+                lines += ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in plain.items()), ""]
+            for name, value in rows.items():
+                if isinstance(value, Mapping):
+                    lines += [f"### {name}", "", *_table(value), ""]
         if self.notes:
             lines += ["## Notes", "", *(f"- {note}" for note in self.notes), ""]
         lines += [f"Licence of the weights: {self.licence}. SHA-256: `{self.sha256}`.", ""]
@@ -155,9 +159,17 @@ class ModelCard:
         raise WeightsError(f"card {self.name}: unknown network {self.network!r}; known: primal-dual, paper.")
 
 
+def _table(rows: Mapping[str, Any]) -> list[str]:
+    """Return a table of rows; each is a mapping of the same columns, or one value."""
+    columns = list(next((row for row in rows.values() if isinstance(row, Mapping)), {"": None}))
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        cells = [row.get(column, "") for column in columns] if isinstance(row, Mapping) else [row]
+        lines.append("| " + " | ".join([name, *map(_cell, cells)]) + " |")
+    return lines
+
+
 def _cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_cell(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_cell(v) for v in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -70,7 +70,7 @@ def package_run(configuration: Configuration, run: Path, target: Path | None = N
             "steps_in_all": int(last["step"]),
             "steps_of_these_weights": int(found["step"]),
             "batch": configuration.batch,
-            "cpu_hours": round(float(last["cpu_hours"]), 2),
+            "cpu_core_hours": round(float(last["cpu_hours"]), 2),
             "simulation": json.dumps(configuration.simulation),
         },
         metrics={
