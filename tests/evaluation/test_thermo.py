@@ -12,6 +12,7 @@ from sinotherm.errors import DataError, SettingsError, WeightsError
 from sinotherm.evaluation.heated_scans import Series, heated_scan, series
 from sinotherm.evaluation.thermal_methods import METHODS, Temperatures, method_named, temperatures
 from sinotherm.evaluation.thermo import command, figures, rows
+from sinotherm.reconstruction.cg_sense import cg_sense
 
 SMALL = {"matrix": 64, "coils": 3, "baseline_frames": 4, "frames": 4, "seeds": 1}
 
@@ -78,6 +79,27 @@ def test_comparators_follow_the_heating(name: str) -> None:
     row = figures(found, temperatures(found, method), 0.5)
     assert abs(row["tumour_bias_degC"]) < 0.5
     assert row["ms_per_frame"] > 0
+
+
+class _Linear:
+    """Stands in for the network: the least-squares image of what it is given."""
+
+    def __init__(self, weights: str) -> None:
+        assert weights == "pdunet-thermo"
+
+    def reconstruct(self, data, sampling, angles, maps):
+        return cg_sense(data, angles, sampling, maps).image, None
+
+
+def test_a_network_is_given_the_difference_to_the_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sinotherm.networks.inference.RadialReconstructor", _Linear)
+    method = method_named("pdunet")
+    options = {"heating": "rf", "peak_degc": 44.0, "spokes": 40, "matrix": 64, "coils": 3, "snr": 200.0}
+    found = series(heated_scan(None, seed=3, schedule=method.schedule, baseline_frames=4, heated_frames=4, **options))
+    row = figures(found, temperatures(found, method), 0.5)
+    plain = figures(found, temperatures(found, method_named("gridding")), 0.5)
+    assert abs(row["tumour_bias_degC"]) < 0.15
+    assert row["tumour_rmse_degC"] < plain["tumour_rmse_degC"]
 
 
 def test_what_is_missing_is_named() -> None:

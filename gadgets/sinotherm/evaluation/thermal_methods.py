@@ -23,9 +23,9 @@ __all__ = ["METHODS", "Method", "Temperatures", "method_named", "temperatures"]
 
 SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "gridding": {},
-    "cg-sense-tv": {"strength": 1e-3, "iterations": 8},
-    "tcr": {"space": 3e-4, "time": 3e-3, "iterations": 10},
-    "view-sharing": {"most": 5},
+    "cg-sense-tv": {"strength": 3e-3, "iterations": 8},
+    "tcr": {"space": 3e-3, "time": 3e-4, "iterations": 10},
+    "view-sharing": {"most": 11},
     "kspace-hybrid": {"sparsity": 1e-3, "iterations": 40},
     "pdunet": {"weights": "pdunet-thermo"},
 }
@@ -167,7 +167,8 @@ def _drift_turn(found: Series, coefficients: Any) -> ComplexArray:
     protocol = found.scan.protocol
     if not coefficients:
         return np.ones((protocol.matrix, protocol.matrix), dtype=np.complex64)
-    field = np.einsum("t,tyx->yx", np.array(coefficients), polynomial_terms((protocol.matrix, protocol.matrix), 1))
+    terms = polynomial_terms((protocol.matrix, protocol.matrix), protocol.drift_order_space)
+    field = np.einsum("t,tyx->yx", np.array(coefficients), terms)
     scale = radian_per_degc(
         larmor_hz=protocol.larmor_hz,
         echo_time_s=protocol.echo_time_s,
@@ -196,7 +197,7 @@ def method_named(name: str) -> Method:
         "tcr": lambda: _method(name, _tcr),
         "view-sharing": lambda: _method(name, _view_sharing, schedule="golden"),
         "kspace-hybrid": lambda: _method(name, _kspace_hybrid, schedule="golden", drift_free=True),
-        "pdunet": lambda: _method(name, _pdunet()),
+        "pdunet": lambda: _method(name, _pdunet(), schedule="golden"),
     }
     if name not in made:
         raise SettingsError(f"unknown method {name!r}; known methods: {', '.join(METHODS)}.")
