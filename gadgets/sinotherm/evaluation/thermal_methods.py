@@ -26,7 +26,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "cg-sense-tv": {"strength": 3e-3, "iterations": 8},
     "tcr": {"space": 3e-3, "time": 3e-4, "iterations": 10},
     "view-sharing": {"most": 11},
-    "kspace-hybrid": {"sparsity": 1e-3, "iterations": 40},
+    "kspace-hybrid": {"sparsity": 3e-5, "iterations": 30},
     "pdunet": {"weights": "pdunet-thermo"},
 }
 """Settings of each method; the comparators' were chosen on val people at S = 40."""
