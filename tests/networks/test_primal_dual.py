@@ -115,16 +115,54 @@ def test_unet_starts_as_no_correction_and_hands_on_its_memory():
 
 @pytest.mark.parametrize("coils", [1, 3])
 @pytest.mark.parametrize("factor", [2.5, 1e-4j, -3 + 4j])
-def test_scaled_and_rotated_input_gives_the_scaled_and_rotated_image(coils, factor):
+@pytest.mark.parametrize("start", [0, 3])
+def test_scaled_and_rotated_input_gives_the_scaled_and_rotated_image(coils, factor, start):
     angles = np.arange(9) * GOLDEN_ANGLE
     operator = RadialSinogram(SAMPLING, angles, n_pixels=N, maps=_maps(coils))
     measured = operator.forward(_random(2, N, N) + 1.0)
-    network = _network()
+    network = _network(dataclasses.replace(SMALL, start=start))
     with torch.no_grad():
         image, changed = network(measured, operator), network(factor * measured, operator)
     error = (changed - factor * image).abs().max() / (abs(factor) * image.abs().max())
     assert error < 1e-3
     assert (image - operator.inverse(measured)).abs().max() > 0.05 * image.abs().max()
+
+
+def test_conjugate_gradients_start_a_multi_coil_frame():
+    """After n iterations the image minimises the weighted residual over the n-dimensional Krylov space."""
+    angles = np.arange(9) * GOLDEN_ANGLE
+    operator = RadialSinogram(SAMPLING, angles, n_pixels=N, maps=_maps(3))
+    measured = operator.forward(_random(2, N, N))
+    network = PrimalDual(dataclasses.replace(SMALL, start=3))
+    image = network._started(measured, operator)
+    for sample in range(2):
+        own = measured[sample : sample + 1]
+        right = operator.update(own)
+        basis = [right]
+        for _ in range(2):
+            basis.append(operator.update(operator.forward(basis[-1])))
+        span = torch.stack([vector.flatten() for vector in basis], dim=1).to(torch.complex128)
+        span = torch.linalg.qr(span)[0]
+        applied = torch.stack(
+            [
+                operator.update(operator.forward(column.reshape(1, N, N).to(torch.complex64))).flatten()
+                for column in span.T
+            ],
+            dim=1,
+        ).to(torch.complex128)
+        normal = span.conj().T @ applied
+        best = span @ torch.linalg.solve(normal, span.conj().T @ right.flatten().to(torch.complex128))
+        error = (image[sample].flatten() - best).norm() / best.norm()
+        assert error < 2e-2
+    residual = (measured - operator.forward(image)).norm() / measured.norm()
+    assert residual < 0.5 * (measured - operator.forward(operator.inverse(measured))).norm() / measured.norm()
+
+
+def test_a_single_coil_starts_from_the_back_projection():
+    operator = RadialSinogram(SAMPLING, np.arange(9) * GOLDEN_ANGLE, n_pixels=N)
+    measured = operator.forward(_random(1, N, N))
+    network = PrimalDual(dataclasses.replace(SMALL, start=3))
+    torch.testing.assert_close(network._started(measured, operator), operator.inverse(measured))
 
 
 def test_the_order_of_the_spokes_does_not_matter():

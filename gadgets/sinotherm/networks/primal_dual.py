@@ -56,6 +56,9 @@ class Architecture:
         Width and depth of the dual block.
     memory
         Feature channels passed from one primal block to the next.
+    start
+        Conjugate-gradient iterations on the operator's normal equations before the first block, where
+        there is more than one coil; 0, and with one coil: the image starts as T⁺ of the measurement.
     reference
         Whether a reference image (pre-heating baseline) enters the primal blocks.
     wrap
@@ -71,6 +74,7 @@ class Architecture:
     dual_features: int = 24
     dual_layers: int = 3
     memory: int = 16
+    start: int = 0
     reference: bool = False
     wrap: AngleWrap = "mirror"
     context: int = 1
@@ -106,6 +110,27 @@ class PrimalDual(nn.Module):
         if self.reduced is None:
             return nullcontext()
         return torch.autocast(device.type, self.reduced)
+
+    @torch.no_grad()
+    def _started(self, measured: Tensor, operator: MeasurementOperator) -> Tensor:
+        """Return the first image: T⁺ of the measurement, or a few conjugate gradients on TᴴWT f = TᴴW g.
+
+        With several coils the missing spokes are mostly known after these; one coil gains nothing.
+        """
+        if self.architecture.start == 0 or measured.shape[1] == 1:
+            return operator.inverse(measured)
+        rest = operator.update(measured)
+        image = torch.zeros_like(rest)
+        direction, energy = rest, rest.abs().square().sum(dim=(1, 2), keepdim=True)
+        for _ in range(self.architecture.start):
+            applied = operator.update(operator.forward(direction))
+            curvature = (direction.conj() * applied).real.sum(dim=(1, 2), keepdim=True)
+            step = energy / curvature.clamp_min(torch.finfo(energy.dtype).tiny)
+            image, rest = image + step * direction, rest - step * applied
+            following = rest.abs().square().sum(dim=(1, 2), keepdim=True)
+            direction = rest + following / energy.clamp_min(torch.finfo(energy.dtype).tiny) * direction
+            energy = following
+        return image
 
     def _correct(self, index: int, images: list[Tensor], memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         block: Any = self.primal[index]
@@ -153,10 +178,12 @@ class PrimalDual(nn.Module):
             Pre-heating image, complex64 (batch, y, x), for a reference-guided network, which then
             reconstructs the change.
         initial
-            T⁺ of the measurement where it is at hand already (incremental back-projection).
+            The first image where it is at hand already.
         """
         if reference is None:
-            image = operator.inverse(measured) if initial is None else initial
+            image = initial
+            if image is None:
+                image = self._started(measured, operator)
             scale = intensity_scale(image)
             image = image / scale[:, None, None]
             measured = measured / scale[:, None, None, None]
