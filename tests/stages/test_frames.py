@@ -282,3 +282,19 @@ def test_the_tiny_scan(shared_data):
     assert [frame.n_spokes for frame in found] == [8, 8]
     assert [frame.number for frame in found] == [0, 1]
     assert found[0].footprint == pytest.approx((100.1, 100.1 + 0.0875, 100.1 + 0.175))
+
+
+def test_memory_is_bounded_before_it_is_taken(monkeypatch):
+    wide = dataclasses.replace(SCAN, recon=EncodingSpace(matrix=(4096, 4096, 1), fov_m=(0.3, 0.3, 0.01)))
+    data = np.broadcast_to(np.zeros(1, np.complex64), (100, 8))
+    with pytest.raises(
+        SpokeError, match="images of 100 coils with 4096 x 4096 pixels take 13421772800 bytes, the bound"
+    ):
+        run([spoke(data=data)], wide, spokes=2)
+    # 128 bytes a spoke: ten spokes may wait, whatever has left before.
+    monkeypatch.setattr("sinotherm.frames.assembly.MAX_BYTES", 1280)
+    many = [spoke(n) for n in range(40)]
+    assert len(frames(many, spokes=10)) == 4
+    assert len(frames(many, by="window", window=9, stride=1)) == 32
+    with pytest.raises(SpokeError, match=r"11 spokes of 128 bytes wait .* set frames.by and frames.spokes"):
+        run(many, spokes=40)

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 import ismrmrd
 
 from sinotherm.core.scan import Frame, MetaValue, ScanHeader, Spoke
-from sinotherm.errors import SettingsError
+from sinotherm.errors import SettingsError, SpokeError
 from sinotherm.frames.partitions import planes
 
 __all__ = ["FrameAssembler", "FrameRule", "PartialPolicy"]
@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 FrameRule: TypeAlias = Literal["auto", "count", "index", "flags", "window"]
 PartialPolicy: TypeAlias = Literal["drop", "emit"]
+
+MAX_BYTES: Final = 8 << 30
+"""Bound of the coil images of one slice, and of the spokes that wait for their frames."""
 
 _GEOMETRY_START: Final = ismrmrd.AcquisitionHeader.position.offset
 _GEOMETRY_BYTES: Final = ismrmrd.AcquisitionHeader.patient_table_position.offset - _GEOMETRY_START
@@ -105,6 +108,7 @@ class FrameAssembler:
         self._window, self._stride = window, stride or window
         self._partial = partial
         self._streams: dict[tuple[int, int], _Stream] = {}
+        self._n_waiting = 0
         self.n_frames = 0
         self.n_dropped_spokes = 0
         logger.info("frames by %s", self.described())
@@ -125,11 +129,23 @@ class FrameAssembler:
 
         Spokes of a stack of stars are held back and leave, transformed along the partitions, plane by
         plane before the plane's frame.
+
+        Raises
+        ------
+        SpokeError
+            The scan's images, or the spokes of frames that nothing ends, need more memory than there is a bound for.
         """
         key = (spoke.slice, spoke.echo)
         stream = self._streams.get(key)
         if stream is None:
+            self._check_image(spoke)
             stream = self._streams[key] = _Stream()
+        if self._n_waiting * spoke.data.nbytes > MAX_BYTES:
+            raise SpokeError(
+                f"{self._n_waiting} spokes of {spoke.data.nbytes} bytes wait for their frames, the bound is {MAX_BYTES}"
+                " bytes: nothing ends the frames; set frames.by and frames.spokes."
+            )
+        before = len(stream.spokes)
         geometry = _geometry(spoke.header)
         if stream.spokes:
             if geometry != stream.geometry:
@@ -145,6 +161,17 @@ class FrameAssembler:
             yield from self._slide(stream)
         elif (self._count and len(stream.spokes) >= self._count) or (self._flags and spoke.last):
             yield from self._close(stream)
+        self._n_waiting += len(stream.spokes) - before
+
+    def _check_image(self, spoke: Spoke) -> None:
+        columns, rows, _ = self._scan.recon.matrix
+        n_coils = len(spoke.data)
+        need = 8 * n_coils * rows * columns
+        if need > MAX_BYTES:
+            raise SpokeError(
+                f"images of {n_coils} coils with {rows} x {columns} pixels take {need} bytes, the bound is {MAX_BYTES}"
+                ": correct the header's matrix, or compress the coils (compression.method = svd)."
+            )
 
     def finish(self) -> Iterator[Spoke | Frame]:
         """Yield what the end of the scan leaves of frames, by the policy for partial ones."""
