@@ -19,7 +19,6 @@ import pytest
 
 from mrd_peers import (
     CLOSE,
-    Peer,
     config_name,
     converse,
     dial,
