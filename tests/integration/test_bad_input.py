@@ -495,7 +495,7 @@ def test_a_reconstruction_that_is_stopped_keeps_its_images(folder: Path, tmp_pat
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     try:
         end = time.monotonic() + 60
-        while not (out.exists() and out.stat().st_size > 100_000) and time.monotonic() < end:
+        while not (out.exists() and out.stat().st_size > 10_000) and time.monotonic() < end:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         said, errors = process.communicate(timeout=60)

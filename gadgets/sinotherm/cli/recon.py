@@ -35,6 +35,7 @@ def command(
 
     Ctrl-C, SIGTERM and a file that is damaged in the middle keep the images finished so far.
     """
+    from sinotherm.cli.interruption import interruptible
     from sinotherm.cli.progress import counted
     from sinotherm.errors import DataError, SettingsError
     from sinotherm.frames.header import scan_header
@@ -48,10 +49,10 @@ def command(
         header = scan_header(file.header_xml)
         if target.exists() and target.samefile(scan):
             raise SettingsError(f"-o {target}: that is the scan itself; give another file.")
-        with ImageWriter(target, file.header_xml) as writer:
+        with ImageWriter(target, file.header_xml) as writer, interruptible() as checked:
             try:
                 items = counted(file.items(), total=file.n_readouts + file.n_waveforms, what="readouts")
-                for item in chain.run(header, iter(items)):
+                for item in chain.run(header, checked(items)):
                     if isinstance(item, Image):
                         writer.append(item)
                     elif isinstance(item, Text):
