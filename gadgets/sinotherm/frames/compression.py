@@ -129,7 +129,8 @@ def streak_ratios(data: FrameData, angles: SpokeAngles, sampling: RadialSampling
 
     The mean difference between the coil's image and its streak-free low-resolution image, relative
     to the mean of the latter. The low resolution is what these spokes sample densely enough.
-    Xue et al. 2012, 10.1002/mrm.23078.
+    Xue et al. 2012, Magn. Reson. Med. 67:470; Holme and Frahm
+    2016, 10.21037/qims.2016.10.02 (on sinograms).
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ def streak_weights(ratios: Sequence[float] | CoilWeights, *, limit: float = 2.0)
     """Return the weight of each coil, float64 (coil,): 1, or less where its streak ratio stands out.
 
     A coil whose ratio is more than ``limit`` times the median gets limit·median/ratio.
-    Xue et al. 2012, 10.1002/mrm.23078 (who leave such coils out).
+    Xue et al. 2012, Magn. Reson. Med. 67:470 (who leave such coils out).
     """
     values = np.asarray(ratios, dtype=np.float64)
     bound = limit * float(np.median(values))

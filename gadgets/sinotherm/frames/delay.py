@@ -3,7 +3,7 @@
 Late gradients move every spoke as a whole: sample i of the spoke at angle θ was acquired at
 k = κ_i·n − Δ·D·n with n = (cos θ, sin θ), Δ the sample spacing and D the symmetric matrix
 ((x, xy), (xy, y)) of the delays in samples (dwell times of the readout), positive where the
-gradient lags. Peters et al. 2003, 10.1002/mrm.10547 (isotropic and per axis); Rosenzweig et al.
+gradient lags. Peters et al. 2003, Magn. Reson. Med. 50:1 (per axis); Rosenzweig et al.
 2019, 10.1002/mrm.27506 (ellipse).
 """
 

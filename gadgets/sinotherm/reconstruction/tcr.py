@@ -1,8 +1,8 @@
 """Temporally constrained reconstruction (TCR) of a whole series, offline.
 
-Adluru et al. 2007, 10.1002/mrm.21248; for temperature: Todd et al. 2009, 10.1002/mrm.22012. It uses the frames
-before and after, and it flattens what changes fast: the dose of a heating comes out too low (6 to 28 %
-in Todd et al.), so a dose from TCR images is a lower bound.
+Adluru et al. 2007, Magn. Reson. Med. 57:1027; for temperature: Todd et al. 2009, Magn. Reson. Med.
+62:406. It uses the frames before and after, and it flattens what changes fast: the dose of a heating
+comes out too low (6 to 28 % in Todd et al.), so a dose from TCR images is a lower bound.
 """
 
 import numpy as np
