@@ -89,12 +89,12 @@ def main(path: Path, picture: Path) -> None:
             if n_spokes == 64 and "Hann" not in name:
                 shown[f"{name}: {errors[0]:.3f}"] = images[0]
 
-    figure, axes = plt.subplots(1, 4, figsize=(12.5, 3.4))
+    figure, axes = plt.subplots(1, 4, figsize=(12.5, 3.5))
     for axis, (title, image) in zip(axes, {"body in the field of view": true, **shown}.items(), strict=True):
         axis.imshow(np.abs(image), cmap="gray", vmin=0, vmax=0.9)
         axis.set_title(title, fontsize=10)
         axis.axis("off")
-    figure.tight_layout(pad=0.4)
+    figure.tight_layout(pad=0.6)
     figure.savefig(picture, dpi=85, pil_kwargs={"quality": 88})
 
 
