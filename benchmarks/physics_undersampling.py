@@ -37,7 +37,8 @@ def main(path: Path, name: str, record: Path) -> None:
                 print_row(["---"] * len(row))
             rows.append(row)
             print_row([table_cell(value) for value in row.values()])
-    write_record(record, figures_record(f"python {' '.join(sys.argv)}", rows))
+    command = f"python benchmarks/physics_undersampling.py DATA/{path.name} {name}"
+    write_record(record, figures_record(command, rows))
 
 
 if __name__ == "__main__":
