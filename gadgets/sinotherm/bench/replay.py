@@ -4,7 +4,6 @@ The chain is the one that `sinotherm recon` runs; the file is read in blocks, an
 whole are back-projected or gridded in one batch.
 """
 
-import logging
 import resource
 import sys
 import tempfile
@@ -107,7 +106,6 @@ def rows(
         Stage that reconstructs.
     """
     found = []
-    logging.getLogger("sinotherm").setLevel(logging.WARNING)
     for number in spokes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "scan.h5"

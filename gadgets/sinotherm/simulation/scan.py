@@ -59,8 +59,7 @@ def interpolation_weights(nodes: FloatArray, points: FloatArray) -> Float64[np.n
     np.fill_diagonal(difference, 1.0)
     barycentric = 1.0 / difference.prod(axis=1)
     distance = points[:, None] - nodes[None, :]
-    hit = np.abs(distance) < 1e-14 * np.ptp(nodes)
-    hit |= distance == 0.0
+    hit = np.abs(distance) <= 1e-14 * (np.ptp(nodes) or 1.0)
     weights = barycentric / np.where(hit, 1.0, distance)
     weights /= weights.sum(axis=1, keepdims=True)
     return np.where(hit.any(axis=1, keepdims=True), hit.astype(np.float64), weights)
