@@ -186,7 +186,7 @@ def _gridding(plane: _Plane, frame: Frame, scan: ScanHeader, note: Mapping[str, 
     """Return the gridding image of the same spokes and maps: ramp filter, weights by the angular gaps."""
     data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
     side = _side(scan)
-    weights = radial_weights(angles, frame.sampling, weights="gaps", shifts=shifts).astype(np.float32)
+    weights = radial_weights(angles, frame.sampling, weights="gaps", centre="exact", shifts=shifts).astype(np.float32)
     if plane.plan is None or plane.plan.n_transforms != len(data):
         plane.plan = FinufftPlan((side, side), len(data))
     plane.plan.set_points(radial_points(angles, frame.sampling, shifts).reshape(-1, 2))
@@ -195,7 +195,7 @@ def _gridding(plane: _Plane, frame: Frame, scan: ScanHeader, note: Mapping[str, 
     if all(spoke.noise_known for spoke in frame.spokes):
         acquired = np.any(data[0], axis=0)
         level = np.full((side, side), math.sqrt(float(np.sum(weights[:, acquired] ** 2))), np.float32)
-    meta = {"filter": "ramp", "weights": "gaps", **note}
+    meta = {"filter": "ramp", "weights": "gaps", "centre_weight": "exact", **note}
     return _frame_image(plane, frame, scan, combine(images, plane.maps), "gridding", "ramp gaps", level, meta)
 
 
