@@ -9,12 +9,9 @@ from sinotherm.evaluation.metrics import score
 from sinotherm.evaluation.radial import methods, simulate_scan
 from sinotherm.networks.inference import RadialReconstructor, sped_up
 from sinotherm.networks.radial import RadialSinogram
-from sinotherm.networks.weights import SHIPPED, load_network
+from sinotherm.networks.weights import load_network
 
-pytestmark = [
-    pytest.mark.data,
-    pytest.mark.skipif(not (SHIPPED / "pdunet-radial.safetensors").is_file(), reason="no weights are shipped yet"),
-]
+pytestmark = pytest.mark.data
 
 
 @pytest.fixture(scope="module")
