@@ -7,6 +7,7 @@ import torch
 
 from operator_checks import adjoint_mismatch
 from sinotherm.errors import DataError
+from sinotherm.operators import fan_beam
 from sinotherm.operators.fan_beam import FanBeam, FanBeamGeometry
 
 
@@ -92,3 +93,29 @@ def test_sparse_views_leave_a_last_gap_of_eight_degrees():
 def test_source_inside_the_image_is_refused():
     with pytest.raises(DataError, match="outside the image"):
         FanBeam(FanBeamGeometry(source_distance=100.0), np.zeros(1))
+
+
+@pytest.mark.parametrize("kernel", ["_project", "_spread", "_gather", "_scatter"])
+def test_sparse_matrices_do_what_the_kernels_do(kernel):
+    """A GPU runs the matrices."""
+    fan = FanBeam(FanBeamGeometry(n_pixels=48, source_distance=60.0, n_detectors=95), np.arange(0, 6.2, 0.7))
+    inputs, outputs = fan.domain_shape, fan.range_shape
+    if kernel in ("_spread", "_gather"):
+        inputs, outputs = outputs, inputs
+    rays = fan._rays() if kernel in ("_project", "_spread") else (fan.geometry.source_distance, fan._spacing)
+    values = torch.randn((2, *inputs), generator=torch.Generator().manual_seed(0))
+    body = getattr(fan_beam, kernel)
+    expected = fan._run(body, values, outputs, *rays)
+    matrix = fan._matrix(body, values.device)
+    torch.testing.assert_close((matrix @ values.flatten(1).T).T.reshape(expected.shape), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_projects_as_the_cpu_does():
+    fan = FanBeam(FanBeamGeometry(n_pixels=48, source_distance=60.0, n_detectors=95), np.arange(0, 6.2, 0.7))
+    image = torch.rand((2, 48, 48), generator=torch.Generator().manual_seed(0))
+    sinogram = fan(image)
+    torch.testing.assert_close(fan(image.cuda()).cpu(), sinogram, rtol=1e-4, atol=1e-3)
+    back = fan.filtered_back_projection(sinogram.cuda(), limit=True).cpu()
+    torch.testing.assert_close(back, fan.filtered_back_projection(sinogram, limit=True), rtol=1e-4, atol=1e-4)

@@ -29,7 +29,7 @@ def test_equals_the_direct_sum_in_both_directions(rows: int, columns: int, n: in
     assert adjoint_mismatch(operator) < 1e-10
 
 
-@pytest.mark.parametrize(("backend", "bound"), [("finufft", 1e-3), ("torchkbnufft", 1e-3)])
+@pytest.mark.parametrize(("backend", "bound"), [("finufft", 1e-3), ("sparse", 1e-4), ("torchkbnufft", 1e-3)])
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_backends_agree_with_the_direct_sum(backend: str, bound: float, dtype: torch.dtype) -> None:
     angles = np.arange(7) * 1.1
@@ -43,7 +43,7 @@ def test_backends_agree_with_the_direct_sum(backend: str, bound: float, dtype: t
     assert adjoint_mismatch(operator, (2,), dtype) < (5e-5 if dtype == torch.complex64 else 1e-10)
 
 
-@pytest.mark.parametrize("backend", ["finufft", "torchkbnufft"])
+@pytest.mark.parametrize("backend", ["finufft", "sparse", "torchkbnufft"])
 def test_each_item_of_a_batch_may_have_its_own_points(backend: str) -> None:
     angles = np.random.default_rng(1).uniform(0, 3, (3, 4))
     together = Nufft.radial(angles, SAMPLING, (12, 12), backend=backend)
@@ -56,9 +56,35 @@ def test_each_item_of_a_batch_may_have_its_own_points(backend: str) -> None:
         together(x[:2])
 
 
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 50), st.integers(0, 5))
+@settings(deadline=None, max_examples=25)
+def test_sparse_matrices_are_accurate_and_adjoint_at_any_size(rows: int, columns: int, n: int, seed: int) -> None:
+    points = scattered(n, seed)
+    operator = Nufft(points, (rows, columns), backend="sparse")
+    x = random_complex((2, rows, columns))
+    scale = np.linalg.norm(x.numpy()) * np.sqrt(n)
+    assert np.linalg.norm(operator(x).numpy() - direct_transform(points, x.numpy())) < 1e-4 * scale
+    assert adjoint_mismatch(operator) < 1e-10
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("backend", ["auto", "torchkbnufft"])
+def test_cuda_agrees_with_the_direct_sum(backend: str) -> None:
+    points = scattered(500)
+    operator = Nufft(points, (31, 48), backend=backend)
+    x, y = random_complex((2, 31, 48), torch.complex64), random_complex((3, 500), torch.complex64)
+    assert relative_error(operator(x.cuda()).cpu().numpy(), direct_transform(points, x.numpy())) < 1e-3
+    assert relative_error(operator.adjoint(y.cuda()).cpu().numpy(), direct_sum(points, y.numpy(), (31, 48))) < 1e-3
+    values = x.cuda().requires_grad_()
+    (gradient,) = torch.autograd.grad(operator(values).abs().square().sum(), values)
+    torch.testing.assert_close(gradient, 2 * operator.adjoint(operator(values.detach())), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("backend", ["finufft", "sparse"])
 @pytest.mark.parametrize("adjoint", [False, True])
-def test_gradients_are_those_of_the_dense_matrix(adjoint: bool) -> None:
-    operator = Nufft(scattered(5), (3, 4), accuracy=1e-12)
+def test_gradients_are_those_of_the_dense_matrix(adjoint: bool, backend: str) -> None:
+    operator = Nufft(scattered(5), (3, 4), accuracy=1e-12, backend=backend)
     operator = operator.H if adjoint else operator
     x = random_complex((2, *operator.domain_shape)).requires_grad_()
     assert torch.autograd.gradcheck(operator, (x,), atol=1e-6)

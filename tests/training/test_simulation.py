@@ -120,3 +120,13 @@ def test_fan_beam_scans_are_line_integrals(images, paper):
     image = batch.target.real if paper else batch.target
     torch.testing.assert_close(batch.operator.forward(image), batch.measured)
     assert batch.measured.shape[-2:] == (4, 511)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("kind", [RadialSimulator, PaperRadialSimulator, CartesianSimulator, FanBeamSimulator])
+def test_scans_are_made_on_the_gpu(images, kind):
+    batch = kind(*images, batch=2, device="cuda").sample(torch.Generator("cuda").manual_seed(0))
+    assert batch.target.is_cuda
+    assert batch.measured.is_cuda
+    assert torch.isfinite(batch.operator.inverse(batch.measured).abs()).all()

@@ -22,6 +22,10 @@ def command(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps in all, instead of the configuration's.", min=1)] = None,
     decay: Annotated[int | None, typer.Option(help="Steps of the decay at the end.", min=0)] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="End after this time instead of after a number of steps.", min=0.0)
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Scans a step, instead of the configuration's.", min=1)] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; several GPUs: torchrun -m sinotherm.cli.train …")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     package: Annotated[
@@ -40,8 +44,8 @@ def command(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    changes = {name: value for name, value in (("steps", steps), ("decay", decay)) if value is not None}
-    chosen = Configuration.read(configuration, **changes)
+    changes = {"steps": steps, "decay": decay, "minutes": minutes, "batch": batch}
+    chosen = Configuration.read(configuration, **{name: value for name, value in changes.items() if value is not None})
     if package:
         path = package_run(chosen, runs / chosen.name)
         if chosen.geometry == "radial" and chosen.network == "primal-dual":

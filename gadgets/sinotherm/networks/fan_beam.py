@@ -15,12 +15,14 @@ class FanBeamSinogram:
     ----------
     projector
         Geometry and views.
+    device
+        Where it works.
     """
 
-    def __init__(self, projector: FanBeam) -> None:
+    def __init__(self, projector: FanBeam, device: torch.device | str = "cpu") -> None:
         self._projector = projector
         turn = 2 * torch.pi / len(projector.angles)
-        self._gaps = torch.as_tensor(projector.gaps / turn, dtype=torch.float32)[None, :, None]
+        self._gaps = torch.as_tensor(projector.gaps / turn, dtype=torch.float32, device=device)[None, :, None]
 
     def forward(self, image: Tensor) -> Tensor:
         """T: complex64 (batch, y, x) → (batch, 1, view, detector)."""

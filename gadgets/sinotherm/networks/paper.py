@@ -177,13 +177,17 @@ class MagnitudeSinogram:
         Samples on a spoke and spoke angles, rad, (spoke,).
     n_pixels
         Rows and columns of the image.
+    device
+        Where it works.
     """
 
-    def __init__(self, sampling: RadialSampling, angles: SpokeAngles, *, n_pixels: int) -> None:
-        self._radial = RadialSinogram(sampling, angles, n_pixels=n_pixels, equal=True)
-        order = self._radial.order_index.numpy()
+    def __init__(
+        self, sampling: RadialSampling, angles: SpokeAngles, *, n_pixels: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._radial = RadialSinogram(sampling, angles, n_pixels=n_pixels, equal=True, device=device)
+        order = self._radial.order_index.cpu().numpy()
         weights = radial_weights(angles, sampling, weights="equal", radial_filter="hann")[order]
-        self._radial.weights = torch.from_numpy(weights.astype(np.float32))
+        self._radial.weights = torch.from_numpy(weights.astype(np.float32)).to(device)
         length = math.ceil(n_pixels * math.sqrt(2.0))
         length += 1 - length % 2
         self._start = sampling.n_readout // 2 - length // 2

@@ -98,7 +98,8 @@ class PrimalDual(nn.Module):
         images = [1 + a.reference] + [2 + a.reference] * (a.iterations - 1)
         self.primal = nn.ModuleList(_primal_block(a, k, n) for k, n in enumerate(images))
         self.dual = nn.ModuleList(_dual_block(a) for _ in range(a.iterations - 1))
-        self.step = nn.Parameter(torch.ones(a.iterations - 1))
+        # A change is smooth and an update is not: a guided network takes it in through its blocks only.
+        self.step = nn.Parameter(torch.full((a.iterations - 1,), 0.0 if a.reference else 1.0))
         self.reduced: torch.dtype | None = None
 
     @property
@@ -180,28 +181,46 @@ class PrimalDual(nn.Module):
         initial
             The first image where it is at hand already.
         """
-        if reference is None:
-            image = initial
-            if image is None:
-                image = self._started(measured, operator)
-            scale = intensity_scale(image)
-            image = image / scale[:, None, None]
-            measured = measured / scale[:, None, None, None]
-            guides, start = [], image
-        else:
-            # Starts from the reference: what both scans have in common never enters the blocks.
-            scale = intensity_scale(reference)
-            image = reference / scale[:, None, None]
-            measured = measured / scale[:, None, None, None]
-            guides, start = [image], operator.inverse(measured - operator.forward(image))
-        correction, memory = self._correct(0, [start, *guides], None)
+        if reference is not None:
+            return self._changed(measured, operator, reference)
+        image = self._started(measured, operator) if initial is None else initial
+        scale = intensity_scale(image)
+        image = image / scale[:, None, None]
+        measured = measured / scale[:, None, None, None]
+        correction, memory = self._correct(0, [image], None)
         image = image + correction
         context = operator.context()
         for index in range(1, self.architecture.iterations):
             residual = measured - operator.forward(image)
             update = operator.update(self._refine(index - 1, residual, measured, context))
-            correction, memory = self._correct(index, [image, update, *guides], memory)
+            correction, memory = self._correct(index, [image, update], memory)
             image = image + self.step[index - 1] * update + correction
+        return image * scale[:, None, None]
+
+    def _changed(self, measured: Tensor, operator: MeasurementOperator, reference: Tensor) -> Tensor:
+        """Return reference + change: what both scans have in common never enters the blocks.
+
+        The blocks work in the frame of the reference's phase and their answer is multiplied by the
+        reference: a heated tissue turns, f = r·exp(iφ), so that what they have to find is as smooth as
+        the heat, whatever the anatomy. Beside the change c they see |r| and Im(c)·|r|/(|r|² + ε), the
+        phase that it means.
+        """
+        scale = intensity_scale(reference)
+        before = reference / scale[:, None, None]
+        measured = measured / scale[:, None, None, None]
+        modulus = before.abs()
+        turn = before / modulus.clamp_min(torch.finfo(modulus.dtype).tiny)
+        back, gain = turn.conj(), before + 0.05 * turn
+        change = operator.inverse(measured - operator.forward(before)) * back
+        guide = torch.complex(modulus, change.imag * modulus / (modulus.square() + 0.01))
+        correction, memory = self._correct(0, [change, guide], None)
+        image = before + gain * correction
+        context = operator.context()
+        for index in range(1, self.architecture.iterations):
+            residual = measured - operator.forward(image)
+            update = operator.update(self._refine(index - 1, residual, measured, context))
+            correction, memory = self._correct(index, [(image - before) * back, update * back, guide], memory)
+            image = image + self.step[index - 1] * update + gain * correction
         return image * scale[:, None, None]
 
 

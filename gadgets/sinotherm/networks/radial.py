@@ -12,7 +12,7 @@ from torch import Tensor
 from sinotherm.core.arrays import SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling, angular_gaps, angular_order
 from sinotherm.networks.blocks import mirror_detector
-from sinotherm.operators.density import radial_weights
+from sinotherm.operators.density import AngularWeights, radial_weights
 from sinotherm.operators.nufft import Nufft
 
 __all__ = ["FullSinogram", "RadialSinogram", "upsample"]
@@ -59,6 +59,8 @@ class RadialSinogram:
         Offset of each spoke in order of acquisition, cycles per pixel, (spoke, 2).
     equal
         Whether T⁺ weights all spokes alike (π/S) instead of by their angular gaps.
+    device
+        Where it works; that of the maps by default, or the CPU.
     """
 
     def __init__(
@@ -70,11 +72,12 @@ class RadialSinogram:
         maps: Tensor | None = None,
         shifts: SpokeShifts | None = None,
         equal: bool = False,
+        device: torch.device | str | None = None,
     ) -> None:
         self.maps = maps
         self.sampling, self.angles = sampling, angles
         self.n_spokes = len(angles)
-        device = torch.device("cpu") if maps is None else maps.device
+        device = maps.device if device is None and maps is not None else torch.device(device or "cpu")
         order, flipped = angular_order(angles)
         gaps = np.full(len(angles), math.pi / len(angles)) if equal else angular_gaps(angles)
         self.nufft = Nufft.radial(
@@ -86,7 +89,8 @@ class RadialSinogram:
         self.order_index = torch.from_numpy(np.ascontiguousarray(order)).to(device)
         self._flipped = torch.from_numpy(flipped[order]).to(device) if flipped.any() else None
         n = sampling.n_readout
-        weights = radial_weights(angles, sampling, weights="equal" if equal else "gaps", shifts=shifts)[order]
+        spread: AngularWeights = "equal" if equal else "gaps"
+        weights = radial_weights(angles, sampling, weights=spread, centre="exact", shifts=shifts)[order]
         kappa = np.abs(sampling.positions)
         self.weights = torch.from_numpy(weights.astype(np.float32)).to(device)
         # Where spokes are sparser than Nyquist, full density compensation makes T⁺T an amplification

@@ -35,7 +35,7 @@ class CartesianSense(LinearOperator):
     maps: Tensor
 
     def __init__(self, lines: np.ndarray | Tensor, maps: Tensor) -> None:
-        mask = torch.as_tensor(lines, dtype=torch.bool)
+        mask = torch.as_tensor(lines, dtype=torch.bool, device=maps.device)
         if mask.shape != maps.shape[-2:-1]:
             raise DataError(f"{tuple(mask.shape)} lines for images of {maps.shape[-2]} rows: give one flag a row.")
         super().__init__(tuple(maps.shape[-2:]), tuple(maps.shape[-3:]))

@@ -1,13 +1,15 @@
 """The contract of a linear operator: forward, exact adjoint, shapes, composition."""
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sinotherm.errors import DataError
 
-__all__ = ["Adjoint", "Composition", "LinearOperator"]
+__all__ = ["Adjoint", "Composition", "LinearOperator", "sparse_matrix"]
 
 
 class LinearOperator(nn.Module, ABC):
@@ -98,3 +100,21 @@ class Composition(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return Bᴴ(Aᴴ y)."""
         return self.inner.adjoint(self.outer.adjoint(y))
+
+
+def sparse_matrix(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return a sparse matrix in compressed rows, on the device of its parts.
+
+    Parameters
+    ----------
+    starts
+        Where each row begins among the entries, and their number, (row + 1,).
+    columns, values
+        Of the entries, row by row, (entry,).
+    shape
+        Rows and columns.
+    """
+    with warnings.catch_warnings():
+        # The format has been called a beta for years; checks of what is right by construction cost time.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)

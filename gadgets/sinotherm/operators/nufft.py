@@ -1,6 +1,6 @@
-"""Non-uniform Fourier transform: finufft on the CPU, torchkbnufft on CUDA.
+"""Non-uniform Fourier transform: finufft on the CPU, sparse Kaiser-Bessel matrices on CUDA.
 
-Both compute ``s_m = Σ_x f(x)·exp(−2πi k_m·x)`` and its adjoint ``f(x) = Σ_m s_m·exp(+2πi k_m·x)``
+All compute ``s_m = Σ_x f(x)·exp(−2πi k_m·x)`` and its adjoint ``f(x) = Σ_m s_m·exp(+2πi k_m·x)``
 (no scale factor), with k in cycles per pixel, its first component along the column x, its second along
 the row y, and pixel n//2 at x = 0. Barnett, Magland and af Klinteberg 2019, 10.1137/18M120885X; Fessler
 and Sutton 2003, 10.1109/TSP.2002.807005 (torchkbnufft).
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from sinotherm.core.arrays import ComplexArray, FloatArray, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import DataError, SettingsError
+from sinotherm.operators.kaiser_bessel import SparseNufft
 from sinotherm.operators.linear import LinearOperator
 
 __all__ = ["ACCURATE", "FAST", "FinufftPlan", "Nufft", "NufftBackend", "radial_points"]
 
-NufftBackend: TypeAlias = Literal["auto", "finufft", "torchkbnufft"]
+NufftBackend: TypeAlias = Literal["auto", "finufft", "sparse", "torchkbnufft"]
 
 FAST: Final = 5e-4
 """Accuracy for images, on a grid of 1.25 times the image: 4e-4 measured on white data (1e-3 would give 1.4e-3)."""
@@ -195,7 +196,7 @@ class Nufft(LinearOperator):
     batched
         The first axis of ``points`` is a batch axis: item b of the data has its own points.
     backend
-        ``auto``: finufft for tensors on the CPU, torchkbnufft elsewhere.
+        ``auto``: finufft for tensors on the CPU, `SparseNufft` elsewhere; torchkbnufft is a peer.
 
     Raises
     ------
@@ -221,6 +222,7 @@ class Nufft(LinearOperator):
         self.backend = backend
         sets = np.ascontiguousarray(array, dtype=np.float64).reshape(self.n_batch or 1, -1, 2)
         self._sets = tuple(sets)
+        self._sparse: dict[tuple[torch.device, torch.dtype], list[SparseNufft]] = {}
         self._torch: dict[tuple[torch.device, torch.dtype], tuple[nn.Module, nn.Module, Tensor]] = {}
 
     @classmethod
@@ -261,9 +263,20 @@ class Nufft(LinearOperator):
         flat = x.reshape(len(self._sets), -1, *((n_samples,) if adjoint else self.domain_shape))
         if self.backend == "finufft" or (self.backend == "auto" and x.device.type == "cpu"):
             result = _FinufftTransform.apply(flat, self._sets, self.domain_shape, self.accuracy, adjoint)
-        else:
+        elif self.backend == "torchkbnufft":
             result = self._torchkbnufft(flat, adjoint=adjoint)
+        else:
+            result = self._interpolated(flat, adjoint=adjoint)
         return result.reshape(*batch, *end)
+
+    def _interpolated(self, flat: Tensor, *, adjoint: bool) -> Tensor:
+        kind, (rows, columns) = (flat.device, flat.real.dtype), self.domain_shape
+        if kind not in self._sparse:
+            self._sparse[kind] = [
+                SparseNufft(torch.from_numpy(points).to(flat.device), (rows, columns), kind[1]) for points in self._sets
+            ]
+        pairs = zip(self._sparse[kind], flat, strict=True)
+        return torch.stack([(one.adjoint if adjoint else one.forward)(values) for one, values in pairs])
 
     def _torchkbnufft(self, flat: Tensor, *, adjoint: bool) -> Tensor:
         real = flat.real.dtype

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -75,6 +76,9 @@ class Configuration:
         Steps between validations and between checkpoints.
     seed
         Of weights and scans.
+    minutes
+        Instead of by steps, the run ends after this time, and the learning rate decays over the same
+        fraction of it: for comparisons at equal time. Such a run does not resume to the same numbers.
     architecture, simulation
         Settings of the network's architecture and of the geometry's simulator.
     """
@@ -96,6 +100,7 @@ class Configuration:
     validate: int = 500
     checkpoint: int = 100
     seed: int = 1
+    minutes: float = 0.0
     architecture: dict[str, Any] = field(default_factory=dict)
     simulation: dict[str, Any] = field(default_factory=dict)
 
@@ -123,14 +128,21 @@ class Configuration:
         except TypeError as error:
             raise SettingsError(f"{file}: {error}") from error
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step: linear start, constant, cosine decay."""
+    def rate(self, step: int, done: float | None = None) -> float:
+        """Learning rate of a step: linear start, constant, cosine decay.
+
+        Parameters
+        ----------
+        done
+            Part of the run that is over; by default that of the steps.
+        """
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        into = step - (self.steps - self.decay)
-        if into <= 0:
+        part = self.decay / self.steps
+        into = (step / self.steps if done is None else done) - (1.0 - part)
+        if into <= 0 or part == 0:
             return self.learning_rate
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, into / self.decay)))
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, into / part)))
 
 
 def load_images(
@@ -168,8 +180,9 @@ def _answer(model: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def validation_scores(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
-    """Return NRMSE of the complex image and SSIM of the modulus over the whole image and over the body."""
+    """Return NRMSE of the complex image, phase RMSE in the body (rad), and SSIM of the modulus, there and whole."""
     nrmse: list[float] = []
+    phase: list[float] = []
     whole: list[float] = []
     inside: list[float] = []
     for batch in batches:
@@ -178,11 +191,19 @@ def validation_scores(model: nn.Module, batches: Sequence[Batch]) -> dict[str, f
         error = (image - batch.target).abs().square().sum(dim=(1, 2)).sqrt()
         nrmse += (error / truth.square().sum(dim=(1, 2)).sqrt()).tolist()
         similarity = structural_similarity(image.abs(), truth)
-        body = functional.max_pool2d((truth > 0.05 * truth.amax(dim=(1, 2), keepdim=True)).float(), 11, 1, 5)
+        signal = truth > 0.05 * truth.amax(dim=(1, 2), keepdim=True)
+        turned = (image * batch.target.conj()).angle().square() * signal
+        phase += (turned.sum(dim=(1, 2)) / signal.sum(dim=(1, 2))).sqrt().tolist()
+        body = functional.max_pool2d(signal.float(), 11, 1, 5)
         body = body[:, 3:-3, 3:-3]
         whole += similarity.mean(dim=(1, 2)).tolist()
         inside += ((similarity * body).sum(dim=(1, 2)) / body.sum(dim=(1, 2))).tolist()
-    return {"nrmse": float(np.mean(nrmse)), "ssim": float(np.mean(inside)), "ssim_whole": float(np.mean(whole))}
+    return {
+        "nrmse": float(np.mean(nrmse)),
+        "phase_rmse_rad": float(np.mean(phase)),
+        "ssim": float(np.mean(inside)),
+        "ssim_whole": float(np.mean(whole)),
+    }
 
 
 def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,24 +294,31 @@ class Trainer:
         if c.reduced and isinstance(self.model, PrimalDual):
             self.model.reduced = torch.bfloat16
         self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay, betas=(0.9, 0.99)
+            self.model.parameters(),
+            lr=c.learning_rate,
+            weight_decay=c.weight_decay,
+            betas=(0.9, 0.99),
+            fused=self.device.type == "cuda",
         )
         self.step = 0
         self.cpu_hours = 0.0
         self.best = -math.inf
-        self.simulator = build_simulator(c, *self._images(images, "train"))
+        self.simulator = build_simulator(c, *self._images(images, "train"), device=device)
         held = self._images(images, "val")
         self.scenes = {
             name: [
-                build_simulator(c, *held, batch=4, **kind).sample(torch.Generator().manual_seed(77 + i))
-                for i in range(4)
+                build_simulator(c, *held, batch=4, device=device, **kind).sample(self._random(77 + i)) for i in range(4)
             ]
             for name, kind in validation_kinds(c).items()
         }
 
+    def _random(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed)
+
     def _images(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
         # Preparing takes longer than reading: runs beside each other share the prepared images.
-        cache = self.folder.parent / f"images_{split}_{'_'.join(sorted(self.configuration.data))}.npz"
+        sets = "_".join(f"{name}-{share:g}" for name, share in sorted(self.configuration.data.items()))
+        cache = self.folder.parent / f"images_{split}_{sets}.npz"
         if not cache.is_file():
             images, weights = load_images(folder, self.configuration.data, split)
             np.savez(cache, images=images, weights=weights)
@@ -345,28 +373,33 @@ class Trainer:
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def run(self, *, until: int | None = None, report: Callable[[int, float], None] | None = None) -> None:
-        """Train up to the configured number of steps, or to step ``until``."""
+        """Train up to the configured number of steps, or to step ``until``, or for the configured time."""
         c = self.configuration
-        end = min(c.steps, until or c.steps)
+        limit_s = 60.0 * c.minutes
+        end = until or (sys.maxsize if limit_s else c.steps)
         self.model.train()
-        started, losses = time.process_time(), []
-        for step in range(self.step, end):
-            random = torch.Generator().manual_seed((c.seed << 40) + step * 64 + self.rank)
-            loss = self._update(self.simulator.sample(random), c.rate(step))
-            losses.append(loss)
-            self.step = step + 1
-            if report is not None:
-                report(self.step, loss)
+        began, started, losses = time.monotonic(), time.process_time(), []
+        while self.step < end:
+            done = (time.monotonic() - began) / limit_s if limit_s else None
+            if done is not None and done >= 1.0:
+                end = self.step
+            else:
+                random = self._random((c.seed << 40) + self.step * 64 + self.rank)
+                losses.append(self._update(self.simulator.sample(random), c.rate(self.step, done)))
+                self.step += 1
+                if report is not None:
+                    report(self.step, float(losses[-1]))
             if self.rank == 0 and (self.step % c.checkpoint == 0 or self.step == end):
                 self.cpu_hours += (time.process_time() - started) / 3600
                 started = time.process_time()
-                self._log({"step": self.step, "cpu_hours": self.cpu_hours, "loss": float(np.mean(losses))})
+                loss = float(torch.stack(losses).mean()) if losses else math.nan
+                self._log({"step": self.step, "cpu_hours": self.cpu_hours, "loss": loss})
                 losses = []
                 if self.step % c.validate == 0 or self.step == end:
                     self.validate()
                 self.save()
 
-    def _update(self, batch: Batch, rate: float) -> float:
+    def _update(self, batch: Batch, rate: float) -> Tensor:
         c = self.configuration
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -377,9 +410,12 @@ class Trainer:
         loss.backward()
         if torch.distributed.is_initialized():
             self._share_gradients()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        if torch.isfinite(norm):
-            self.optimiser.step()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for parameter in self.model.parameters():
+            # A batch whose gradient overflows counts for nothing; asking whether it did would wait for the GPU.
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+        self.optimiser.step()
         keep = min(c.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
@@ -387,7 +423,7 @@ class Trainer:
                     self.average[name].lerp_(value, 1 - keep)
                 else:
                     self.average[name].copy_(value)
-        return float(loss.detach())
+        return loss.detach()
 
     def _share_gradients(self) -> None:
         for parameter in self.model.parameters():
@@ -408,9 +444,11 @@ class Trainer:
         row = {"step": self.step, "cpu_hours": self.cpu_hours}
         row |= {f"{scene}_{name}": value for scene, values in scores.items() for name, value in values.items()}
         self._log(row, "validation.csv")
-        mean = float(np.mean([values["ssim"] for values in scores.values()]))
-        if mean > self.best:
-            self.best = mean
+        # A guided network is there for its phase.
+        guided = isinstance(self.model, PrimalDual) and self.model.architecture.reference
+        score = [-values["phase_rmse_rad"] if guided else values["ssim"] for values in scores.values()]
+        if float(np.mean(score)) > self.best:
+            self.best = float(np.mean(score))
             save_file({k: v.contiguous() for k, v in self.average.items()}, self.folder / "best.safetensors")
             (self.folder / "run.json").write_text(json.dumps(row | {"configuration": asdict(self.configuration)}))
         log.info("step %d: %s", self.step, {k: {n: round(v, 4) for n, v in s.items()} for k, s in scores.items()})

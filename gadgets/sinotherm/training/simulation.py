@@ -1,11 +1,13 @@
-"""Simulated scans for training, made on the fly from magnitude images.
+"""Simulated scans for training, made on the fly from magnitude images, on the CPU or on the GPU that trains.
 
 Every step has its own random generator, seeded by (seed, step), so that a run that resumes sees the
-same scans as one that never stopped.
+same scans as one that never stopped. The generator's device is where the scans are made; what decides
+their shapes is drawn on the CPU from the same seed, so that nothing waits for the GPU.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +62,7 @@ class Batch:
 
 def smooth_field(random: torch.Generator, batch: int, size: int, order: int) -> Tensor:
     """Return smooth real fields (batch, size, size), zero mean and unit SD: cubic interpolation of noise."""
-    coarse = torch.randn((batch, 1, order, order), generator=random)
+    coarse = torch.randn((batch, 1, order, order), generator=random, device=random.device)
     field = functional.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)[:, 0]
     field = field - field.mean(dim=(1, 2), keepdim=True)
     return field / field.std(dim=(1, 2), keepdim=True)
@@ -72,28 +74,44 @@ def birdcage_maps(random: torch.Generator, batch: int, coils: int, size: int, *,
     Loops on a ring around the object; with ``mixed`` a random unitary combination of them, as after
     whitening and coil compression.
     """
+    device = random.device
     if coils == 1:
-        return torch.ones((batch, 1, size, size), dtype=torch.complex64)
-    axis = torch.linspace(-1.0, 1.0, size)
+        return torch.ones((batch, 1, size, size), dtype=torch.complex64, device=device)
+    axis = torch.linspace(-1.0, 1.0, size, device=device)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    around = 2 * math.pi * torch.arange(coils) / coils
-    jitter = (torch.rand((batch, coils), generator=random) - 0.5) * (2 * math.pi / coils)
-    angle = around + jitter + 2 * math.pi * torch.rand((batch, 1), generator=random)
-    radius = 0.9 + 0.5 * torch.rand((batch, coils), generator=random)
-    width = 0.35 + 0.4 * torch.rand((batch, coils), generator=random)
+    around = 2 * math.pi * torch.arange(coils, device=device) / coils
+    jitter, radius, width, offset = torch.rand((4, batch, coils), generator=random, device=device)
+    angle = around + (jitter - 0.5) * (2 * math.pi / coils)
+    angle = angle + 2 * math.pi * torch.rand((batch, 1), generator=random, device=device)
+    radius, width = 0.9 + 0.5 * radius, 0.35 + 0.4 * width
     dx = x - (radius * angle.cos())[..., None, None]
     dy = y - (radius * angle.sin())[..., None, None]
     modulus = (dx.square() + dy.square() + width.square()[..., None, None]).pow(-1.0)
     turn = 0.8 * torch.atan2(dy, dx + 1e-6) if coils > 8 else torch.zeros_like(modulus)
-    tilt = 1.5 * torch.randn((batch, coils, 2), generator=random)
-    offset = 2 * math.pi * torch.rand((batch, coils), generator=random)
-    phase = turn + tilt[..., 0, None, None] * x + tilt[..., 1, None, None] * y + offset[..., None, None]
-    maps = torch.polar(modulus, phase)
+    tilt = 1.5 * torch.randn((batch, coils, 2), generator=random, device=device)
+    phase = turn + tilt[..., 0, None, None] * x + tilt[..., 1, None, None] * y
+    maps = torch.polar(modulus, phase + 2 * math.pi * offset[..., None, None])
     if mixed:
-        gauss = torch.randn((batch, coils, coils, 2), generator=random)
-        unitary = torch.linalg.qr(torch.view_as_complex(gauss))[0]
-        maps = torch.einsum("bij,bjyx->biyx", unitary, maps)
+        gauss = _numbers(random, 1).standard_normal((2, batch, coils, coils))
+        unitary = np.linalg.qr(gauss[0] + 1j * gauss[1])[0].astype(np.complex64)
+        maps = torch.einsum("bij,bjyx->biyx", torch.from_numpy(unitary).to(device), maps)
     return maps / maps.abs().square().sum(dim=1, keepdim=True).sqrt()
+
+
+def _numbers(random: torch.Generator, part: int) -> np.random.Generator:
+    """Return a generator of plain numbers with the same seed, one for each part of a scan."""
+    return np.random.default_rng([random.initial_seed(), part])
+
+
+def _white(random: torch.Generator, shape: Sequence[int]) -> Tensor:
+    """Return complex white noise of SD 1 in each part."""
+    return torch.view_as_complex(torch.randn((*shape, 2), generator=random, device=random.device))
+
+
+def _body_median(magnitude: Tensor) -> Tensor:
+    """Return the median over the body of each image, (batch,)."""
+    body = magnitude > 0.05 * magnitude.amax(dim=(1, 2), keepdim=True)
+    return torch.where(body, magnitude, torch.nan).flatten(1).nanmedian(dim=1).values
 
 
 def noise_scale(sampling: RadialSampling, snr: float, signal: float) -> float:
@@ -116,11 +134,16 @@ class ObjectSource(ABC):
         Probability of each image.
     batch
         Objects a batch.
+    device
+        Where the images are kept; the generators must live there.
     """
 
-    def __init__(self, images: np.ndarray, weights: np.ndarray, *, batch: int) -> None:
-        self.images = images
-        self.weights = torch.from_numpy(np.asarray(weights, dtype=np.float64))
+    def __init__(self, images: np.ndarray, weights: np.ndarray, *, batch: int, device: str = "cpu") -> None:
+        scale = 2.0 / 65535.0 if images.dtype == np.uint16 else 1.0
+        self.images = torch.empty(images.shape, dtype=torch.float16, device=device)
+        for place, image in enumerate(images):
+            self.images[place] = torch.from_numpy(image * np.float32(scale))
+        self.weights = np.asarray(weights, dtype=np.float64) / np.sum(weights)
         self.batch = batch
 
     @abstractmethod
@@ -129,68 +152,82 @@ class ObjectSource(ABC):
 
     def objects(self, random: torch.Generator, size: int) -> Tensor:
         """Return magnitude objects, float32 (batch, size, size), flipped, turned, scaled and shaded at random."""
-        chosen = torch.multinomial(self.weights, self.batch, replacement=True, generator=random)
-        stack = np.stack([self.images[int(i)] for i in chosen])
-        images = torch.from_numpy(stack.astype(np.float32))
-        if self.images.dtype == np.uint16:
-            images = images * (2.0 / 65535.0)
-        result = []
-        for image in images:
-            draw = torch.rand(8, generator=random)
-            if draw[0] < 0.5:
-                image = image.flip(-1)
-            image = image.rot90(int(draw[1] * 4))
-            if draw[2] < 0.5 or size != image.shape[-1]:
-                image = self._move(random, image, size, whole=bool(draw[2] >= 0.5))
-            if draw[3] < 0.3:
-                image = image.clamp_min(0).pow(0.7 + 0.7 * float(draw[4]))
-            if draw[5] < 0.4:
-                image = image * torch.exp(0.3 * smooth_field(random, 1, size, 4)[0])
-            result.append(image / torch.quantile(image.flatten()[::4], 0.99).clamp_min(0.05))
-        return torch.stack(result)
+        numbers, device = _numbers(random, 2), random.device
+        chosen = numbers.choice(len(self.weights), self.batch, p=self.weights)
+        images = self.images[torch.from_numpy(chosen).to(device)].float()
+        places = np.stack([self._placement(numbers, size / images.shape[-1]) for _ in range(self.batch)])
+        theta = torch.from_numpy(places.astype(np.float32)).to(device)
+        grid = functional.affine_grid(theta, [self.batch, 1, size, size], align_corners=False)
+        images = functional.grid_sample(images[:, None], grid, mode="bicubic", align_corners=False)[:, 0]
+        draw = numbers.random((3, self.batch)).astype(np.float32)
+        contrast = torch.from_numpy(np.where(draw[0] < 0.3, 0.7 + 0.7 * draw[1], 1.0).astype(np.float32)).to(device)
+        shading = torch.from_numpy(np.where(draw[2] < 0.4, np.float32(0.3), np.float32(0.0))).to(device)
+        images = images.clamp_min(0).pow(contrast[:, None, None])
+        images = images * torch.exp(shading[:, None, None] * smooth_field(random, self.batch, size, 4))
+        bright = torch.quantile(images.flatten(1)[:, ::4], 0.99, dim=1)
+        return images / bright.clamp_min(0.05)[:, None, None]
 
     @staticmethod
-    def _move(random: torch.Generator, image: Tensor, size: int, *, whole: bool) -> Tensor:
-        """Turn, scale and shift; a smaller size is a cut-out unless ``whole``."""
-        draw = torch.rand(4, generator=random)
-        angle = 0.0 if whole else float(draw[0] - 0.5) * 1.0
-        zoom = 1.0 if whole else math.exp(float(draw[1] - 0.5) * 0.5)
-        shift = (draw[2:] - 0.5) * (0.0 if whole else 0.2)
-        part = 1.0 if whole else size / image.shape[-1] if draw[0] < 0.3 else 1.0
-        cos, sin = math.cos(angle) * zoom * part, math.sin(angle) * zoom * part
-        theta = torch.tensor([[cos, -sin, float(shift[0])], [sin, cos, float(shift[1])]])
-        grid = functional.affine_grid(theta[None], [1, 1, size, size], align_corners=False)
-        return functional.grid_sample(image[None, None], grid, mode="bicubic", align_corners=False)[0, 0].clamp_min(0)
+    def _placement(numbers: np.random.Generator, reduction: float) -> np.ndarray:
+        """Return a transform of coordinates, (2, 3): quarter turns and flips; half are turned, scaled and shifted.
+
+        A smaller image is the whole object, or, of a third of those that are moved, a cut-out.
+        """
+        draw = numbers.random(8)
+        quarter, flip = math.pi / 2 * int(draw[0] * 4), -1.0 if draw[1] < 0.5 else 1.0
+        moved = draw[2] < 0.5
+        angle = quarter + (draw[3] - 0.5 if moved else 0.0)
+        zoom = math.exp(0.5 * (draw[4] - 0.5)) if moved else 1.0
+        if moved and draw[5] < 0.3:
+            zoom *= reduction
+        shift = (draw[6:] - 0.5) * (0.2 if moved else 0.0)
+        cos, sin = round(math.cos(angle), 12) * zoom, round(math.sin(angle), 12) * zoom
+        return np.array([[flip * cos, -sin, shift[0]], [flip * sin, cos, shift[1]]])
 
     def phases(self, random: torch.Generator, magnitude: Tensor) -> Tensor:
         """Return object phases, rad, (batch, y, x): smooth background, hot spots, fat out of phase."""
         batch, size, _ = magnitude.shape
-        strength = 1.5 * torch.rand((batch, 1, 1), generator=random)
+        strength = 1.5 * torch.rand((batch, 1, 1), generator=random, device=random.device)
         phase = strength * smooth_field(random, batch, size, 4)
         phase = phase + self.heat(random, batch, size)
-        draw = torch.rand((batch, 3), generator=random)
+        draw = torch.rand((batch, 3), generator=random, device=random.device)
         fat = (draw[:, 0] < 0.15)[:, None, None] & (magnitude > (0.5 + 0.4 * draw[:, 1])[:, None, None])
         return phase + fat * (4 * draw[:, 2, None, None] - 2)
 
     @staticmethod
     def heat(random: torch.Generator, batch: int, size: int) -> Tensor:
-        """Return up to three Gaussian phase spots, rad, (batch, y, x), 5 to 40 pixels wide, up to ±2.5 rad."""
-        axis = torch.arange(size, dtype=torch.float32) / size - 0.5
-        total = torch.zeros((batch, size, size))
-        for _ in range(3):
-            draw = torch.rand((batch, 4), generator=random)
-            amplitude = 5.0 * (draw[:, 0] - 0.5) * (draw[:, 3] < 0.5)
-            width = (5 + 35 * torch.rand(batch, generator=random)) / 256
-            spot_y = torch.exp(-((axis[None] - 0.7 * (draw[:, 1, None] - 0.5)) ** 2) / (2 * width[:, None] ** 2))
-            spot_x = torch.exp(-((axis[None] - 0.7 * (draw[:, 2, None] - 0.5)) ** 2) / (2 * width[:, None] ** 2))
+        """Return up to three Gaussian phase spots, rad, (batch, y, x): SD 2 to 32 of 256 pixels, up to ±2 rad."""
+        axis = torch.arange(size, dtype=torch.float32, device=random.device) / size - 0.5
+        total = torch.zeros((batch, size, size), device=random.device)
+        for number in range(3):
+            draw = torch.rand((batch, 6), generator=random, device=random.device)
+            amplitude = 4.0 * (draw[:, 0] - 0.5) * (draw[:, 1] < (0.8, 0.4, 0.2)[number])
+            width = 2.0 ** (1.0 + 4.0 * draw[:, 2]) / 256
+            # Ellipses of up to 1.5 to 1.
+            ratio = 1.5 ** (draw[:, 3] - 0.5)
+            spot_y = torch.exp(-((axis[None] - 0.7 * (draw[:, 4, None] - 0.5)) / (width * ratio)[:, None]).square() / 2)
+            spot_x = torch.exp(-((axis[None] - 0.7 * (draw[:, 5, None] - 0.5)) / (width / ratio)[:, None]).square() / 2)
             total = total + amplitude[:, None, None] * spot_y[:, :, None] * spot_x[:, None, :]
         return total
 
     @classmethod
-    def change(cls, random: torch.Generator, batch: int, size: int) -> Tensor:
-        """Return the phase between baseline and frame, rad, (batch, y, x): heating, and drift of order 0 to 2."""
-        drift = 0.3 * torch.randn((batch, 1, 1), generator=random) * smooth_field(random, batch, size, 3)
-        return cls.heat(random, batch, size) + drift + 0.3 * torch.randn((batch, 1, 1), generator=random)
+    def change(cls, random: torch.Generator, magnitude: Tensor) -> Tensor:
+        """Return the phase between baseline and frame, rad, (batch, y, x): heating, and drift of order 0 to 2.
+
+        Fat does not heat: in half of the objects what is bright, in a fifth what lies within 8 % of the edge.
+        """
+        batch, size, _ = magnitude.shape
+        device = random.device
+        heat = cls.heat(random, batch, size) * (1.0 + 0.1 * smooth_field(random, batch, size, 8))
+        draw = torch.rand((batch, 3, 1, 1), generator=random, device=device)
+        bright = (draw[:, 0] < 0.5) & (magnitude > 0.5 + 0.4 * draw[:, 1])
+        body = (magnitude > 0.05 * magnitude.amax(dim=(1, 2), keepdim=True)).float()
+        reach = 2 * round(0.04 * size) + 1
+        deep = 1.0 - functional.max_pool2d(1.0 - body[:, None], reach, 1, reach // 2)[:, 0]
+        shell = (draw[:, 2] < 0.2) & (deep < 0.5)
+        heat = torch.where(bright | shell, torch.zeros_like(heat), heat)
+        size_of_drift = 0.15 * torch.randn((2, batch, 1, 1), generator=random, device=device)
+        return heat + size_of_drift[0] * smooth_field(random, batch, size, 3) + size_of_drift[1]
 
 
 class RadialSimulator(ObjectSource):
@@ -208,7 +245,7 @@ class RadialSimulator(ObjectSource):
     coils, coil_weights, sizes, size_weights
         Numbers of coils and sizes, and how often each is drawn.
     spokes, snr
-        Lowest and highest; spokes are drawn evenly in their logarithm.
+        Lowest and highest; spokes are drawn from sixteen numbers, even in their logarithm.
     """
 
     def __init__(
@@ -225,45 +262,49 @@ class RadialSimulator(ObjectSource):
         snr: tuple[float, float] = (15.0, 60.0),
         sizes: tuple[int, ...] = (256, 192),
         size_weights: tuple[float, ...] = (0.8, 0.2),
+        device: str = "cpu",
     ) -> None:
-        super().__init__(images, weights, batch=batch)
+        super().__init__(images, weights, batch=batch, device=device)
         self.paper = paper
         self.heating = heating
-        self.coils, self.coil_weights = coils, torch.tensor(coil_weights)
-        self.spokes, self.snr = spokes, snr
-        self.sizes, self.size_weights = sizes, torch.tensor(size_weights)
+        self.coils, self.coil_weights = coils, np.array(coil_weights) / sum(coil_weights)
+        # Sixteen numbers in all: a GPU's libraries look for the fastest kernel once for each.
+        self.counts = np.unique(np.round(np.geomspace(*spokes, 16)).astype(int))
+        self.snr = snr
+        self.sizes, self.size_weights = sizes, np.array(size_weights) / sum(size_weights)
 
-    def angles(self, random: torch.Generator, n_spokes: int, *, uniform: bool) -> np.ndarray:
+    @staticmethod
+    def angles(numbers: np.random.Generator, n_spokes: int, *, uniform: bool) -> np.ndarray:
         """Return spoke angles within a half turn, rad: equidistant or golden, at a random start."""
-        draw = torch.rand(2, generator=random)
+        draw = numbers.random(2)
         if uniform:
-            first = float(draw[0]) if draw[1] < 0.5 else 0.0
+            first = draw[0] if draw[1] < 0.5 else 0.0
             return (np.arange(n_spokes) + first) * (math.pi / n_spokes)
         first = int(draw[0] * 4000)
         return np.mod((first + np.arange(n_spokes)) * GOLDEN_ANGLE, math.pi)
 
     def sample(self, random: torch.Generator) -> Batch:
         """Return one batch."""
-        draw = torch.rand(8, generator=random)
+        numbers, device = _numbers(random, 0), random.device
+        draw = numbers.random(6)
         paper = bool(draw[0] < self.paper)
-        size = 256 if paper else self.sizes[int(torch.multinomial(self.size_weights, 1, generator=random))]
-        coils = 1 if paper else self.coils[int(torch.multinomial(self.coil_weights, 1, generator=random))]
-        low, high = (math.log(n) for n in self.spokes)
-        n_spokes = 32 if paper and draw[1] < 0.7 else round(math.exp(low + float(draw[2]) * (high - low)))
-        angles = self.angles(random, n_spokes, uniform=bool(draw[3] < (0.8 if paper else 0.5)))
+        size = 256 if paper else int(numbers.choice(self.sizes, p=self.size_weights))
+        coils = 1 if paper else int(numbers.choice(self.coils, p=self.coil_weights))
+        n_spokes = 32 if paper and draw[1] < 0.7 else int(numbers.choice(self.counts))
+        angles = self.angles(numbers, n_spokes, uniform=bool(draw[3] < (0.8 if paper else 0.5)))
         sampling = RadialSampling(n_readout=2 * size, spacing=0.5 / size, centre=float(size))
         magnitude = self.objects(random, size)
         maps = birdcage_maps(random, self.batch, coils, size, mixed=bool(draw[4] < 0.5))
         target = magnitude + 0j if paper else torch.polar(magnitude, self.phases(random, magnitude))
         truth = RadialSinogram(sampling, angles, n_pixels=size, maps=maps)
         measured = truth.forward(target)
-        snr = self.snr[0] + torch.rand(self.batch, generator=random) * (self.snr[1] - self.snr[0])
+        snr = self.snr[0] + torch.rand(self.batch, generator=random, device=device) * (self.snr[1] - self.snr[0])
+        # SD of the noise of a voxel of 402 spokes.
+        level = _body_median(magnitude) / snr
         if not paper:
-            body = [float(image[image > 0.05 * image.max()].median()) for image in magnitude]
-            sd = [noise_scale(sampling, float(s), b) for s, b in zip(snr, body, strict=True)]
             # White noise of n samples is white noise of the sinogram with an n-th of the variance.
-            noise = torch.view_as_complex(torch.randn((*measured.shape, 2), generator=random))
-            measured = measured + noise * (torch.tensor(sd) / math.sqrt(sampling.n_readout))[:, None, None, None]
+            sd = level * (noise_scale(sampling, 1.0, 1.0) / math.sqrt(sampling.n_readout))
+            measured = measured + sd[:, None, None, None] * _white(random, measured.shape)
         known = maps
         if coils > 1 and draw[5] < 0.3:
             real = smooth_field(random, self.batch * coils, size, 5)
@@ -273,11 +314,7 @@ class RadialSimulator(ObjectSource):
             known = known / known.abs().square().sum(dim=1, keepdim=True).sqrt()
         reference = None
         if self.heating:
-            reference = target * torch.polar(torch.ones_like(magnitude), -self.change(random, self.batch, size))
-            # A baseline is the mean of several full frames: it has noise of its own, but little.
-            level = 0.3 * magnitude.mean(dim=(1, 2)) / snr
-            noise = torch.view_as_complex(torch.randn((*target.shape, 2), generator=random))
-            reference = reference + level[:, None, None] * noise
+            target, reference = self._guided(random, target, level, n_spokes)
         return Batch(
             target=target,
             measured=measured,
@@ -285,18 +322,42 @@ class RadialSimulator(ObjectSource):
             reference=reference,
         )
 
+    def _guided(self, random: torch.Generator, image: Tensor, level: Tensor, n_spokes: int) -> tuple[Tensor, Tensor]:
+        """Return what a guided network shall make of the measurement of an image, and its reference.
+
+        The reference is the mean of several frames before the heating and has their noise. A temperature
+        is the change since then: the same noise belongs to the target, turned as the tissue is.
+        """
+        numbers, device = _numbers(random, 3), random.device
+        turn = torch.polar(torch.ones_like(image.abs()), self.change(random, image.abs()))
+        frames = torch.from_numpy(numbers.uniform(5.0, 30.0, self.batch).astype(np.float32)).to(device)
+        noise = (level * torch.sqrt(402.0 / (frames * n_spokes)))[:, None, None] * _white(random, image.shape)
+        before = image * turn.conj()
+        if numbers.random() < 0.15:
+            before = _shifted(before, numbers.uniform(-1.5, 1.5, 2))
+        return image + noise * turn, before + noise
+
+
+def _shifted(images: Tensor, pixels: np.ndarray) -> Tensor:
+    """Return images moved by a fraction of a pixel (row, column) through their Fourier transform."""
+    rows, columns = (torch.fft.fftfreq(n, device=images.device) for n in images.shape[-2:])
+    phase = -2 * math.pi * (float(pixels[0]) * rows[:, None] + float(pixels[1]) * columns[None])
+    return torch.fft.ifft2(torch.fft.fft2(images) * torch.polar(torch.ones_like(phase), phase))
+
 
 class PaperRadialSimulator(RadialSimulator):
     """The papers' setting for the papers' networks: real object, magnitude projections, 32 uniform spokes."""
 
-    def __init__(self, images: np.ndarray, weights: np.ndarray, *, batch: int, spokes: int = 32) -> None:
-        super().__init__(images, weights, batch=batch, paper=1.0, spokes=(spokes, spokes))
+    def __init__(
+        self, images: np.ndarray, weights: np.ndarray, *, batch: int, spokes: int = 32, device: str = "cpu"
+    ) -> None:
+        super().__init__(images, weights, batch=batch, paper=1.0, spokes=(spokes, spokes), device=device)
 
     def sample(self, random: torch.Generator) -> Batch:
         """Return one batch; the measurement is real (batch, spoke, detector)."""
         scan = super().sample(random)
         operator: RadialSinogram = scan.operator
-        magnitude = MagnitudeSinogram(operator.sampling, operator.angles, n_pixels=256)
+        magnitude = MagnitudeSinogram(operator.sampling, operator.angles, n_pixels=256, device=random.device)
         measured = magnitude.measured(operator.restore(scan.measured))
         return Batch(target=scan.target, measured=measured, operator=magnitude)
 
@@ -323,28 +384,24 @@ class CartesianSimulator(ObjectSource):
         acceleration: tuple[float, float] = (4.0, 12.0),
         snr: tuple[float, float] = (15.0, 60.0),
         coils: tuple[int, ...] = (1, 4, 8),
+        device: str = "cpu",
     ) -> None:
-        super().__init__(images, weights, batch=batch)
+        super().__init__(images, weights, batch=batch, device=device)
         self.acceleration, self.snr, self.coils = acceleration, snr, coils
 
     def sample(self, random: torch.Generator) -> Batch:
         """Return one batch."""
-        size = 256
-        draw = torch.rand(3, generator=random)
-        coils = self.coils[int(draw[0] * len(self.coils))]
-        low, high = self.acceleration
-        lines = variable_density_lines(
-            size, low + float(draw[1]) * (high - low), np.random.default_rng(int(draw[2] * 2**24))
-        )
+        size, numbers = 256, _numbers(random, 0)
+        coils = int(numbers.choice(self.coils))
+        lines = variable_density_lines(size, numbers.uniform(*self.acceleration), numbers)
         magnitude = self.objects(random, size)
         target = torch.polar(magnitude, self.phases(random, magnitude))
         operator = CartesianLines(lines, birdcage_maps(random, self.batch, coils, size, mixed=True))
         measured = operator.forward(target)
-        snr = self.snr[0] + torch.rand(self.batch, generator=random) * (self.snr[1] - self.snr[0])
-        signal = torch.stack([image[image > 0.05 * image.max()].median() for image in magnitude])
-        noise = torch.view_as_complex(torch.randn((*measured.shape, 2), generator=random))
-        level = (signal / snr)[:, None, None, None]
-        measured = measured + level * noise * operator.context()[None].to(level.dtype)
+        draw = torch.rand(self.batch, generator=random, device=random.device)
+        snr = self.snr[0] + draw * (self.snr[1] - self.snr[0])
+        level = (_body_median(magnitude) / snr)[:, None, None, None]
+        measured = measured + level * _white(random, measured.shape) * operator.context()[None]
         return Batch(target=target, measured=measured, operator=operator)
 
 
@@ -369,14 +426,15 @@ class FanBeamSimulator(ObjectSource):
         batch: int,
         sparsity: tuple[int, ...] = (16,),
         paper: bool = False,
+        device: str = "cpu",
     ) -> None:
-        super().__init__(images, weights, batch=batch)
+        super().__init__(images, weights, batch=batch, device=device)
         self.sparsity, self.paper = sparsity, paper
         self._projectors: dict[int, FanBeam] = {}
 
     def sample(self, random: torch.Generator) -> Batch:
         """Return one batch."""
-        sparsity = self.sparsity[int(torch.randint(len(self.sparsity), (1,), generator=random))]
+        sparsity = int(_numbers(random, 0).choice(self.sparsity))
         if sparsity not in self._projectors:
             views = FanBeamGeometry.sparse_views(360, sparsity)
             self._projectors[sparsity] = FanBeam(FanBeamGeometry(), views)
@@ -386,5 +444,5 @@ class FanBeamSimulator(ObjectSource):
         target = torch.complex(objects, torch.zeros_like(objects))
         if self.paper:
             return Batch(target=target, measured=sinogram, operator=RealFanBeamSinogram(projector))
-        operator = FanBeamSinogram(projector)
+        operator = FanBeamSinogram(projector, random.device)
         return Batch(target=target, measured=operator.forward(target), operator=operator)
