@@ -142,7 +142,7 @@ def figures(found: "Series", measured: "Temperatures", noise_floor_degc: float) 
 
 
 def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the figures over series: their mean, of RMSE the root mean square, of extremes the largest, of counts the sum."""
+    """Return the figures over series: mean; RMSE: root mean square; extremes: largest; counts: sum."""
     import numpy as np
 
     merged: dict[str, Any] = {}

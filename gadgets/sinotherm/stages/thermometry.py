@@ -31,8 +31,10 @@ _Stream: TypeAlias = tuple[int, str]
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Follow each `FrameImage` by a `TemperatureMap` and `FrameStatistics`, once all echoes of its frame are there.
 
-    Frames before the baseline is complete have maps without readings (bit ``NO_BASELINE``). An alarm
-    that was not up in the frame before also goes to the console, as a text that begins with ``WRN``.
+    Frames before the baseline is complete have maps without readings (bit ``NO_BASELINE``). An image that
+    stands in for one that the network's guard held back (meta ``in_place_of``) is followed by that
+    reconstruction's map without readings (bit ``GUARD``). An alarm that was not up in the frame before
+    also goes to the console, as a text that begins with ``WRN``.
     """
     if settings.phase_sign is None:
         logger.warning(
@@ -69,7 +71,7 @@ class _Session:
         self._waiting: dict[_Stream, list[FrameImage]] = {}
         self._echoes: dict[_Stream, int] = {}
         self._up: dict[_Stream, set[str]] = {}
-        self._newest: dict[int, tuple[int, int]] = {}
+        self._first: dict[int, int] = {}
         self._notes: dict[str, MetaValue] = _qualification(settings.qualified) if settings.qualified else {}
         self._stored = load_baseline(Path(settings.baseline_file)) if settings.baseline_rule == "stored" else {}
         self._log: AuditLog | None = None
@@ -103,19 +105,31 @@ class _Session:
 
     def flush_before(self, image: FrameImage) -> Iterator[Item]:
         """Measure a frame of which the next one shows that no more echoes come (the header announced more)."""
-        stream = _stream(image)
-        waiting = self._waiting.get(stream)
-        if waiting and waiting[0].number != image.number:
-            self._echoes[stream] = len(waiting)
-            yield from self._measure(stream)
+        for stream in self._streams(image):
+            waiting = self._waiting.get(stream)
+            if waiting and waiting[0].number != image.number:
+                self._echoes[stream] = len(waiting)
+                yield from self._measure(stream)
 
     def add(self, image: FrameImage) -> Iterator[Item]:
         """Take an image, and measure its frame if it is complete."""
-        settings, stream = self._book.settings, _stream(image)
-        expected = self._echoes.get(stream, len(settings.echo_times_s or self._scan.echo_times_s))
-        self._waiting.setdefault(stream, []).append(image)
-        if len(self._waiting[stream]) >= expected:
-            yield from self._measure(stream)
+        settings = self._book.settings
+        for stream in self._streams(image):
+            expected = self._echoes.get(stream, len(settings.echo_times_s or self._scan.echo_times_s))
+            self._waiting.setdefault(stream, []).append(image)
+            if len(self._waiting[stream]) >= expected:
+                yield from self._measure(stream)
+
+    def _streams(self, image: FrameImage) -> list[_Stream]:
+        """Return the streams that an image belongs to: its own, and that of the image in whose place it stands.
+
+        Gridding stands in as part of a series of its own; what stands in only now and then has no baseline
+        to be measured against.
+        """
+        own, replaced = _stream(image), image.meta.get("in_place_of")
+        if replaced is None:
+            return [own]
+        return [*([own] if own[1] == "gridding" else []), (image.slice, str(replaced))]
 
     def flush(self) -> Iterator[Item]:
         """Measure what still waits at the end."""
@@ -123,15 +137,14 @@ class _Session:
             yield from self._measure(stream)
 
     def _ordinal(self, image: FrameImage) -> int:
-        """Return which frame of its slice this is, from 0, whichever reconstructions show it."""
-        newest, ordinal = self._newest.get(image.slice, (image.number - 1, -1))
-        if image.number != newest:
-            ordinal += 1
-            self._newest[image.slice] = (image.number, ordinal)
-        return ordinal
+        """Return which frame of its slice this is, from 0, whichever reconstruction shows it, and whenever."""
+        return image.number - self._first.setdefault(image.slice, image.number)
 
     def _measure(self, stream: _Stream) -> Iterator[Item]:
         images = self._waiting.pop(stream)
+        # One echo held back leaves no frame.
+        held = [image for image in images if image.meta.get("in_place_of") == stream[1]]
+        withheld = str(held[0].meta.get("guard", "")) if held else ""
         if stream not in self._monitors:
             if images[0].meta.get("centre_weight") == "area":
                 logger.warning(
@@ -144,7 +157,12 @@ class _Session:
         generation = monitor.generation
         events = self._book.take_events()
         notes = self._notes | ({"events": events} if events else {})
-        found, statistics = monitor.frame(images, notes=notes, ordinal=self._ordinal(images[0]))
+        if withheld:
+            notes |= {"method": stream[1]}
+        elif "in_place_of" in images[0].meta:
+            # Its image takes the network's place; its map stays in the series of its own.
+            notes |= {"beside": images[0].meta["in_place_of"]}
+        found, statistics = monitor.frame(images, notes=notes, ordinal=self._ordinal(images[0]), withheld=withheld)
         if self._log is not None:
             self._log.frame(found, statistics)
         if monitor.generation != generation:
