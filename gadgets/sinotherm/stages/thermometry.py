@@ -55,7 +55,9 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
 
 
 def _stream(image: FrameImage) -> _Stream:
-    return image.slice, str(image.meta.get("method", image.fingerprint.get("method", "")))
+    """Return the stream of an image; what stands in for another image belongs to that one's."""
+    method = image.meta.get("method", image.fingerprint.get("method", ""))
+    return image.slice, str(image.meta.get("in_place_of", method))
 
 
 class _Session:
@@ -105,31 +107,19 @@ class _Session:
 
     def flush_before(self, image: FrameImage) -> Iterator[Item]:
         """Measure a frame of which the next one shows that no more echoes come (the header announced more)."""
-        for stream in self._streams(image):
-            waiting = self._waiting.get(stream)
-            if waiting and waiting[0].number != image.number:
-                self._echoes[stream] = len(waiting)
-                yield from self._measure(stream)
+        stream = _stream(image)
+        waiting = self._waiting.get(stream)
+        if waiting and waiting[0].number != image.number:
+            self._echoes[stream] = len(waiting)
+            yield from self._measure(stream)
 
     def add(self, image: FrameImage) -> Iterator[Item]:
         """Take an image, and measure its frame if it is complete."""
-        settings = self._book.settings
-        for stream in self._streams(image):
-            expected = self._echoes.get(stream, len(settings.echo_times_s or self._scan.echo_times_s))
-            self._waiting.setdefault(stream, []).append(image)
-            if len(self._waiting[stream]) >= expected:
-                yield from self._measure(stream)
-
-    def _streams(self, image: FrameImage) -> list[_Stream]:
-        """Return the streams that an image belongs to: its own, and that of the image in whose place it stands.
-
-        Gridding stands in as part of a series of its own; what stands in only now and then has no baseline
-        to be measured against.
-        """
-        own, replaced = _stream(image), image.meta.get("in_place_of")
-        if replaced is None:
-            return [own]
-        return [*([own] if own[1] == "gridding" else []), (image.slice, str(replaced))]
+        settings, stream = self._book.settings, _stream(image)
+        expected = self._echoes.get(stream, len(settings.echo_times_s or self._scan.echo_times_s))
+        self._waiting.setdefault(stream, []).append(image)
+        if len(self._waiting[stream]) >= expected:
+            yield from self._measure(stream)
 
     def flush(self) -> Iterator[Item]:
         """Measure what still waits at the end."""
@@ -143,8 +133,7 @@ class _Session:
     def _measure(self, stream: _Stream) -> Iterator[Item]:
         images = self._waiting.pop(stream)
         # One echo held back leaves no frame.
-        held = [image for image in images if image.meta.get("in_place_of") == stream[1]]
-        withheld = str(held[0].meta.get("guard", "")) if held else ""
+        withheld = next((str(image.meta["guard"]) for image in images if "in_place_of" in image.meta), "")
         if stream not in self._monitors:
             if images[0].meta.get("centre_weight") == "area":
                 logger.warning(
@@ -159,9 +148,6 @@ class _Session:
         notes = self._notes | ({"events": events} if events else {})
         if withheld:
             notes |= {"method": stream[1]}
-        elif "in_place_of" in images[0].meta:
-            # Its image takes the network's place; its map stays in the series of its own.
-            notes |= {"beside": images[0].meta["in_place_of"]}
         found, statistics = monitor.frame(images, notes=notes, ordinal=self._ordinal(images[0]), withheld=withheld)
         if self._log is not None:
             self._log.frame(found, statistics)

@@ -4,6 +4,7 @@ A reference that is subtracted as it is leaves the whole drift as residual: 0.2 
 signal. So the drift is estimated first, and taken into the reference before it is projected.
 """
 
+import hashlib
 from typing import Final
 
 import numpy as np
@@ -45,6 +46,8 @@ class Guide:
     ----------
     reference
         As given.
+    name
+        Short name of the reference by content, for meta and fingerprints.
     drift_rad
         Coefficients of the last frame's drift, of 1, x, y (, x², x·y, y²), coordinates from −1 to 1; rad.
     """
@@ -53,6 +56,7 @@ class Guide:
         self, reference: ComplexArray, maps: PlaneImages, *, pixel_m: tuple[float, float], order: int = 1
     ) -> None:
         self.reference: ComplexArray = np.ascontiguousarray(reference, dtype=np.complex64)
+        self.name = hashlib.sha256(self.reference.tobytes()).hexdigest()[:12]
         self.drift_rad: tuple[float, ...] = ()
         self._maps = maps
         self._field: FloatArray = np.zeros(reference.shape, dtype=np.float32)
