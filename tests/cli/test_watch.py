@@ -38,6 +38,9 @@ def scan(publisher: Publisher, frames: int) -> None:
         alarms = ("too hot", "drift") if number == 1 else ()
         header = {"number": number, "slice": 0, "latency_ms": latency_ms, "regions": regions, "alarms": alarms}
         publisher.publish("statistics", header)
+        if number == 0:
+            beside = {"method": "gridding", "beside": "pdunet"}
+            publisher.publish("statistics_beside", header | {"regions": regions[1:], "meta": beside})
         time.sleep(0.05)
 
 
@@ -55,6 +58,7 @@ def test_frames_are_shown_with_latency_temperature_dose_and_alarms(feed: tuple[s
     assert "43.22" in shown
     assert "1.50" in shown
     assert "1.3" in shown
+    assert "0 gridding" in shown
     assert "too hot;" in shown
     assert "drift" in shown
 

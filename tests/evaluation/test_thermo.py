@@ -1,17 +1,22 @@
 import json
+import math
 from importlib.resources import files
 
 import h5py
 import jsonschema
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from sinotherm.errors import DataError, SettingsError, WeightsError
 from sinotherm.evaluation.heated_scans import Series, heated_scan, series
-from sinotherm.evaluation.thermal_methods import METHODS, Temperatures, method_named, temperatures
+from sinotherm.evaluation.thermal_methods import METHODS, SETTINGS, Temperatures, method_named, temperatures
 from sinotherm.evaluation.thermo import command, figures, rows
+from sinotherm.networks.primal_dual import Architecture, PrimalDual
+from sinotherm.networks.weights import ModelCard, save_network
+from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
 
 SMALL = {"matrix": 64, "coils": 3, "baseline_frames": 4, "frames": 4, "seeds": 1}
@@ -60,6 +65,23 @@ def test_known_errors_are_scored_as_such(found: Series) -> None:
     assert half["dice43"] == 0.0
 
 
+def test_a_spot_that_is_shrunk_is_seen_in_the_slope_and_in_the_heated_coverage() -> None:
+    scan = heated_scan(
+        None, heating="focal", peak_degc=39.0, spokes=60, seed=0, matrix=64, coils=3, baseline_frames=4,
+        heated_frames=12, snr=100.0,
+    )  # fmt: skip
+    found = series(scan)
+    truth = found.truth_degc[found.n_baseline :]
+    assert truth[:, found.tumour].max() == pytest.approx(2.0, abs=0.6)
+    noise = 0.05 * np.random.default_rng(1).standard_normal(truth.shape)
+    for share in (1.0, 0.7):
+        measured = _perfect(found, change=share * truth + 0.02 + noise, sigma=np.full_like(truth, 0.055))
+        row = figures(found, measured, 0.5)
+        assert row["recovery_slope"] == pytest.approx(share, abs=0.03)
+        assert row["coverage95_unheated"] == pytest.approx(0.95, abs=0.03)
+        assert (row["coverage95_heated"] > 0.9) == (share == 1.0)
+
+
 def test_gridding_of_a_dense_series_is_unbiased(found: Series) -> None:
     measured = temperatures(found, method_named("gridding"))
     row = figures(found, measured, 0.5)
@@ -82,24 +104,42 @@ def test_comparators_follow_the_heating(name: str) -> None:
 
 
 class _Linear:
-    """Stands in for the network: the least-squares image of what it is given."""
+    """Stands in for the network: the reference, and the least-squares image of what the frame has beyond it."""
 
     def __init__(self, weights: str) -> None:
         assert weights == "pdunet-thermo"
 
-    def reconstruct(self, data, sampling, angles, maps):
-        return cg_sense(data, angles, sampling, maps).image, None
+    def reconstruct(self, data, sampling, angles, maps, *, reference):
+        plan = FinufftPlan(reference.shape, len(maps))
+        plan.set_points(np.ascontiguousarray(radial_points(angles, sampling).reshape(-1, 2)))
+        beyond = data - plan.forward(maps * reference).reshape(data.shape)
+        return reference + cg_sense(beyond, angles, sampling, maps).image, None
 
 
-def test_a_network_is_given_the_difference_to_the_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_is_given_the_baseline_as_it_drifted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sinotherm.networks.inference.RadialReconstructor", _Linear)
     method = method_named("pdunet")
     options = {"heating": "rf", "peak_degc": 44.0, "spokes": 40, "matrix": 64, "coils": 3, "snr": 200.0}
-    found = series(heated_scan(None, seed=3, schedule=method.schedule, baseline_frames=4, heated_frames=4, **options))
+    found = series(heated_scan(None, seed=3, schedule=method.schedule, baseline_frames=8, heated_frames=4, **options))
     row = figures(found, temperatures(found, method), 0.5)
     plain = figures(found, temperatures(found, method_named("gridding")), 0.5)
     assert abs(row["tumour_bias_degC"]) < 0.15
     assert row["tumour_rmse_degC"] < plain["tumour_rmse_degC"]
+    assert row["coverage95_unheated"] == pytest.approx(0.95, abs=0.05)
+
+
+def test_an_untrained_guided_network_runs_through(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = PrimalDual(Architecture(iterations=2, primal_features=(4, 8), dual_features=4, memory=2, reference=True))
+    card = ModelCard(
+        name="tiny", network="primal-dual", geometry="radial", sha256="", architecture=network.architecture.as_dict()
+    )
+    save_network(network, tmp_path / "tiny.safetensors", card)
+    monkeypatch.setitem(SETTINGS, "pdunet", {"weights": str(tmp_path / "tiny.safetensors")})
+    (row,) = rows(None, scenes=("focal",), peaks_degc=(39.0,), spokes=(50,), names=("pdunet",), **SMALL)
+    assert row["method"] == "pdunet"
+    assert math.isfinite(row["tumour_rmse_degC"])
+    assert row["coverage95_unheated"] is not None
 
 
 def test_what_is_missing_is_named() -> None:
@@ -164,18 +204,46 @@ def test_command_writes_table_figure_and_record(tmp_path) -> None:
     assert hot["n_frames"] == 8
     assert (tmp_path / "thermo.csv").is_file()
     assert (tmp_path / "thermo.png").stat().st_size > 1000
+    again = [*arguments[:3], "46", *arguments[4:], "--append"]
+    again[again.index("gridding")] = "view-sharing"
+    assert CliRunner().invoke(app, again).exit_code == 0
+    assert CliRunner().invoke(app, again).exit_code == 0
+    merged = json.loads((tmp_path / "thermo.json").read_text())["results"]
+    assert [row["method"] for row in merged] == ["gridding", "gridding", "view-sharing"]
     wrong = CliRunner().invoke(app, ["--peaks", "hot"])
     assert isinstance(wrong.exception, SettingsError)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [(None, "name one"), ("[]", "no record"), ('{"results": [{"spokes": 3}]}', "other figures")]
+)
+def test_what_cannot_be_added_to(tmp_path, text, reason) -> None:
+    app = typer.Typer()
+    app.command()(command)
+    arguments = [
+        "--scenes", "rf", "--peaks", "37", "--spokes", "40", "--methods", "gridding", "--seeds", "1", "--matrix", "48",
+        "--coils", "2", "--frames", "3", "--baseline-frames", "3", "--append",
+    ]  # fmt: skip
+    if text is not None:
+        (tmp_path / "old.json").write_text(text)
+        arguments += ["--json", str(tmp_path / "old.json")]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, SettingsError)
+    assert reason in str(result.exception)
 
 
 def test_images_and_complex_baselines_as_objects(tmp_path) -> None:
     with h5py.File(tmp_path / "magnitude.h5", "w") as store:
         store["person1/slices"] = (100 * _disc(80))[None]
+        store["person2/slices"] = (100 * _disc(80))[None]
     with h5py.File(tmp_path / "complex.h5", "w") as store:
         store["person2"] = (_disc(80) * np.exp(0.3j)).astype(np.complex64)[:, :70]
     (tmp_path / "curve.csv").write_text("time_s,temperature_degC\n0,37\n4,37\n8,41\n")
     options = {"scenes": ("rf",), "peaks_degc": (44.0,), "spokes": (40,), "names": ("gridding",), **SMALL}
     (magnitude,) = rows(tmp_path / "magnitude.h5", **options)
     assert magnitude["split"] == "all"
+    assert magnitude["n_frames"] == 2 * 4
+    (one,) = rows(tmp_path / "magnitude.h5", people=1, **options)
+    assert one["n_frames"] == 4
     (complex_,) = rows(tmp_path / "complex.h5", temperature=tmp_path / "curve.csv", **options)
     assert complex_["dataset"] == "complex"

@@ -92,6 +92,31 @@ class TestShippedPipelines:
         assert pipeline.chains[0].stages[5][0] == "cg_sense"
 
 
+class TestNetworkWithThermometry:
+    def settings(self, target="radial_thermometry", **values):
+        chain = compose(target, {"reconstruction": {"method": "pdunet"}} | values)
+        return next(settings for name, _, settings in chain.stages if name == "pdunet")
+
+    def test_it_is_the_guided_one_and_its_reference_is_the_baseline(self):
+        found = self.settings(thermometry={"baseline_frames": "12", "baseline_skip": "2"})
+        assert (found.network, found.reference_frames, found.reference_skip) == ("pdunet-thermo", 12, 2)
+        assert self.settings().reference_frames == 5
+        assert self.settings("reconstruct").network == "pdunet-radial"
+
+    def test_what_is_set_stays(self):
+        found = self.settings(pdunet={"network": "pdunet-radial", "reference_frames": "3"})
+        assert (found.network, found.reference_frames) == ("pdunet-radial", 3)
+
+    def test_gridding_always_goes_beside_its_maps(self):
+        with pytest.raises(SettingsError, match="never go without gridding's"):
+            self.settings(pdunet={"beside": "false"})
+        assert not self.settings("reconstruct", pdunet={"beside": "false"}).beside
+
+    def test_the_shipped_pipeline_takes_it(self):
+        pipeline = load_pipeline("radial_thermometry").with_values({"reconstruction": {"method": "pdunet"}})
+        assert [name for name, _, _ in pipeline.chains[0].stages][5:7] == ["pdunet", "thermometry"]
+
+
 @pytest.mark.usefixtures("stages")
 class TestPipelines:
     def test_several_nodes_run_in_sequence(self, caplog):

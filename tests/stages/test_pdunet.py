@@ -28,11 +28,12 @@ def frame(number=0, n_spokes=32, change=lambda data: data, **values):
     return Frame(spokes=spokes, number=number, meta={"spokes": n_spokes}, footprint=(0.0, 1.0, 2.0), **values)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A network that corrects nothing: it does two steps of data consistency."""
+def untrained(folder, *, reference=False):
+    """Save a network that corrects nothing: it does two steps of data consistency."""
     torch.manual_seed(0)
-    network = PrimalDual(Architecture(iterations=3, primal_features=(4, 8), dual_features=4, memory=2))
+    network = PrimalDual(
+        Architecture(iterations=3, primal_features=(4, 8), dual_features=4, memory=2, reference=reference)
+    )
     card = ModelCard(
         name="tiny",
         network="primal-dual",
@@ -42,9 +43,19 @@ def weights(tmp_path_factory):
         valid=ValidRange(spokes=(16, 64), coils=(1, 8), pixels=(32, 64), snr=(3.0, 1e9)),
         guard=GuardLimits(spokes=(16, 64), held_out=(0.6, 0.6), spoke=(0.6, 0.6)),
     )
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    path = folder / "tiny.safetensors"
     save_network(network, path, card)
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("guided"), reference=True)
 
 
 def run(weights, items, scan=None, **values):
@@ -112,6 +123,9 @@ def test_a_corrupted_spoke_trips_the_guard(weights):
     assert "guard" not in by_number[1]
     assert "spoke residual" in by_number[2]["guard"]
     assert by_number[2]["method"] == "gridding"
+    assert by_number[2]["in_place_of"] == "pdunet"
+    # What goes beside goes on, whatever the guard says.
+    assert [image.number for image in out if image.meta.get("beside") == "pdunet"] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +165,87 @@ def test_rectangular_images_are_cut_out_of_the_square(weights):
 def test_a_short_scan_still_gives_its_images(weights):
     out = run(weights, [frame(0, n_spokes=20)], maps_spokes=1000)
     assert [image.meta["method"] for image in out] == ["gridding", "pdunet"]
+
+
+def test_a_guided_network_waits_for_its_reference(guided):
+    out = run(guided, [frame(n) for n in range(5)], reference_frames=3)
+    shown = [(image.number, image.meta["method"]) for image in out]
+    # Gridding goes at once (after the coil maps), the network's images of the first frames when all three are there.
+    assert shown[:3] == [(0, "gridding"), (1, "gridding"), (2, "gridding")]
+    assert shown[3:6] == [(0, "pdunet"), (1, "pdunet"), (2, "pdunet")]
+    assert shown[6:] == [(n, method) for n in (3, 4) for method in ("gridding", "pdunet")]
+    network = [image for image in out if image.meta["method"] == "pdunet"]
+    assert len({image.meta["reference"] for image in network}) == 1
+    assert network[0].fingerprint["reference"] == network[0].meta["reference"]
+    assert all(max(map(abs, image.meta["reference_drift_rad"])) < 0.03 for image in network)
+    assert "guard" not in network[-1].meta
+    errors = [modulus_error(image.data[0, 0]) for image in (out[-2], out[-1])]
+    assert errors[1] < errors[0]
+
+
+def test_the_reference_follows_the_drift(guided):
+    def drifted(data):
+        return data * np.exp(0.4j)
+
+    items = [frame(0), frame(1), frame(2, change=drifted)]
+    last = run(guided, items, reference_frames=2)[-1]
+    assert last.meta["reference_drift_rad"] == pytest.approx((0.4, 0.0, 0.0), abs=0.03)
+    still = run(guided, items, reference_frames=2, drift_order=-1)[-1]
+    assert still.meta["reference_drift_rad"] == ()
+    # Both show the drift: the reference decides only how much of it the network has to find.
+    first = run(guided, items, reference_frames=2)[3]
+    turn = np.angle(np.vdot(first.data, last.data))
+    assert turn == pytest.approx(0.4, abs=0.03)
+
+
+def test_frames_of_the_reference_that_are_missing_are_not_made_up_for(guided):
+    items = [frame(n) for n in (0, 1, 4, 5)]
+    out = run(guided, items, reference_frames=3)
+    shown = [(image.number, image.meta["method"]) for image in out]
+    assert shown.index((0, "pdunet")) > shown.index((4, "gridding"))
+    without = run(guided, [frame(n) for n in (0, 1)], reference_frames=2)
+    assert out[-1].meta["reference"] == without[-1].meta["reference"]
+
+
+def test_frames_may_be_left_out_of_the_reference(guided):
+    out = run(guided, [frame(n) for n in range(4)], reference_frames=2, reference_skip=1)
+    network = [image for image in out if image.meta["method"] == "pdunet"]
+    assert [image.number for image in network] == [0, 1, 2, 3]
+    assert (
+        network[0].meta["reference"]
+        != run(guided, [frame(n) for n in range(4)], reference_frames=2)[-1].meta["reference"]
+    )
+
+
+def test_a_scan_that_ends_before_the_reference_still_gives_its_images(guided, caplog):
+    out = run(guided, [frame(n) for n in range(2)], reference_frames=4)
+    assert [image.meta["method"] for image in out] == ["gridding", "gridding", "pdunet", "pdunet"]
+    assert "reference from 2 frames only" in caplog.text
+    skipped = run(guided, [frame(n) for n in range(2)], reference_frames=4, reference_skip=3)
+    assert len(skipped) == 4
+
+
+def test_echoes_have_references_of_their_own(guided):
+    items = [frame(n, echo=echo, change=lambda d, echo=echo: d * 1j**echo) for n in range(3) for echo in (0, 1)]
+    out = run(guided, items, reference_frames=2)
+    network = [image for image in out if image.meta["method"] == "pdunet"]
+    assert [(image.number, image.echo) for image in network] == [(n, echo) for n in range(3) for echo in (0, 1)]
+    assert network[0].meta["reference"] != network[1].meta["reference"]
+    assert network[4].meta["reference"] == network[0].meta["reference"]
+
+
+def test_the_guard_watches_a_guided_network(guided):
+    def corrupt(data):
+        data[:, 5] *= np.exp(2.5j)
+        return data
+
+    out = run(guided, [frame(0), frame(1), frame(2, change=corrupt), frame(3)], reference_frames=2)
+    assert [image.meta.get("in_place_of") for image in out if "beside" not in image.meta] == [
+        None,
+        None,
+        "pdunet",
+        None,
+    ]
 
 
 def test_missing_weights_and_device_are_named():

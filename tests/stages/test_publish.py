@@ -67,6 +67,18 @@ def test_images_maps_and_statistics_are_published_and_passed_on(settings: Settin
     assert found["statistics"].header["latency_ms"] >= 250
 
 
+def test_what_goes_beside_a_network_has_topics_of_its_own(settings: Settings) -> None:
+    items = [
+        dataclasses.replace(item, meta={"method": method} | beside)
+        for method, beside in (("gridding", {"beside": "pdunet"}), ("pdunet", {}))
+        for item in (IMAGE, TEMPERATURE, STATISTICS)
+    ]
+    found = published(items, settings, 10)
+    assert len(found) == 10
+    for topic, message in found.items():
+        assert message.header["meta"]["method"] == ("gridding" if topic.endswith("_beside") else "pdunet")
+
+
 def test_maps_that_do_not_exist_are_not_published(settings: Settings) -> None:
     found = published([TEMPERATURE], settings, 3)
     assert sorted(found) == ["temperature_change", "temperature_sigma", "validity"]

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, ScanHeader, TemperatureMap
+from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, NoReading, ScanHeader, TemperatureMap
 from sinotherm.errors import BaselineError, PeerError, SettingsError
 from sinotherm.stages.thermometry import Settings, stage
 from sinotherm.wire.feed import CommandClient
@@ -130,6 +130,54 @@ def test_a_reconstruction_that_comes_late_never_makes_its_baseline_of_heated_fra
     late = [one for one in maps if one.meta["method"] == "cg_sense"]
     assert not any(np.isfinite(one.change_degc).any() for one in late)
     assert all("set_baseline" in one.meta["alarms"][0] for one in late)
+
+
+def test_a_frame_that_the_guard_held_back_is_missing_from_the_network_alone() -> None:
+    """Gridding stands in for the network: its own series goes on, the network's has the bit and the alarm."""
+    images = []
+    for number in range(5):
+        gridding, network = (_seen_by(_image(number), method) for method in ("gridding", "pdunet"))
+        note = {"guard": "spoke residual", "in_place_of": "pdunet"}
+        images.append(replace(gridding, meta=gridding.meta | {"beside": "pdunet"}))
+        images.append(replace(gridding, meta=gridding.meta | note) if number in (1, 3) else network)
+    found = list(stage(iter(images), SCAN, _settings(baseline_frames="3")))
+    maps = [item for item in found if isinstance(item, TemperatureMap)]
+    assert [(one.number, one.meta["method"]) for one in maps] == [
+        (number, method) for number in range(5) for method in ("gridding", "pdunet")
+    ]
+    gridding, network = maps[::2], maps[1::2]
+    assert all(one.meta["beside"] == "pdunet" for one in gridding)
+    assert not any("beside" in one.meta for one in network)
+    assert [np.isfinite(one.change_degc).any() for one in gridding] == [False] * 3 + [True] * 2
+    assert [np.isfinite(one.change_degc).any() for one in network] == [False] * 4 + [True]
+    assert [bool((one.validity == NoReading.GUARD).all()) for one in network] == [False, True, False, True, False]
+    assert network[4].meta["baseline_frames"] == (0, 2)
+    alarms = [item.alarms for item in found if isinstance(item, FrameStatistics)]
+    assert [len(raised) for raised in alarms] == [0, 0, 0, 1, 0, 0, 0, 1, 0, 0]
+
+
+def test_images_that_were_held_back_for_the_network_still_make_its_baseline() -> None:
+    order = [(n, "gridding") for n in range(3)] + [(n, "pdunet") for n in range(3)] + [(3, "gridding"), (3, "pdunet")]
+    items = [_seen_by(_image(number), method) for number, method in order]
+    maps = [item for item in stage(iter(items), SCAN, _settings()) if isinstance(item, TemperatureMap)]
+    assert maps[-1].meta["baseline_frames"] == (0, 1)
+    assert np.isfinite(maps[-1].change_degc).any()
+
+
+def test_one_echo_held_back_leaves_no_frame() -> None:
+    scan = replace(SCAN, echo_times_s=(0.008, 0.019))
+    items = []
+    for number in range(4):
+        for echo in (0, 1):
+            image = _image(number, echo=echo)
+            note = {"guard": "spoke", "in_place_of": "pdunet"} if (number, echo) == (2, 1) else {}
+            method = "gridding" if note else "pdunet"
+            items.append(replace(_seen_by(image, method), meta={"method": method} | note))
+    maps = [item for item in stage(iter(items), scan, _settings()) if isinstance(item, TemperatureMap)]
+    network = [one for one in maps if one.meta["method"] == "pdunet"]
+    assert [one.number for one in network] == [0, 1, 2, 3]
+    assert (network[2].validity == NoReading.GUARD).all()
+    assert np.isfinite(network[3].change_degc).any()
 
 
 def test_the_stored_baseline_of_another_reconstruction_is_refused(tmp_path) -> None:

@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,3 +62,16 @@ def test_a_restart_appends_and_a_failure_is_named(tmp_path) -> None:
     assert _lines(tmp_path)[-1]["reason"] == "ValueError: broken"
     assert len((tmp_path / "regions.csv").read_text().splitlines()) == 3
     assert not (tmp_path / "maps").exists()
+
+
+def test_maps_and_rows_of_two_reconstructions_are_told_apart(tmp_path) -> None:
+    with AuditLog(tmp_path, keep_maps=True) as log:
+        for method, beside in (("gridding", {"beside": "pdunet"}), ("pdunet", {})):
+            found, statistics = _frame(4)
+            meta = {"method": method} | beside
+            log.frame(replace(found, meta=meta), replace(statistics, meta=meta))
+    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert names == ["frame_000004_slice0.npz", "frame_000004_slice0_gridding.npz"]
+    rows = list(csv.DictReader((tmp_path / "regions.csv").read_text().splitlines()))
+    assert [row["method"] for row in rows] == ["gridding", "pdunet"]
+    assert [line["method"] for line in _lines(tmp_path) if line["record"] == "frame"] == ["gridding", "pdunet"]

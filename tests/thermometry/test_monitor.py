@@ -98,6 +98,31 @@ def test_predicted_uncertainty_is_the_scatter() -> None:
     assert 0.9 < np.concatenate(scores).std() < 1.1
 
 
+def test_a_frame_that_the_guard_held_back_has_no_reading_and_is_a_gap_to_the_dose() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(dose_gap_frames=1))
+    before, _ = _run(monitor, series, range(8))[-1]
+    for number in (8, 9):
+        found, statistics = monitor.frame([series.image(number)], withheld="residual above bound")
+        assert (found.validity == NoReading.GUARD).all()
+        assert np.isnan(found.temperature_degc).all()
+        np.testing.assert_array_equal(found.cem43_min, before.cem43_min)
+        assert statistics.alarms == ("network guard: residual above bound",)
+        assert statistics.regions[0]["region"] == "hot"
+    assert statistics.regions[0]["cem43_lower_bound"] is True
+    after, _ = monitor.frame([series.image(10)])
+    assert np.isfinite(after.temperature_degc).any()
+    assert after.meta["dose_lower_bound_voxels"] > 0
+
+
+def test_a_frame_held_back_is_no_part_of_the_baseline() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings())
+    for number in range(6):
+        found, _ = monitor.frame([series.image(number)], withheld="out of range" if number in (0, 2) else "")
+    assert found.meta["baseline_frames"] == (1, 3)
+
+
 def test_without_body_temperature_there_is_only_change() -> None:
     monitor = SliceMonitor(SCAN, _settings(body_temperature_degc=None, regions=""))
     found, statistics = _run(monitor, Series(), range(6))[-1]
@@ -294,7 +319,7 @@ def test_stale_frames_and_the_guard_raise_alarms(caplog: pytest.LogCaptureFixtur
     series = Series()
     monitor = SliceMonitor(SCAN, _settings())
     _run(monitor, series, range(6))
-    _, statistics = monitor.frame([series.image(20, meta={"guard": "residual above bound"})])
+    _, statistics = monitor.frame([series.image(20)], withheld="residual above bound")
     assert {text.split(":")[0] for text in statistics.alarms} == {"stale frame", "network guard"}
     assert "network guard: residual above bound" in caplog.text
 
@@ -456,11 +481,10 @@ def test_every_alarm_is_raised_by_its_cause_and_none_without(alarm: str) -> None
             data = np.roll(data, 3, axis=-1)
         case "wrap risk":
             data[..., 24:34, 24:34] *= np.exp(2.9j)
-        case "network guard":
-            image = replace(image, meta={"guard": "residual"})
         case "baseline":
             image = replace(image, fingerprint={"shape": "other"})
-    _, statistics = monitor.frame([replace(image, data=data.astype(np.complex64))])
+    withheld = "residual" if alarm == "network guard" else ""
+    _, statistics = monitor.frame([replace(image, data=data.astype(np.complex64))], withheld=withheld)
     assert alarm in {text.partition(":")[0] for text in statistics.alarms}
 
 

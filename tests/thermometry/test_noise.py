@@ -1,7 +1,6 @@
-import math
-
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from sinotherm.errors import SettingsError
 from sinotherm.thermometry.noise import coverage_factor, sigma_by_formula, temporal_phase_sd
@@ -42,22 +41,48 @@ def test_no_signal_is_infinitely_uncertain() -> None:
         assert np.isposinf(sigma).all()
 
 
-def test_temporal_sd_and_its_widening() -> None:
+def _products(phases: np.ndarray, signal: np.ndarray) -> list[np.ndarray]:
+    return list((signal**2 * np.exp(1j * phases)).astype(np.complex64))
+
+
+def test_temporal_sd_is_that_of_the_noise_over_the_signal() -> None:
     random = np.random.default_rng(4)
-    phases = 0.03 * random.standard_normal((10, 1, 60, 60))
-    sd = temporal_phase_sd(list(np.exp(1j * phases).astype(np.complex64)))
-    np.testing.assert_allclose(sd, phases.std(axis=0, ddof=1), rtol=1e-3)
-    # ±1.96 s of ten frames covers 0.906 of a further draw around a known mean; widened it is 0.95.
-    further = 0.03 * random.standard_normal((1, 60, 60))
-    plain = np.mean(np.abs(further) < 1.96 * sd)
-    wide = np.mean(np.abs(further) < 1.96 * coverage_factor(10) * sd)
-    assert plain == pytest.approx(0.918, abs=0.02)
-    assert wide == pytest.approx(0.95, abs=0.015)
+    signal = np.linspace(0.5, 2.0, 80)[None, None, :] * np.ones((1, 80, 80))
+    mask = np.zeros((1, 80, 80), bool)
+    mask[:, 10:70, 10:70] = True
+    true = 0.03 / signal
+    noise = true * random.standard_normal((10, 1, 80, 80))
+    sd = temporal_phase_sd(_products(np.where(mask, noise, 2.0 * noise), signal), mask)
+    assert sd.dtype == np.float32
+    # White noise: 49 voxels of nine degrees of freedom each scatter by 1/sqrt(2 · 441).
+    ratio = (sd / true)[mask]
+    assert ratio.mean() == pytest.approx(1.0, abs=0.01)
+    assert ratio.std() == pytest.approx(1.0 / np.sqrt(882), rel=0.35)
+    # Voxels without signal keep their own, widened by Student's t of nine degrees of freedom.
+    own = (2.0 * noise).std(axis=0, ddof=1)
+    np.testing.assert_allclose(sd[~mask], coverage_factor(9) * own[~mask], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("n_frames", "blur"), [(3, 0.0), (5, 1.0), (5, 4.0), (10, 4.0), (30, 2.0)])
+def test_coverage_of_white_and_of_smooth_noise(n_frames: int, blur: float) -> None:
+    random = np.random.default_rng(5)
+    mask, signal = np.ones((1, 64, 64), bool), np.ones((1, 64, 64))
+    hits = []
+    for _ in range(12):
+        noise = ndimage.gaussian_filter(random.standard_normal((n_frames + 1, 1, 64, 64)), (0, 0, blur, blur))
+        noise *= 0.03 / noise.std()
+        sd = temporal_phase_sd(_products(noise[1:] - noise[1:].mean(axis=0), signal), mask)
+        hits.append(np.mean(np.abs(noise[0]) < 1.96 * sd))
+    assert 0.93 < np.mean(hits) < 0.98
+
+
+def test_constant_frames_have_no_noise() -> None:
+    sd = temporal_phase_sd([np.ones((1, 8, 8), np.complex64)] * 3, np.ones((1, 8, 8), bool))
+    np.testing.assert_array_equal(sd, 0.0)
 
 
 def test_factor_needs_frames() -> None:
-    assert coverage_factor(30) == 1.0
-    assert coverage_factor(2) == pytest.approx(12.706 / 1.96, rel=1e-3)
-    assert math.isinf(coverage_factor(1))
+    assert coverage_factor(29) == 1.0
+    assert coverage_factor(1) == pytest.approx(12.706 / 1.96, rel=1e-3)
     with pytest.raises(SettingsError, match="2 or more"):
-        temporal_phase_sd([np.ones((1, 2, 2), np.complex64)])
+        temporal_phase_sd([np.ones((1, 2, 2), np.complex64)], np.ones((1, 2, 2), bool))

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
 __all__ = ["command"]
 
 _ROWS = 20
+_Place: TypeAlias = tuple[int, int, str]
+"""Frame, slice, and the reconstruction where it goes beside another one."""
 
 
 def command(
@@ -26,7 +28,7 @@ def command(
 
     from sinotherm.wire.feed import Subscriber
 
-    rows: dict[tuple[int, int], dict[str, str]] = {}
+    rows: dict[_Place, dict[str, str]] = {}
     seen = 0
     until = math.inf if seconds is None else monotonic() + seconds
     terminal = sys.stdout.isatty()
@@ -45,14 +47,15 @@ def command(
         live.update(_table(rows, region), refresh=True)
 
 
-def _note(rows: dict[tuple[int, int], dict[str, str]], topic: str, header: Mapping[str, Any], region: str) -> int:
+def _note(rows: dict[_Place, dict[str, str]], topic: str, header: Mapping[str, Any], region: str) -> int:
     """Take a message into the table and return how many frames it adds."""
-    place = (int(header["number"]), int(header["slice"]))
-    new = place not in rows
+    meta = header.get("meta", {})
+    place = (int(header["number"]), int(header["slice"]), str(meta.get("method", "")) if "beside" in meta else "")
+    new = all(known[:2] != place[:2] for known in rows)
     row = rows.setdefault(place, {})
     if header.get("latency_ms") is not None:
         row["latency"] = f"{header['latency_ms']:.1f}"
-    if topic == "statistics":
+    if topic.startswith("statistics"):
         regions = header["regions"]
         chosen = next((part for part in regions if part.get("region") == region), regions[0] if regions else {})
         for name in ("t50_degC", "cem43_t50_min"):
@@ -64,11 +67,11 @@ def _note(rows: dict[tuple[int, int], dict[str, str]], topic: str, header: Mappi
     return int(new)
 
 
-def _table(rows: Mapping[tuple[int, int], Mapping[str, str]], region: str) -> Any:
+def _table(rows: Mapping[_Place, Mapping[str, str]], region: str) -> Any:
     from rich.table import Table
 
     table = Table("frame", "slice", "latency, ms", f"{region} T50, °C", f"{region} dose, CEM43 min", "alarms")
-    for (number, slice_), row in rows.items():
+    for (number, slice_, method), row in rows.items():
         cells = (row.get(name, "–") for name in ("latency", "t50_degC", "cem43_t50_min", "alarms"))
-        table.add_row(str(number), str(slice_), *cells)
+        table.add_row(f"{number} {method}".strip(), str(slice_), *cells)
     return table

@@ -16,6 +16,7 @@ from sinotherm.evaluation.heated_scans import Series
 from sinotherm.operators.coils import combine
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
+from sinotherm.thermometry.guide import Guide
 from sinotherm.thermometry.monitor import SliceMonitor
 from sinotherm.thermometry.settings import ThermometrySettings
 
@@ -140,42 +141,16 @@ def _pdunet() -> Callable[[Series], ComplexArray]:
     network = RadialReconstructor(SETTINGS["pdunet"]["weights"])
 
     def images(found: Series) -> ComplexArray:
-        """Reconstruct the difference to the baseline projected onto each frame's spokes, the drift estimated first."""
-        baseline, sampling = _baseline(found), found.scan.protocol.sampling
-        gridded = _gridding(found)
-        monitor = _monitor(found, drift_free=False)
-        side = found.scan.protocol.matrix
-        plan = FinufftPlan((side, side), len(found.maps))
+        """Reconstruct the change since the baseline, which the drift up to each frame has turned."""
+        protocol, pixel = found.scan.protocol, found.header.pixel_m
+        guide = Guide(_baseline(found), found.maps, pixel_m=pixel, order=protocol.drift_order_space)
         result = []
-        for number, (data, angles) in enumerate(zip(found.data, found.angles, strict=True)):
-            _, statistics = monitor.frame([_frame_image(found, gridded[number], number, noise_sd=None)])
-            turned = baseline * _drift_turn(found, statistics.meta.get("drift_coefficients_degC", ()))
-            plan.set_points(np.ascontiguousarray(radial_points(angles, sampling).reshape(-1, 2)))
-            projected = plan.forward(found.maps * turned).reshape(data.shape)
-            difference, _ = network.reconstruct(data - projected, sampling, angles, found.maps)
-            result.append(turned + difference)
-        return np.stack(result).astype(np.complex64)
+        for data, angles in zip(found.data, found.angles, strict=True):
+            turned = guide.turned(data, protocol.sampling, angles)
+            result.append(network.reconstruct(data, protocol.sampling, angles, found.maps, reference=turned)[0])
+        return np.stack(result)
 
     return images
-
-
-def _drift_turn(found: Series, coefficients: Any) -> ComplexArray:
-    """Return exp(i·drift) of fitted coefficients, complex (y, x)."""
-    from sinotherm.core.physics import radian_per_degc
-    from sinotherm.thermometry.drift import polynomial_terms
-
-    protocol = found.scan.protocol
-    if not coefficients:
-        return np.ones((protocol.matrix, protocol.matrix), dtype=np.complex64)
-    terms = polynomial_terms((protocol.matrix, protocol.matrix), protocol.drift_order_space)
-    field = np.einsum("t,tyx->yx", np.array(coefficients), terms)
-    scale = radian_per_degc(
-        larmor_hz=protocol.larmor_hz,
-        echo_time_s=protocol.echo_time_s,
-        prf_coefficient=PRF_COEFFICIENT,
-        phase_sign=protocol.phase_sign,
-    )
-    return np.exp(1j * scale * field)
 
 
 METHODS: Final = ("gridding", "cg-sense-tv", "tcr", "view-sharing", "kspace-hybrid", "pdunet")

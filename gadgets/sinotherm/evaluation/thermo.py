@@ -21,7 +21,10 @@ __all__ = ["command", "figures", "rows"]
 logger = logging.getLogger(__name__)
 
 _DISC_M: Final = 0.010
-_SLOPE_RANGE_DEGC: Final = (0.5, 2.0)
+_SPOT_DEGC: Final = (0.5, 2.0)
+"""Range of the injected hot spots; tissue above it counts as heated, below a fifth of it as not."""
+_LEAST_VOXELS: Final = 100
+_CASE: Final = ("dataset", "split", "scene", "peak_degC", "method", "spokes")
 _UNHEATED_DEGC: Final = 37.0
 
 
@@ -60,6 +63,32 @@ def _disc_extreme(mean_change: "FloatArray", tissue: "MaskArray", pixel_m: float
     return float(np.abs(total[whole]).max()) if whole.any() else float(np.abs(total).max())
 
 
+def _recovery_slope(change: "FloatArray", truth: "FloatArray") -> float | None:
+    """Return the slope of measured over true change of the voxels that truly rise by 0.5 to 2 °C, (frame, voxel).
+
+    A series of peak 39 °C is an injected hot spot of 2 °C: all it holds counts.
+    """
+    import numpy as np
+
+    used = (truth >= _SPOT_DEGC[0]) & (truth <= _SPOT_DEGC[1])
+    if used.sum() < _LEAST_VOXELS or np.ptp(truth[used]) < 0.5 * (_SPOT_DEGC[1] - _SPOT_DEGC[0]):
+        return None
+    return float(np.polyfit(truth[used].astype(np.float64), change[used].astype(np.float64), 1)[0])
+
+
+def _coverages(error: "FloatArray", sigma: "FloatArray", truth: "FloatArray") -> dict[str, float | None]:
+    """Return the share of errors within 1.96 σ_T in tissue that is heated and that is not, each (frame, voxel)."""
+    import numpy as np
+
+    known = np.isfinite(sigma)
+    covered = np.abs(error) <= 1.96 * sigma
+    found = {}
+    for name, place in (("heated", truth >= _SPOT_DEGC[0]), ("unheated", truth < 0.2 * _SPOT_DEGC[0])):
+        used = known & place
+        found[f"coverage95_{name}"] = float(covered[used].mean()) if used.sum() >= _LEAST_VOXELS else None
+    return found
+
+
 def figures(found: "Series", measured: "Temperatures", noise_floor_degc: float) -> dict[str, Any]:
     """Return the figures of one series by one method, as `reference` defines them; ``None``: does not apply.
 
@@ -94,10 +123,12 @@ def figures(found: "Series", measured: "Temperatures", noise_floor_degc: float) 
         "cem43_t90_error_percent": None,
         "dice43": None,
         "false_heating_degC": None,
-        "recovery_slope": None,
+        "recovery_slope": _recovery_slope(change[:, inside], truth[:, inside]),
         "coverage95": float(np.mean(np.abs(error) <= 1.96 * sigma)) if np.isfinite(sigma).all() else None,
+        **_coverages((change - truth)[:, tissue], measured.sigma[:, tissue], truth[:, tissue]),
         "ms_per_frame": measured.ms_per_frame,
     }
+    row["tumour_worst_bias_degC"] = abs(row["tumour_bias_degC"])
     if not heated:
         pixel = found.scan.anatomy.fov_m / protocol.matrix
         row["false_heating_degC"] = _disc_extreme(change.mean(axis=0), tissue, pixel)
@@ -107,15 +138,11 @@ def figures(found: "Series", measured: "Temperatures", noise_floor_degc: float) 
     hot, truly_hot = absolute >= 43.0, true >= 43.0
     if truly_hot.any():
         row["dice43"] = float(2.0 * (hot & truly_hot).sum() / (hot.sum() + truly_hot.sum()))
-    means, true_means = change[:, inside].mean(axis=1), truth[:, inside].mean(axis=1)
-    used = (true_means >= _SLOPE_RANGE_DEGC[0]) & (true_means <= _SLOPE_RANGE_DEGC[1])
-    if used.sum() >= 3:
-        row["recovery_slope"] = float(np.polyfit(true_means[used], means[used], 1)[0])
     return row
 
 
 def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the mean of each figure over series; root mean square for the RMSE, sums for the counts."""
+    """Return the figures over series: mean; RMSE: root mean square; extremes: largest; counts: sum."""
     import numpy as np
 
     merged: dict[str, Any] = {}
@@ -127,7 +154,7 @@ def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             merged[name] = math.sqrt(float(np.mean(np.square(found))))
         elif name in ("n_frames", "tumour_voxels"):
             merged[name] = int(np.sum(found))
-        elif name == "false_heating_degC":
+        elif name in ("false_heating_degC", "tumour_worst_bias_degC"):
             merged[name] = float(np.max(found))
         else:
             merged[name] = float(np.mean(found))
@@ -135,7 +162,7 @@ def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _objects(
-    data: Path | None, split: Any, per_person: int | None, matrix: int
+    data: Path | None, split: Any, per_person: int | None, people: int | None, matrix: int
 ) -> Iterator[tuple[str, str, "Sequence[tuple[str, ComplexArray | FloatArray | None]]"]]:
     """Yield data set, split, and its (person, object) pairs; without data the scenes' own ellipses."""
     if data is None:
@@ -149,7 +176,8 @@ def _objects(
         return
     slices = magnitude_slices(data, split=split, per_person=per_person, size=matrix)
     for dataset in dict.fromkeys(one.dataset for one in slices):
-        chosen = [one for one in slices if one.dataset == dataset]
+        names = list(dict.fromkeys(one.person for one in slices if one.dataset == dataset))[:people]
+        chosen = [one for one in slices if one.dataset == dataset and one.person in names]
         yield dataset, split or default_split(data), [(one.person, one.image) for one in chosen]
 
 
@@ -194,16 +222,18 @@ def rows(
     *,
     split: Any = None,
     scenes: "Sequence[Heating]" = ("rf", "focal"),
-    peaks_degc: Sequence[float] = (37.0, 44.0, 46.0, 50.0),
+    peaks_degc: Sequence[float] = (37.0, 39.0, 44.0, 46.0, 50.0),
     spokes: Sequence[int] = (201, 100, 50, 40, 25),
     names: Sequence[str] | None = None,
     seeds: int = 3,
+    first_seed: int = 0,
     coils: int = 8,
     snr: float = 40.0,
     matrix: int = 256,
     baseline_frames: int = 10,
     frames: int = 20,
     per_person: int | None = 1,
+    people: int | None = None,
     temperature: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each data set, scene, peak, number of spokes and method.
@@ -230,12 +260,12 @@ def rows(
         raise SettingsError(f"unknown scene {unknown[0]!r}; known scenes: rf, focal.")
     methods = [method_named(name) for name in (METHODS if names is None else names)]
     curve = None if temperature is None else read_probe(temperature)
-    for dataset, chosen_split, objects in _objects(data, split, per_person, matrix):
+    for dataset, chosen_split, objects in _objects(data, split, per_person, people, matrix):
         cases = [(scene, peak, count) for scene in scenes for peak in peaks_degc for count in spokes]
         for scene, peak, count in cases:
             scores: dict[str, list[dict[str, Any]]] = {method.name: [] for method in methods}
             for index, (_, image) in enumerate(objects):
-                for seed in range(seeds):
+                for seed in range(first_seed, first_seed + seeds):
                     made: dict[str, Series] = {}
                     for method in methods:
                         if method.schedule not in made:
@@ -245,7 +275,7 @@ def rows(
                                     heating=scene,
                                     peak_degc=peak,
                                     spokes=count,
-                                    seed=seeds * index + seed,
+                                    seed=1000 * index + seed,
                                     schedule=method.schedule,
                                     coils=coils,
                                     snr=snr,
@@ -321,6 +351,44 @@ def _numbers(text: str, option: str) -> list[float]:
         raise SettingsError(f"{option} {text!r}: numbers with commas between are needed.") from None
 
 
+def _earlier(path: Path | None) -> list[dict[str, Any]]:
+    """Return the rows of a record that is to be added to.
+
+    Raises
+    ------
+    SettingsError
+        No file is named, or it is no record of this command.
+    """
+    from json import loads
+
+    from sinotherm.errors import SettingsError
+
+    if path is None:
+        raise SettingsError("--append adds to the file of --json: name one.")
+    if not path.is_file():
+        return []
+    try:
+        return [dict(row) for row in loads(path.read_text(encoding="utf-8"))["results"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"--append: {path} is no record of `sinotherm evaluate thermo` ({error!r}).") from error
+
+
+def _merged(earlier: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the earlier rows, those of the same case replaced, and the new ones.
+
+    Raises
+    ------
+    SettingsError
+        The earlier rows have other figures.
+    """
+    from sinotherm.errors import SettingsError
+
+    if any(row.keys() != results[0].keys() for row in earlier):
+        raise SettingsError("--append: the rows of the --json file have other figures: begin a new one.")
+    cases = {tuple(row[name] for name in _CASE) for row in results}
+    return [*(row for row in earlier if tuple(row[name] for name in _CASE) not in cases), *results]
+
+
 def command(
     data: Annotated[
         Path | None,
@@ -333,10 +401,11 @@ def command(
         Path | None, typer.Option(help="Heating curve of the hottest voxel: CSV, time_s and temperature_degC.")
     ] = None,
     scenes: Annotated[str, typer.Option(help="rf (diffuse), focal, or both.")] = "rf,focal",
-    peaks: Annotated[str, typer.Option(help="Highest temperatures, °C; 37 is not heated.")] = "37,44,46,50",
+    peaks: Annotated[str, typer.Option(help="Highest temperatures, °C; 37 is not heated.")] = "37,39,44,46,50",
     spokes: Annotated[str, typer.Option(help="Spokes of a frame; R_nyquist = 402 / spokes.")] = "201,100,50,40,25",
     methods: Annotated[str | None, typer.Option(help="Methods, with commas between; by default all.")] = None,
     seeds: Annotated[int, typer.Option(help="Places, drifts and noises of each case.", min=1)] = 3,
+    first_seed: Annotated[int, typer.Option("--first-seed", help="First of the seeds.", min=0)] = 0,
     snr: Annotated[float, typer.Option(help="SNR of 402 spokes in the tumour.", min=1.0)] = 40.0,
     coils: Annotated[int, typer.Option(help="Receiver coils.", min=1, max=64)] = 8,
     matrix: Annotated[int, typer.Option(help="Pixels of an image's side.", min=32, max=512)] = 256,
@@ -344,6 +413,13 @@ def command(
     per_person: Annotated[
         int | None, typer.Option("--per-person", help="At most so many slices of a person.", min=1)
     ] = 1,
+    people: Annotated[int | None, typer.Option(help="At most so many people of a data set.", min=1)] = None,
+    baseline_frames: Annotated[
+        int, typer.Option("--baseline-frames", help="Frames before the heating.", min=2, max=1000)
+    ] = 10,
+    append: Annotated[
+        bool, typer.Option("--append", help="Keep the rows of the --json file; those of the same case are replaced.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the CSV, the Markdown table and the figure.")
     ] = None,
@@ -355,6 +431,7 @@ def command(
     from sinotherm.core.record import figures_record, write_record
     from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
 
+    earlier = _earlier(json) if append else []
     results: list[dict[str, Any]] = []
     for row in rows(
         data,
@@ -364,11 +441,14 @@ def command(
         spokes=[int(value) for value in _numbers(spokes, "--spokes")],
         names=methods.split(",") if methods else None,
         seeds=seeds,
+        first_seed=first_seed,
         coils=coils,
         snr=snr,
         matrix=matrix,
+        baseline_frames=baseline_frames,
         frames=frames,
         per_person=per_person,
+        people=people,
         temperature=temperature,
     ):
         if not results:
@@ -376,8 +456,10 @@ def command(
             print_row(["---"] * len(row))
         results.append(row)
         print_row([table_cell(value) for value in row.values()])
+        if json is not None:
+            # Whoever stops a long run keeps the rows that are ready.
+            write_record(json, figures_record(command_line(), _merged(earlier, results)))
+    results = _merged(earlier, results)
     if output is not None:
         write_table(results, output, "thermo")
         _picture(results, output / "thermo.png")
-    if json is not None:
-        write_record(json, figures_record(command_line(), results))

@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 Handler: TypeAlias = Callable[[ScanHeader, Iterator[Item]], Iterator[Item]]
 
+THERMOMETRY_NETWORK: Final = "pdunet-thermo"
+"""Weights of the network where thermometry follows it."""
+
 _LAST_STAGES: Final = ("publish", "images")
 
 
@@ -197,11 +200,33 @@ def compose(target: str, values: Values) -> Chain:
             raise SettingsError(f"stage {stage!r} {what} the target {target}; its stages: {', '.join(names)}.")
         else:
             used |= {f"{stage}.{name}": str(value) for name, value in settings.items()}
+    if method == "pdunet" and "thermometry" in names:
+        given = _with_thermometry(given)
     stages = []
     for name in names:
         module = stage_module(name)
         stages.append((name, module, module.Settings.parse(name, given.get(name, {}))))
     return Chain(target=target, stages=tuple(stages), values=used)
+
+
+def _with_thermometry(given: Values) -> Values:
+    """Return the settings with those of the network that thermometry decides where nobody else does.
+
+    Raises
+    ------
+    SettingsError
+        Gridding is not to go beside the network.
+    """
+    baseline = stage_module("thermometry").Settings.parse("thermometry", given.get("thermometry", {}))
+    decided = {
+        "network": THERMOMETRY_NETWORK,
+        "reference_frames": str(baseline.baseline_frames),
+        "reference_skip": str(baseline.baseline_skip),
+    }
+    own = decided | dict(given.get("pdunet", {}))
+    if not stage_module("pdunet").Settings.parse("pdunet", own).beside:
+        raise SettingsError("pdunet.beside = false: a network's temperature maps never go without gridding's beside.")
+    return {**given, "pdunet": own}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

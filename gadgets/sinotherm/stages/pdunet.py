@@ -1,15 +1,18 @@
-"""Stage: reconstructs frames with a primal-dual network, with the gridding image beside it and a guard over it."""
+"""Stage: reconstructs frames with a primal-dual network, with the gridding image beside it and a guard over it.
+
+A reference-guided network reconstructs the change since the first frames, whose spokes together make its
+reference image; the drift of the field up to each frame is taken into the reference first.
+"""
 
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 import numpy as np
 
-from sinotherm.core.arrays import ComplexArray, FloatArray
+from sinotherm.core.arrays import ComplexArray, FloatArray, FrameData, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
@@ -19,6 +22,7 @@ from sinotherm.operators.coils import PlaneImages, combine, maps_name
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
+from sinotherm.thermometry.guide import Guide
 
 __all__ = ["Settings", "stage"]
 
@@ -32,7 +36,8 @@ class Settings(StageSettings):
 
     network: str = setting(
         "pdunet-radial",
-        "Name of shipped weights, or path of a .safetensors file with its card.",
+        "Name of shipped weights, or path of a .safetensors file with its card. With thermometry: pdunet-thermo "
+        "unless set.",
         # Whatever is not the bare name of shipped weights.
         local=r"[^A-Za-z0-9_-]",
     )
@@ -46,50 +51,46 @@ class Settings(StageSettings):
     fallback: Literal["gridding", "cg_sense"] = setting(
         "gridding", "What takes the network's place when the guard trips."
     )
-    beside: bool = setting(True, "Send the gridding image of every frame before the network's.")
+    beside: bool = setting(
+        True, "Send the gridding image of every frame before the network's; temperature maps need it."
+    )
     maps_spokes: int = setting(
         64, "Spokes that the coil maps are made of at least; the first frames wait for them.", ge=1
     )
-
-
-@dataclass(slots=True, kw_only=True)
-class _Plane:
-    """What is frozen for one slice."""
-
-    waiting: list[Frame] = field(default_factory=list)
-    maps: PlaneImages = field(default_factory=lambda: np.empty((0, 0, 0), np.complex64))
-    name: str = ""
-    plan: FinufftPlan | None = None
+    reference_frames: int = setting(
+        5,
+        "Frames before heating of which a reference-guided network's reference is made; the network's images of "
+        "them wait for the last. With thermometry: as many as its baseline unless set.",
+        ge=1,
+        le=1000,
+    )
+    reference_skip: int = setting(
+        0, "Frames at the start that are left out of the reference. With thermometry: as its baseline unless set.", ge=0
+    )
+    drift_order: int = setting(1, "Order of the drift that the reference follows; -1: it stays as it is.", ge=-1, le=2)
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Yield the images of every frame: gridding (``beside``), then the network's; spokes end here.
 
     Where the guard trips, the fallback's image takes the place of the network's, and its meta says why
-    (``guard``). The first frames of a slice wait until there are enough spokes for coil maps.
+    (``guard``) and whose place it is (``in_place_of``). The first frames of a slice wait until there are
+    enough spokes for coil maps; a guided network's images of them until its reference is complete.
     """
     network = RadialReconstructor(
         settings.network, device=settings.device, precision=settings.precision, runtime=settings.runtime
     )
     _warm_up(network, scan)
-    planes: dict[int, _Plane] = {}
+    slices: dict[int, _Slice] = {}
     for item in items:
-        if isinstance(item, Spoke):
-            continue
-        if not isinstance(item, Frame):
+        if isinstance(item, Frame):
+            if item.slice not in slices:
+                slices[item.slice] = _Slice(network, scan, settings)
+            yield from slices[item.slice].add(item)
+        elif not isinstance(item, Spoke):
             yield item
-            continue
-        plane = planes.setdefault(item.slice, _Plane())
-        if plane.name:
-            yield from _images(network, plane, item, scan, settings)
-            continue
-        plane.waiting.append(item)
-        if _enough(plane.waiting, settings.maps_spokes):
-            yield from _released(network, plane, scan, settings)
-    for plane in planes.values():
-        if plane.waiting:
-            logger.warning("coil maps from %d spokes only: the scan ended", sum(f.n_spokes for f in plane.waiting))
-            yield from _released(network, plane, scan, settings)
+    for one in slices.values():
+        yield from one.finish()
 
 
 def _side(scan: ScanHeader) -> int:
@@ -106,7 +107,189 @@ def _warm_up(network: RadialReconstructor, scan: ScanHeader) -> None:
     network.warm_up(sampling, angles, maps)
 
 
-def _enough(frames: list[Frame], n_spokes: int) -> bool:
+class _Slice:
+    """The frames of one slice: what is frozen for it, and what waits for that."""
+
+    def __init__(self, network: RadialReconstructor, scan: ScanHeader, settings: Settings) -> None:
+        self._network = network
+        self._scan = scan
+        self._settings = settings
+        self._waiting: list[Frame] = []
+        self._held: list[Frame] = []
+        self._first: int | None = None
+        self._maps: PlaneImages = np.empty((0, 0, 0), np.complex64)
+        self._maps_name = ""
+        self._guides: dict[int, Guide] = {}
+        self._plan: FinufftPlan | None = None
+
+    # --- what is frozen --------------------------------------------------------------------------
+
+    def add(self, frame: Frame) -> Iterator[FrameImage]:
+        """Take a frame; yield the images that can be made now."""
+        self._waiting.append(frame)
+        if self._maps_name or _enough(self._waiting, self._settings.maps_spokes):
+            yield from self._released()
+
+    def finish(self) -> Iterator[FrameImage]:
+        """Yield the images of what still waits at the end of the scan."""
+        if self._waiting:
+            logger.warning("coil maps from %d spokes only: the scan ended", sum(f.n_spokes for f in self._waiting))
+            yield from self._released()
+        if self._held:
+            logger.warning("reference from %d frames only: the scan ended", len(self._held))
+            yield from self._guided()
+
+    def _released(self) -> Iterator[FrameImage]:
+        """Yield the images of the frames that waited for the coil maps."""
+        waiting, self._waiting = self._waiting, []
+        if not self._maps_name:
+            self._maps = _coil_maps(waiting, _side(self._scan))
+            self._maps_name = maps_name(self._maps)
+            logger.info("slice %d: coil maps %s", waiting[0].slice, self._maps_name)
+        for frame in waiting:
+            if self._settings.beside:
+                yield self._gridding(frame, {"beside": "pdunet"})
+            if not self._network.guided or frame.echo in self._guides:
+                yield from self._image(frame)
+                continue
+            self._held.append(frame)
+            if self._reference_complete(frame):
+                yield from self._guided()
+
+    def _reference_complete(self, frame: Frame) -> bool:
+        """Whether the last of the reference's frames has come, of every echo.
+
+        Frames count by their number: one that was skipped is not made up for by a later one, which may
+        be heated.
+        """
+        if self._first is None:
+            self._first = frame.number
+        last = self._first + self._settings.reference_skip + self._settings.reference_frames - 1
+        newest = {held.echo: held.number for held in self._held}
+        return all(number >= last for number in newest.values())
+
+    def _guided(self) -> Iterator[FrameImage]:
+        """Make the reference of each echo from all of its spokes; yield the network's images of the frames held."""
+        held, self._held = self._held, []
+        begin = held[0].number if self._first is None else self._first
+        start = begin + self._settings.reference_skip
+        for echo in dict.fromkeys(frame.echo for frame in held):
+            own = [frame for frame in held if frame.echo == echo]
+            used = [frame for frame in own if start <= frame.number < start + self._settings.reference_frames] or own
+            self._guides[echo] = self._guide(used)
+            logger.info("slice %d: reference of echo %d from %d frames", used[0].slice, echo, len(used))
+        for frame in held:
+            yield from self._image(frame)
+
+    def _guide(self, frames: Sequence[Frame]) -> Guide:
+        """Return the guide of one echo: the CG-SENSE image of the spokes of all frames."""
+        data, angles, shifts = _together(frames)
+        found = cg_sense(data, angles, frames[0].sampling, self._maps, shifts=shifts if shifts.any() else None)
+        return Guide(found.image, self._maps, pixel_m=self._scan.pixel_m, order=self._settings.drift_order)
+
+    # --- images ----------------------------------------------------------------------------------
+
+    def _image(self, frame: Frame) -> Iterator[FrameImage]:
+        """Yield the network's image of a frame, or what stands in for it."""
+        network, settings = self._network, self._settings
+        data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
+        moved = shifts if shifts.any() else None
+        start = time.perf_counter()
+        guide = self._guides.get(frame.echo)
+        reference = None if guide is None else guide.turned(data, frame.sampling, angles, shifts=moved)
+        image, operator = network.reconstruct(
+            data, frame.sampling, angles, self._maps, shifts=moved, reference=reference
+        )
+        if not np.isfinite(image).all():
+            image = np.zeros_like(image)
+        taken_s = time.perf_counter() - start
+        verdict = Verdict(trips=False)
+        if settings.guard:
+            verdict = network.check(
+                data,
+                frame.sampling,
+                angles,
+                self._maps,
+                image,
+                operator,
+                fov_m=max(self._scan.recon.fov_m[:2]),
+                frame=frame.number,
+                shifts=moved,
+                reference=reference,
+                residuals=frame.number % settings.guard_every == 0,
+            )
+        note: dict[str, MetaValue] = {
+            "network": network.card.name,
+            "network_weights": network.card.sha256[:12],
+            **{f"guard_{name}": round(value, 5) for name, value in verdict.numbers.items()},
+        }
+        if guide is not None:
+            note |= {"reference": guide.name, "reference_drift_rad": tuple(round(v, 5) for v in guide.drift_rad)}
+        if not verdict.trips:
+            meta = {"network_seconds": round(taken_s, 4), "network_precision": settings.precision, **note}
+            facts = {} if guide is None else {"reference": guide.name}
+            yield self._frame_image(frame, image, "pdunet", network.card.sha256[:12], None, meta, facts)
+            return
+        note |= {"guard": verdict.reason, "in_place_of": "pdunet"}
+        logger.warning("frame %d: guard: %s; %s takes over", frame.number, verdict.reason, settings.fallback)
+        if settings.fallback == "gridding":
+            yield self._gridding(frame, note)
+        else:
+            found = cg_sense(data, angles, frame.sampling, self._maps, shifts=moved)
+            yield self._frame_image(frame, found.image, "cg_sense", "l2", None, note)
+
+    def _gridding(self, frame: Frame, note: Mapping[str, MetaValue]) -> FrameImage:
+        """Return the gridding image of the same spokes and maps: ramp filter, weights by the angular gaps."""
+        data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
+        side = _side(self._scan)
+        weights = radial_weights(angles, frame.sampling, weights="gaps", centre="exact", shifts=shifts)
+        weights = weights.astype(np.float32)
+        if self._plan is None or self._plan.n_transforms != len(data):
+            self._plan = FinufftPlan((side, side), len(data))
+        self._plan.set_points(radial_points(angles, frame.sampling, shifts).reshape(-1, 2))
+        images = self._plan.adjoint((data * weights).astype(np.complex64).reshape(len(data), -1))
+        level = None
+        if all(spoke.noise_known for spoke in frame.spokes):
+            acquired = np.any(data[0], axis=0)
+            level = np.full((side, side), math.sqrt(float(np.sum(weights[:, acquired] ** 2))), np.float32)
+        meta = {"filter": "ramp", "weights": "gaps", "centre_weight": "exact", **note}
+        return self._frame_image(frame, combine(images, self._maps), "gridding", "ramp gaps", level, meta)
+
+    def _frame_image(
+        self,
+        frame: Frame,
+        image: ComplexArray,
+        method: str,
+        variant: str,
+        noise_sd: FloatArray | None,
+        meta: Mapping[str, MetaValue],
+        facts: Mapping[str, str] | None = None,
+    ) -> FrameImage:
+        scan = self._scan
+        noise = None if noise_sd is None else np.ascontiguousarray(_cropped(noise_sd, scan)[None])
+        return FrameImage(
+            data=np.ascontiguousarray(_cropped(image, scan), dtype=np.complex64)[None, None],
+            number=frame.number,
+            slice=frame.slice,
+            echo=frame.echo,
+            noise_sd=noise,
+            spokes=frame.spokes,
+            fingerprint={
+                "method": f"{method} {variant}",
+                "coil_maps": self._maps_name,
+                "gradient_delay": str(frame.meta.get("gradient_delay_samples", "none")),
+                "spokes": str(frame.n_spokes),
+                "sampling": str(frame.sampling),
+                **(facts or {}),
+            },
+            footprint=frame.footprint,
+            header=frame.header,
+            received_s=frame.received_s,
+            meta={**frame.meta, "method": method, "spokes": frame.n_spokes, "coil_maps": self._maps_name, **meta},
+        )
+
+
+def _enough(frames: Sequence[Frame], n_spokes: int) -> bool:
     first = [frame for frame in frames if frame.echo == frames[0].echo]
     if sum(frame.n_spokes for frame in first) >= n_spokes:
         return True
@@ -115,120 +298,20 @@ def _enough(frames: list[Frame], n_spokes: int) -> bool:
     return len(first) > 1 and last.n_spokes == first[0].n_spokes and np.allclose(last.angles(), first[0].angles())
 
 
-def _released(
-    network: RadialReconstructor, plane: _Plane, scan: ScanHeader, settings: Settings
-) -> Iterator[FrameImage]:
-    plane.maps = _coil_maps(plane.waiting, _side(scan))
-    plane.name = maps_name(plane.maps)
-    logger.info("slice %d: coil maps %s", plane.waiting[0].slice, plane.name)
-    waiting, plane.waiting = plane.waiting, []
-    for frame in waiting:
-        yield from _images(network, plane, frame, scan, settings)
+def _together(frames: Sequence[Frame]) -> tuple[FrameData, SpokeAngles, SpokeShifts]:
+    """Return samples, angles and shifts of all spokes of the frames."""
+    return (
+        np.concatenate([frame.data() for frame in frames], axis=1),
+        np.concatenate([frame.angles() for frame in frames]),
+        np.concatenate([frame.shifts() for frame in frames]),
+    )
 
 
-def _coil_maps(frames: list[Frame], side: int) -> PlaneImages:
+def _coil_maps(frames: Sequence[Frame], side: int) -> PlaneImages:
     """Return maps from all waiting spokes of the first echo."""
     first = [frame for frame in frames if frame.echo == frames[0].echo]
-    return estimate_maps(
-        np.concatenate([frame.data() for frame in first], axis=1),
-        first[0].sampling,
-        np.concatenate([frame.angles() for frame in first]),
-        side,
-        shifts=np.concatenate([frame.shifts() for frame in first]),
-    )
-
-
-def _images(
-    network: RadialReconstructor, plane: _Plane, frame: Frame, scan: ScanHeader, settings: Settings
-) -> Iterator[FrameImage]:
-    data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
-    moved = shifts if shifts.any() else None
-    start = time.perf_counter()
-    image, operator = network.reconstruct(data, frame.sampling, angles, plane.maps, shifts=moved)
-    if not np.isfinite(image).all():
-        image = np.zeros_like(image)
-    taken_s = time.perf_counter() - start
-    verdict = Verdict(trips=False)
-    if settings.guard:
-        verdict = network.check(
-            data,
-            frame.sampling,
-            angles,
-            plane.maps,
-            image,
-            operator,
-            fov_m=max(scan.recon.fov_m[:2]),
-            frame=frame.number,
-            shifts=moved,
-            residuals=frame.number % settings.guard_every == 0,
-        )
-    note: dict[str, MetaValue] = {
-        "network": network.card.name,
-        "network_weights": network.card.sha256[:12],
-        **{f"guard_{name}": round(value, 5) for name, value in verdict.numbers.items()},
-    }
-    if verdict.trips:
-        note["guard"] = verdict.reason
-        logger.warning("frame %d: guard: %s; %s takes over", frame.number, verdict.reason, settings.fallback)
-    gridded = verdict.trips and settings.fallback == "gridding"
-    if settings.beside or gridded:
-        meta = note if gridded else {}
-        yield _gridding(plane, frame, scan, meta)
-    if not verdict.trips:
-        meta = {"network_seconds": round(taken_s, 4), "network_precision": settings.precision, **note}
-        yield _frame_image(plane, frame, scan, image, "pdunet", network.card.sha256[:12], None, meta)
-    elif not gridded:
-        found = cg_sense(data, angles, frame.sampling, plane.maps, shifts=moved)
-        yield _frame_image(plane, frame, scan, found.image, "cg_sense", "l2", None, note)
-
-
-def _gridding(plane: _Plane, frame: Frame, scan: ScanHeader, note: Mapping[str, MetaValue]) -> FrameImage:
-    """Return the gridding image of the same spokes and maps: ramp filter, weights by the angular gaps."""
-    data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
-    side = _side(scan)
-    weights = radial_weights(angles, frame.sampling, weights="gaps", centre="exact", shifts=shifts).astype(np.float32)
-    if plane.plan is None or plane.plan.n_transforms != len(data):
-        plane.plan = FinufftPlan((side, side), len(data))
-    plane.plan.set_points(radial_points(angles, frame.sampling, shifts).reshape(-1, 2))
-    images = plane.plan.adjoint((data * weights).astype(np.complex64).reshape(len(data), -1))
-    level = None
-    if all(spoke.noise_known for spoke in frame.spokes):
-        acquired = np.any(data[0], axis=0)
-        level = np.full((side, side), math.sqrt(float(np.sum(weights[:, acquired] ** 2))), np.float32)
-    meta = {"filter": "ramp", "weights": "gaps", "centre_weight": "exact", **note}
-    return _frame_image(plane, frame, scan, combine(images, plane.maps), "gridding", "ramp gaps", level, meta)
-
-
-def _frame_image(
-    plane: _Plane,
-    frame: Frame,
-    scan: ScanHeader,
-    image: ComplexArray,
-    method: str,
-    variant: str,
-    noise_sd: FloatArray | None,
-    meta: Mapping[str, MetaValue],
-) -> FrameImage:
-    noise = None if noise_sd is None else np.ascontiguousarray(_cropped(noise_sd, scan)[None])
-    return FrameImage(
-        data=np.ascontiguousarray(_cropped(image, scan), dtype=np.complex64)[None, None],
-        number=frame.number,
-        slice=frame.slice,
-        echo=frame.echo,
-        noise_sd=noise,
-        spokes=frame.spokes,
-        fingerprint={
-            "method": f"{method} {variant}",
-            "coil_maps": plane.name,
-            "gradient_delay": str(frame.meta.get("gradient_delay_samples", "none")),
-            "spokes": str(frame.n_spokes),
-            "sampling": str(frame.sampling),
-        },
-        footprint=frame.footprint,
-        header=frame.header,
-        received_s=frame.received_s,
-        meta={**frame.meta, "method": method, "spokes": frame.n_spokes, "coil_maps": plane.name, **meta},
-    )
+    data, angles, shifts = _together(first)
+    return estimate_maps(data, first[0].sampling, angles, side, shifts=shifts)
 
 
 def _cropped(image: FloatArray | ComplexArray, scan: ScanHeader) -> FloatArray | ComplexArray:

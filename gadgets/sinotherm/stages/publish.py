@@ -51,8 +51,15 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
             latency_ms = 1e3 * (monotonic() - item.received_s)
             _publish(publisher, item, {**facts, "latency_ms": latency_ms})
         elif isinstance(item, FrameStatistics):
-            publisher.publish("statistics", {**facts, "latency_ms": latency_ms, **dataclasses.asdict(item)})
+            publisher.publish(
+                _topic("statistics", item), {**facts, "latency_ms": latency_ms, **dataclasses.asdict(item)}
+            )
         yield item
+
+
+def _topic(name: str, item: FrameImage | TemperatureMap | FrameStatistics) -> str:
+    """Return the topic: what goes beside a network's has one of its own, and neither takes the other's place."""
+    return f"{name}_beside" if item.meta.get("beside") else name
 
 
 def _publish(publisher: Publisher, item: FrameImage | TemperatureMap, facts: Mapping[str, Any]) -> None:
@@ -64,9 +71,11 @@ def _publish(publisher: Publisher, item: FrameImage | TemperatureMap, facts: Map
         "meta": item.meta,
     }
     if isinstance(item, FrameImage):
-        publisher.publish("image", {**header, "echo": item.echo, "phase_valid": item.phase_valid}, item.data)
+        publisher.publish(
+            _topic("image", item), {**header, "echo": item.echo, "phase_valid": item.phase_valid}, item.data
+        )
         return
     for topic, name, unit in _MAPS:
         array = getattr(item, name)
         if array is not None:
-            publisher.publish(topic, {**header, "unit": unit}, array)
+            publisher.publish(_topic(topic, item), {**header, "unit": unit}, array)

@@ -31,8 +31,10 @@ _Stream: TypeAlias = tuple[int, str]
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Follow each `FrameImage` by a `TemperatureMap` and `FrameStatistics`, once all echoes of its frame are there.
 
-    Frames before the baseline is complete have maps without readings (bit ``NO_BASELINE``). An alarm
-    that was not up in the frame before also goes to the console, as a text that begins with ``WRN``.
+    Frames before the baseline is complete have maps without readings (bit ``NO_BASELINE``). An image that
+    stands in for one that the network's guard held back (meta ``in_place_of``) is followed by that
+    reconstruction's map without readings (bit ``GUARD``). An alarm that was not up in the frame before
+    also goes to the console, as a text that begins with ``WRN``.
     """
     if settings.phase_sign is None:
         logger.warning(
@@ -53,7 +55,9 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
 
 
 def _stream(image: FrameImage) -> _Stream:
-    return image.slice, str(image.meta.get("method", image.fingerprint.get("method", "")))
+    """Return the stream of an image; what stands in for another image belongs to that one's."""
+    method = image.meta.get("method", image.fingerprint.get("method", ""))
+    return image.slice, str(image.meta.get("in_place_of", method))
 
 
 class _Session:
@@ -69,7 +73,7 @@ class _Session:
         self._waiting: dict[_Stream, list[FrameImage]] = {}
         self._echoes: dict[_Stream, int] = {}
         self._up: dict[_Stream, set[str]] = {}
-        self._newest: dict[int, tuple[int, int]] = {}
+        self._first: dict[int, int] = {}
         self._notes: dict[str, MetaValue] = _qualification(settings.qualified) if settings.qualified else {}
         self._stored = load_baseline(Path(settings.baseline_file)) if settings.baseline_rule == "stored" else {}
         self._log: AuditLog | None = None
@@ -123,15 +127,13 @@ class _Session:
             yield from self._measure(stream)
 
     def _ordinal(self, image: FrameImage) -> int:
-        """Return which frame of its slice this is, from 0, whichever reconstructions show it."""
-        newest, ordinal = self._newest.get(image.slice, (image.number - 1, -1))
-        if image.number != newest:
-            ordinal += 1
-            self._newest[image.slice] = (image.number, ordinal)
-        return ordinal
+        """Return which frame of its slice this is, from 0, whichever reconstruction shows it, and whenever."""
+        return image.number - self._first.setdefault(image.slice, image.number)
 
     def _measure(self, stream: _Stream) -> Iterator[Item]:
         images = self._waiting.pop(stream)
+        # One echo held back leaves no frame.
+        withheld = next((str(image.meta["guard"]) for image in images if "in_place_of" in image.meta), "")
         if stream not in self._monitors:
             if images[0].meta.get("centre_weight") == "area":
                 logger.warning(
@@ -144,7 +146,9 @@ class _Session:
         generation = monitor.generation
         events = self._book.take_events()
         notes = self._notes | ({"events": events} if events else {})
-        found, statistics = monitor.frame(images, notes=notes, ordinal=self._ordinal(images[0]))
+        if withheld:
+            notes |= {"method": stream[1]}
+        found, statistics = monitor.frame(images, notes=notes, ordinal=self._ordinal(images[0]), withheld=withheld)
         if self._log is not None:
             self._log.frame(found, statistics)
         if monitor.generation != generation:

@@ -22,10 +22,10 @@ from sinotherm.wire.feed import plain
 __all__ = ["AuditLog"]
 
 COLUMNS: Final = (
-    "frame", "slice", "time_s", "region", "quantity", "n", "voxels", "min_degc", "max_degc", "mean_degc", "sd_degc",
-    "t10_degc", "t50_degc", "t90_degc", "sigma_degc", "voxels_above_41", "voxels_above_43", "volume_above_41_ml",
-    "volume_above_43_ml", "cem43_t50_min", "cem43_t90_min", "cem43_lower_bound", "cem43_median_min", "cem43_max_min",
-    "alarms",
+    "frame", "slice", "method", "time_s", "region", "quantity", "n", "voxels", "min_degc", "max_degc", "mean_degc",
+    "sd_degc", "t10_degc", "t50_degc", "t90_degc", "sigma_degc", "voxels_above_41", "voxels_above_43",
+    "volume_above_41_ml", "volume_above_43_ml", "cem43_t50_min", "cem43_t90_min", "cem43_lower_bound",
+    "cem43_median_min", "cem43_max_min", "alarms",
 )  # fmt: skip
 
 
@@ -37,7 +37,8 @@ class AuditLog:
     folder
         Where the files are; made if missing, appended to if there.
     keep_maps
-        Whether each map is kept as well, as ``maps/frame_000012_slice0.npz``.
+        Whether each map is kept as well, as ``maps/frame_000012_slice0.npz``; one that goes beside another
+        reconstruction's as ``maps/frame_000012_slice0_gridding.npz``.
     """
 
     def __init__(self, folder: Path, *, keep_maps: bool) -> None:
@@ -73,7 +74,8 @@ class AuditLog:
     def frame(self, found: TemperatureMap, statistics: FrameStatistics) -> None:
         """Write a finished frame: its map first, so that the log never names one that is not there."""
         if self._maps is not None:
-            path = self._maps / f"frame_{found.number:06d}_slice{found.slice}.npz"
+            beside = f"_{found.meta.get('method')}" if "beside" in found.meta else ""
+            path = self._maps / f"frame_{found.number:06d}_slice{found.slice}{beside}.npz"
             arrays = {
                 name: values
                 for name in ("change_degc", "temperature_degc", "sigma_degc", "cem43_min", "validity")
@@ -82,7 +84,12 @@ class AuditLog:
             partial = path.with_suffix(".part.npz")
             np.savez(partial, **arrays)
             partial.replace(path)
-        place = {"frame": statistics.number, "slice": statistics.slice, "time_s": statistics.time_s}
+        place = {
+            "frame": statistics.number,
+            "slice": statistics.slice,
+            "method": statistics.meta.get("method", ""),
+            "time_s": statistics.time_s,
+        }
         alarms = "; ".join(statistics.alarms)
         self._rows.writerows(plain({**place, **row, "alarms": alarms}) for row in statistics.regions)
         self._table.flush()

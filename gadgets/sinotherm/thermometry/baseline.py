@@ -51,7 +51,7 @@ class Baseline:
     noise_sd
         float32 (slice, y, x): noise of one frame as in `FrameImage`, or ``None``.
     phase_sd_rad
-        float32 (slice, y, x): temporal SD of the phase over the frames, widened where they are few; or ``None``.
+        float32 (slice, y, x): pooled temporal SD of the phase over the frames, widened where they are few; or ``None``.
     library
         The frames themselves, where each frame takes the most similar one (respiration); else empty.
     fingerprint

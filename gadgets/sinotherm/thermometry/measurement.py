@@ -13,7 +13,7 @@ from sinotherm.errors import DataError
 from sinotherm.thermometry.background import Background
 from sinotherm.thermometry.baseline import Baseline, best_match
 from sinotherm.thermometry.drift import DriftEstimator, DriftFit
-from sinotherm.thermometry.noise import coverage_factor, sigma_by_formula, temporal_phase_sd
+from sinotherm.thermometry.noise import sigma_by_formula, temporal_phase_sd
 from sinotherm.thermometry.phase import TemporalUnwrapper, complex_product
 from sinotherm.thermometry.settings import ThermometrySettings
 
@@ -136,8 +136,7 @@ class EchoMeasurement:
                 fit = estimator.fit(product[plane], phase[plane], self._scale)
                 product[plane] *= np.exp(np.complex64(-1j / self._scale) * fit.field_degc)
             products.append(product)
-        sd = temporal_phase_sd(products) * np.float32(coverage_factor(len(products)))
-        self.baseline = replace(self.baseline, phase_sd_rad=sd)
+        self.baseline = replace(self.baseline, phase_sd_rad=temporal_phase_sd(products, self._trusted))
 
     def read(self, image: FrameImage) -> Reading:
         """Return the temperature change of a frame."""

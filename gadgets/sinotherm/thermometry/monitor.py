@@ -362,6 +362,7 @@ class SliceMonitor:
         *,
         notes: Mapping[str, MetaValue] | None = None,
         ordinal: int | None = None,
+        withheld: str = "",
     ) -> tuple[TemperatureMap, FrameStatistics]:
         """Take the images of a frame, one an echo; return its map and statistics.
 
@@ -373,6 +374,9 @@ class SliceMonitor:
             What else the meta shall say: commands since the last frame, the scanner's qualification.
         ordinal
             Which frame of the scan this is, from 0; by default as many as this monitor has seen.
+        withheld
+            Why the network's guard held the frame back: the images are another reconstruction's, stand in for
+            it, and are not measured; no voxel has a reading (bit ``GUARD``).
 
         Raises
         ------
@@ -396,6 +400,8 @@ class SliceMonitor:
         if self._builders and self._service is None and self._in_window(ordinal) > 0 and not self._renewing:
             # Frames of the window were missing: what came of it must do.
             self._finish(image)
+        if withheld:
+            return self._no_map(image, NoReading.GUARD, Observation(guard=withheld), stale, said)
         service = self._service or self._at_once(images)
         if service is not None:
             problem = self._misfit(service, images)
@@ -404,7 +410,7 @@ class SliceMonitor:
         else:
             problem = ""
         if service is None or problem:
-            found = self._no_map(image, problem, stale, said)
+            found = self._no_map(image, NoReading.NO_BASELINE, Observation(baseline_problem=problem), stale, said)
         else:
             found = self._map(service, images, stale, said)
         self._gather(images, ordinal)
@@ -430,26 +436,38 @@ class SliceMonitor:
         return ""
 
     def _no_map(
-        self, image: FrameImage, problem: str, stale: str, notes: Mapping[str, MetaValue]
+        self, image: FrameImage, reason: NoReading, seen: Observation, stale: str, notes: Mapping[str, MetaValue]
     ) -> tuple[TemperatureMap, FrameStatistics]:
+        """Return the map and statistics of a frame without a single reading; to the dose it is a gap."""
         nothing = np.full(image.data.shape[1:], np.nan, dtype=np.float32)
-        raised = self._raised(image, Observation(baseline_problem=problem), stale)
+        absolute, service, time_s = self._settings.body_temperature_degc is not None, self._service, self._time(image)
+        rows: list[Mapping[str, MetaValue]] = []
+        dose = nothing
+        if service is not None:
+            blank = np.full(service.body.shape, np.nan, dtype=np.float32)
+            kept = self._advance_dose(service, blank if absolute else None, time_s)
+            rows = [
+                region.row(blank, blank, absolute=absolute, dose=kept, time_s=time_s)
+                for region in self._regions.values()
+            ]
+            # A frame that does not fit the baseline may have another shape.
+            dose = kept if kept is not None and kept.shape == nothing.shape else nothing
+        raised = self._raised(image, seen, stale)
         meta = self._provenance(image) | dict(notes) | {"alarms": raised}
-        absolute = self._settings.body_temperature_degc is not None
         return TemperatureMap(
             change_degc=nothing,
             sigma_degc=nothing,
-            validity=np.full(nothing.shape, int(NoReading.NO_BASELINE), dtype=np.uint16),
+            validity=np.full(nothing.shape, int(reason), dtype=np.uint16),
             number=image.number,
             slice=image.slice,
             temperature_degc=nothing if absolute else None,
             unfiltered_degc=nothing,
-            cem43_min=nothing if absolute else None,
+            cem43_min=dose if absolute else None,
             footprint=image.footprint,
             header=image.header,
             received_s=image.received_s,
             meta=meta,
-        ), self._frame_statistics(image, (), raised, meta)
+        ), self._frame_statistics(image, rows, raised, meta)
 
     def _raised(self, image: FrameImage, seen: Observation, stale: str) -> tuple[str, ...]:
         """Return the alarms of a frame, logged."""
@@ -510,7 +528,6 @@ class SliceMonitor:
             wrap_share=float(wrapped.sum() / body.sum()),
             drift_problem="; ".join(text for reading in readings for text in reading.problems),
             motion=moved,
-            guard=str(image.meta.get("guard", "")),
         )
         raised = self._raised(image, seen, stale)
         meta = self._provenance(image) | self._quality(readings[0], motion, share) | dict(notes) | {"alarms": raised}

@@ -1,18 +1,19 @@
 """Uncertainty of the temperature: by formula from the image noise, or from pre-heating frames."""
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from sinotherm.core.arrays import ComplexArray, FloatArray
+from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
 from sinotherm.errors import SettingsError
 
-__all__ = ["ENOUGH_FRAMES", "coverage_factor", "sigma_by_formula", "temporal_phase_sd"]
+__all__ = ["ENOUGH_FRAMES", "POOL", "coverage_factor", "sigma_by_formula", "temporal_phase_sd"]
 
 ENOUGH_FRAMES: Final = 30
-"""Pre-heating frames from which a temporal SD is taken as it is; fewer are widened by Student's t."""
+"""Frames whose temporal SD is taken as it is; one of fewer degrees of freedom is widened by Student's t."""
+POOL: Final = 7
+"""Side of the window over which the temporal SD is pooled, voxels."""
 
 
 def sigma_by_formula(
@@ -49,35 +50,78 @@ def sigma_by_formula(
     return np.where(np.isnan(sigma), np.float32(np.inf), sigma).astype(np.float32, copy=False)
 
 
-def temporal_phase_sd(products: Sequence[ComplexArray]) -> FloatArray:
+def temporal_phase_sd(products: Sequence[ComplexArray], mask: MaskArray) -> FloatArray:
     """Return the SD of the phase over pre-heating frames, float32 (slice, y, x), rad.
+
+    The noise of the image, SD times signal, is pooled over `POOL` × `POOL` voxels of the mask: a voxel's
+    own SD of few frames scatters so much that σ_T would be too small in one place and too large in the
+    next. What scatter is left is made up for by `coverage_factor`.
 
     Parameters
     ----------
     products
         complex64 (slice, y, x), one a frame: complex product with the mean of these same frames,
         drift taken out, so that the phases lie around zero.
+    mask
+        bool (slice, y, x): voxels with signal; the others keep the SD of their own.
 
     Raises
     ------
     SettingsError
         Fewer than two frames.
     """
-    if len(products) < 2:
+    n_frames = len(products)
+    if n_frames < 2:
         raise SettingsError(
-            f"{len(products)} pre-heating frames: a temporal SD needs 2 or more (thermometry.baseline_frames)."
+            f"{n_frames} pre-heating frames: a temporal SD needs 2 or more (thermometry.baseline_frames)."
         )
+    from scipy import ndimage
+
     phases = np.stack([np.angle(product) for product in products])
-    return phases.std(axis=0, ddof=1).astype(np.float32, copy=False)
+    deviations = phases - phases.mean(axis=0)
+    own = np.square(deviations).sum(axis=0) / (n_frames - 1)
+    signal = np.mean([np.abs(product) for product in products], axis=0)
+    window, inside = (1, POOL, POOL), mask.astype(np.float64)
+    share = ndimage.uniform_filter(inside, window, mode="constant")
+    noise = ndimage.uniform_filter(inside * own * signal, window, mode="constant") / np.where(mask, share, 1.0)
+    pooled = np.where(mask, noise / np.where(mask, signal, 1.0), own)
+    scores = np.where(mask, deviations / np.sqrt(np.where(pooled > 0.0, pooled, 1.0)), 0.0)
+    freedom = (n_frames - 1) * _independent(scores, mask)
+    widening = np.where(mask, coverage_factor(freedom), coverage_factor(n_frames - 1))
+    return (widening * np.sqrt(pooled)).astype(np.float32)
 
 
-def coverage_factor(n_frames: int) -> float:
-    """Return the factor by which a temporal SD of few frames is widened, so that ±1.96 σ covers 95 %.
+def _independent(scores: FloatArray, mask: MaskArray) -> float:
+    """Return how many independent voxels a pool of `POOL` × `POOL` holds.
 
-    Student's t over the normal quantile, with n − 1 degrees of freedom; 1 from `ENOUGH_FRAMES` on.
+    The variance of a mean of squares of n Gaussian values is 2·Σ_ij ρ_ij²/n² of their variance squared:
+    that of n²/Σ_ij ρ_ij² independent ones. ρ is the autocorrelation of the scores (frame, slice, y, x).
     """
-    if n_frames >= ENOUGH_FRAMES:
+    size = [2 * n for n in scores.shape[-2:]]
+
+    def correlated(values: FloatArray) -> FloatArray:
+        power = np.square(np.abs(np.fft.rfft2(values, size))).reshape(-1, size[0], size[1] // 2 + 1).sum(axis=0)
+        offsets = np.arange(-POOL + 1, POOL)
+        return np.asarray(np.fft.irfft2(power, size)[np.ix_(offsets, offsets)])
+
+    pairs = correlated(mask.astype(np.float64)) * len(scores)
+    products = correlated(scores)
+    zero = products[POOL - 1, POOL - 1]
+    if not zero > 0.0:
+        return 1.0
+    usual = products / np.maximum(pairs, 1.0) * (pairs[POOL - 1, POOL - 1] / zero)
+    overlap = POOL - np.abs(np.arange(-POOL + 1, POOL))
+    within = float(np.sum(np.outer(overlap, overlap) * np.where(pairs > 0.5, usual, 1.0) ** 2))
+    return max(1.0, POOL**4 / within)
+
+
+def coverage_factor(freedom: float) -> float:
+    """Return the factor by which an SD of few degrees of freedom is widened, so that ±1.96 σ covers 95 %.
+
+    Student's t over the normal quantile; 1 from `ENOUGH_FRAMES` − 1 on.
+    """
+    if freedom >= ENOUGH_FRAMES - 1:
         return 1.0
     from scipy.special import ndtri, stdtrit
 
-    return float(stdtrit(n_frames - 1, 0.975) / ndtri(0.975)) if n_frames > 1 else math.inf
+    return float(stdtrit(freedom, 0.975) / ndtri(0.975))

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from direct_radial import coil_maps, ellipse_image
+from sinotherm.core.geometry import RadialSampling, spoke_angles
+from sinotherm.operators.nufft import FinufftPlan, radial_points
+from sinotherm.thermometry.drift import polynomial_terms
+from sinotherm.thermometry.guide import Guide
+
+N, COILS, SPOKES = 96, 4, 24
+PIXEL = (0.003, 0.003)
+SAMPLING = RadialSampling(n_readout=2 * N, spacing=0.5 / N, centre=float(N))
+MAPS = coil_maps(COILS, N)
+MAPS = (MAPS / np.sqrt((np.abs(MAPS) ** 2).sum(axis=0))).astype(np.complex64)
+IMAGE = (ellipse_image(N) * np.exp(0.7j)).astype(np.complex64)
+BODY = np.abs(IMAGE) > 0.3
+TERMS = polynomial_terms((N, N), 1)
+Y, X = np.mgrid[:N, :N] - N // 2
+HEAT = 0.8 * np.exp(-(X**2 + (Y - 5) ** 2) / 60.0)
+
+
+def _frame(phase: np.ndarray, number: int = 0, *, noise: float = 0.0, shifts=None):
+    angles = spoke_angles("golden", SPOKES, first=number * SPOKES)
+    plan = FinufftPlan((N, N), COILS)
+    plan.set_points(np.ascontiguousarray(radial_points(angles, SAMPLING, shifts).reshape(-1, 2)))
+    data = plan.forward((MAPS * IMAGE * np.exp(1j * phase)).astype(np.complex64)).reshape(COILS, SPOKES, 2 * N)
+    random = np.random.default_rng(number)
+    both = random.standard_normal((2, *data.shape))
+    return (data + noise * (both[0] + 1j * both[1])).astype(np.complex64), angles
+
+
+def _field(*coefficients: float) -> np.ndarray:
+    return np.einsum("t,tyx->yx", np.array(coefficients), TERMS)
+
+
+@pytest.mark.parametrize("shifts", [None, np.full((SPOKES, 2), 0.003)])
+def test_a_frame_that_only_drifted_is_the_turned_reference(shifts) -> None:
+    field = _field(0.3, 0.2, -0.15)
+    data, angles = _frame(field, shifts=shifts)
+    guide = Guide(IMAGE, MAPS, pixel_m=PIXEL)
+    turned = guide.turned(data, SAMPLING, angles, shifts=shifts)
+    assert turned.dtype == np.complex64
+    error = np.angle(turned * (IMAGE * np.exp(1j * field)).conj())[BODY]
+    assert np.abs(error).max() < 0.02
+    np.testing.assert_allclose(guide.drift_rad, (0.3, 0.2, -0.15), atol=0.02)
+    np.testing.assert_allclose(np.abs(turned), np.abs(IMAGE), atol=1e-5)
+
+
+def test_heating_stays_out_of_the_reference() -> None:
+    field = _field(-0.2, 0.1, 0.1)
+    data, angles = _frame(field + HEAT, noise=0.02)
+    turned = Guide(IMAGE, MAPS, pixel_m=PIXEL).turned(data, SAMPLING, angles)
+    error = np.angle(turned * (IMAGE * np.exp(1j * field)).conj())[BODY]
+    assert np.abs(error).max() < 0.05
+    centre = np.angle(turned * IMAGE.conj())[N // 2 + 5, N // 2]
+    assert centre == pytest.approx(-0.2, abs=0.05)
+
+
+def test_a_slow_drift_is_followed_beyond_the_wrap() -> None:
+    guide = Guide(IMAGE, MAPS, pixel_m=PIXEL)
+    for number in range(12):
+        field = _field(0.6 * number, 0.3 * number, 0.0)
+        data, angles = _frame(field, number)
+        turned = guide.turned(data, SAMPLING, angles)
+    assert guide.drift_rad[0] == pytest.approx(6.6, abs=0.1)
+    error = np.angle(turned * (IMAGE * np.exp(1j * field)).conj())[BODY]
+    assert np.abs(error).max() < 0.1
+
+
+def test_without_an_order_or_a_fit_the_reference_stays() -> None:
+    data, angles = _frame(_field(0.3, 0.0, 0.0))
+    np.testing.assert_array_equal(Guide(IMAGE, MAPS, pixel_m=PIXEL, order=-1).turned(data, SAMPLING, angles), IMAGE)
+    guide = Guide(IMAGE, MAPS, pixel_m=PIXEL)
+    drifted = guide.turned(data, SAMPLING, angles)
+    np.testing.assert_array_equal(guide.turned(np.full_like(data, np.nan), SAMPLING, angles), drifted)
