@@ -23,6 +23,7 @@ def weights(tmp_path_factory):
     """A guided network that corrects nothing: steps of data consistency from the reference."""
     torch.manual_seed(0)
     network = PrimalDual(Architecture(iterations=4, primal_features=(4, 8), dual_features=4, memory=2, reference=True))
+    torch.nn.init.ones_(network.step)
     card = ModelCard(
         name="tiny",
         network="primal-dual",
