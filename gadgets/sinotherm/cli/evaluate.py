@@ -99,6 +99,34 @@ def ct(
     )
 
 
+@app.command()
+def cartesian(
+    data: Data = Path("data"),
+    split: SplitOption = None,
+    acceleration: Annotated[float, typer.Option(help="R: every R-th line on average.", min=1.0, max=20.0)] = 10.0,
+    coils: Annotated[int, typer.Option(help="Number of coils.", min=1)] = 8,
+    snr: Annotated[float, typer.Option(help="SNR of the fully sampled image.", min=0.1)] = 30.0,
+    methods: Annotated[str | None, typer.Option(help="Methods, with commas between; by default all.")] = None,
+    per_person: PerPerson = None,
+    output: Output = None,
+    json: Json = None,
+) -> None:
+    """Score reconstructions of accelerated Cartesian imaging: the Fourier network beside CG-SENSE."""
+    from sinotherm.evaluation.cartesian import METHODS, run
+
+    run(
+        data,
+        split=_choice(split, "--split", ("train", "val", "all")),
+        acceleration=acceleration,
+        coils=coils,
+        snr=snr,
+        names=tuple(methods.split(",")) if methods else METHODS,
+        per_person=per_person,
+        output=output,
+        json=json,
+    )
+
+
 @app.command(
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},

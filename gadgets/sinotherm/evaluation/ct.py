@@ -11,7 +11,7 @@ from sinotherm.core.arrays import FloatArray
 from sinotherm.core.record import figures_record, write_record
 from sinotherm.errors import SettingsError
 from sinotherm.evaluation.images import default_split
-from sinotherm.evaluation.metrics import ImageScores, by_person, score
+from sinotherm.evaluation.metrics import ImageScores, people_means, score
 from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
 from sinotherm.operators.fan_beam import FanBeam, FanBeamGeometry
 from sinotherm.simulation.image_sets import Split, attenuation, find_splits, read_series
@@ -94,21 +94,16 @@ def evaluate(
                 results.setdefault(series.dataset, {}).setdefault(name, []).append((series.person, found))
     for dataset, by_method in results.items():
         for name, scores in by_method.items():
-            people = by_person(scores).values()
-            ssim = [one.ssim for one in people]
+            means = people_means(scores)
+            # Attenuation is real.
+            del means["phase_rmse_rad_mean"]
             yield {
                 "dataset": dataset,
                 "split": split,
                 "method": name,
                 "sparsity": sparsity,
                 "views": len(projector.angles),
-                "n_people": len(people),
-                "n_slices": len(scores),
-                "ssim_mean": float(np.mean(ssim)),
-                "ssim_sd": float(np.std(ssim, ddof=1)) if len(ssim) > 1 else 0.0,
-                "ssim_whole_mean": float(np.mean([one.ssim_whole for one in people])),
-                "psnr_mean": float(np.mean([one.psnr for one in people])),
-                "nrmse_mean": float(np.mean([one.nrmse for one in people])),
+                **means,
             }
 
 

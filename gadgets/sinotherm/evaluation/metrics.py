@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sinotherm.core.arrays import ComplexArray, FloatArray
 
-__all__ = ["ImageScores", "body_mask", "by_person", "fit_scale", "score"]
+__all__ = ["ImageScores", "body_mask", "by_person", "fit_scale", "people_means", "score"]
 
 WINDOW = 7
 
@@ -91,4 +92,20 @@ def by_person(scores: Sequence[tuple[str, ImageScores]]) -> dict[str, ImageScore
     return {
         person: ImageScores(**{name: float(np.mean([getattr(one, name) for one in many])) for name in names})
         for person, many in grouped.items()
+    }
+
+
+def people_means(scores: Sequence[tuple[str, ImageScores]]) -> dict[str, Any]:
+    """Return the columns that every table of images has: numbers of people and slices, means over people."""
+    people = list(by_person(scores).values())
+    ssim = [one.ssim for one in people]
+    return {
+        "n_people": len(people),
+        "n_slices": len(scores),
+        "ssim_mean": float(np.mean(ssim)),
+        "ssim_sd": float(np.std(ssim, ddof=1)) if len(ssim) > 1 else 0.0,
+        "ssim_whole_mean": float(np.mean([one.ssim_whole for one in people])),
+        "psnr_mean": float(np.mean([one.psnr for one in people])),
+        "nrmse_mean": float(np.mean([one.nrmse for one in people])),
+        "phase_rmse_rad_mean": float(np.mean([one.phase_rmse_rad for one in people])),
     }

@@ -18,11 +18,21 @@ from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.core.record import figures_record, write_record
 from sinotherm.errors import SettingsError
 from sinotherm.evaluation.images import EvaluationSlice, default_split, magnitude_slices
-from sinotherm.evaluation.metrics import ImageScores, body_mask, by_person, fit_scale, score
+from sinotherm.evaluation.metrics import ImageScores, body_mask, fit_scale, people_means, score
 from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
 from sinotherm.simulation.image_sets import Split
 
-__all__ = ["METHODS", "RadialScan", "Reconstruction", "evaluate", "methods", "run", "simulate_scan"]
+__all__ = [
+    "METHODS",
+    "RadialScan",
+    "Reconstruction",
+    "coil_maps",
+    "complex_object",
+    "evaluate",
+    "methods",
+    "run",
+    "simulate_scan",
+]
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +73,23 @@ class RadialScan:
 Reconstruction: TypeAlias = Callable[[RadialScan], ComplexArray]
 
 
-def _smooth_phase(random: np.random.Generator, size: int) -> np.ndarray:
-    """Return a smooth object phase, rad (size, size): B1 and off-resonance as cubic splines of 4 × 4 knots."""
+def complex_object(image: np.ndarray, random: np.random.Generator) -> ComplexArray:
+    """Return a magnitude image (y, x) with a smooth phase: B1 and off-resonance as cubic splines of 4 × 4 knots."""
     from scipy.ndimage import zoom
 
-    field = zoom(random.standard_normal((4, 4)), size / 4, order=3, mode="nearest", grid_mode=True)
-    return 0.8 * (field - field.mean()) / field.std()
+    field = zoom(random.standard_normal((4, 4)), image.shape[0] / 4, order=3, mode="nearest", grid_mode=True)
+    phase = 0.8 * (field - field.mean()) / field.std()
+    return (image * np.exp(1j * phase)).astype(np.complex64)
+
+
+def coil_maps(image: np.ndarray, coils: int, random: np.random.Generator) -> CoilImages:
+    """Return maps of coils round the body of an image (y, x), complex64 (coil, y, x), Σ|s|² = 1."""
+    from sinotherm.simulation.coils import coil_array
+
+    if coils == 1:
+        return np.ones((1, *image.shape), dtype=np.complex64)
+    maps = coil_array(coils, body=body_mask(image), fov_m=0.25, random=random).maps
+    return (maps / np.sqrt(np.sum(np.abs(maps) ** 2, axis=0))).astype(np.complex64)
 
 
 def simulate_scan(
@@ -93,7 +114,6 @@ def simulate_scan(
     """
     from sinotherm.operators.density import readout_weights
     from sinotherm.operators.nufft import ACCURATE, FinufftPlan, radial_points
-    from sinotherm.simulation.coils import coil_array
 
     if setting == "paper" and coils != 1:
         raise SettingsError(f"the paper's setting has one coil, not {coils}: use --setting real.")
@@ -101,21 +121,15 @@ def simulate_scan(
     random = np.random.default_rng(seed)
     sampling = RadialSampling(n_readout=2 * size, spacing=0.5 / size, centre=float(size))
     theta = spoke_angles("uniform180" if angles == "uniform" else "golden", spokes)
-    body = body_mask(image)
-    maps: CoilImages = np.ones((1, size, size), dtype=np.complex64)
-    truth = image.astype(np.complex64)
-    if setting == "real":
-        truth = (image * np.exp(1j * _smooth_phase(random, size))).astype(np.complex64)
-        if coils > 1:
-            maps = coil_array(coils, body=body, fov_m=0.25, random=random).maps
-            maps = (maps / np.sqrt(np.sum(np.abs(maps) ** 2, axis=0))).astype(np.complex64)
+    truth = complex_object(image, random) if setting == "real" else image.astype(np.complex64)
+    maps = coil_maps(image, coils, random)
     plan = FinufftPlan((size, size), coils, dtype=np.complex128, accuracy=ACCURATE)
     plan.set_points(np.ascontiguousarray(radial_points(theta, sampling).reshape(-1, 2)))
     samples = plan.forward((truth * maps).astype(np.complex128)).reshape(coils, spokes, -1)
     noise_sd = 0.0
     if setting == "real":
         weights = readout_weights(sampling) * (math.pi / FULL_SPOKES)
-        signal = float(np.median(image[body]))
+        signal = float(np.median(image[body_mask(image)]))
         noise_sd = signal / (snr * math.sqrt(FULL_SPOKES * float(np.sum(weights**2))))
         noise = random.standard_normal((2, *samples.shape))
         samples = samples + noise_sd * (noise[0] + 1j * noise[1])
@@ -283,8 +297,6 @@ def evaluate(
                 for name, reconstruct in ready.items():
                     results[name].append((one, score(reconstruct(scan), scan.truth)))
             for name, scores in results.items():
-                people = by_person([(one.person, value) for one, value in scores])
-                ssim = [value.ssim for value in people.values()]
                 row = {
                     "dataset": dataset,
                     "split": split,
@@ -294,14 +306,7 @@ def evaluate(
                     "method": name,
                     "spokes": n_spokes,
                     "coils": n_coils,
-                    "n_people": len(people),
-                    "n_slices": len(scores),
-                    "ssim_mean": float(np.mean(ssim)),
-                    "ssim_sd": float(np.std(ssim, ddof=1)) if len(ssim) > 1 else 0.0,
-                    "ssim_whole_mean": float(np.mean([value.ssim_whole for value in people.values()])),
-                    "psnr_mean": float(np.mean([value.psnr for value in people.values()])),
-                    "nrmse_mean": float(np.mean([value.nrmse for value in people.values()])),
-                    "phase_rmse_rad_mean": float(np.mean([value.phase_rmse_rad for value in people.values()])),
+                    **people_means([(one.person, value) for one, value in scores]),
                 }
                 yield row, scores
 

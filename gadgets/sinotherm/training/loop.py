@@ -450,9 +450,15 @@ class Trainer:
         if float(np.mean(score)) > self.best:
             self.best = float(np.mean(score))
             save_file({k: v.contiguous() for k, v in self.average.items()}, self.folder / "best.safetensors")
-            (self.folder / "run.json").write_text(json.dumps(row | {"configuration": asdict(self.configuration)}))
+            about = {"device": self._device_name(), "configuration": asdict(self.configuration)}
+            (self.folder / "run.json").write_text(json.dumps(row | about))
         log.info("step %d: %s", self.step, {k: {n: round(v, 4) for n, v in s.items()} for k, s in scores.items()})
         return scores
+
+    def _device_name(self) -> str:
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"CPU, {torch.get_num_threads()} threads"
 
     def _picture(self) -> None:
         """Write truth, image and error of the first scan of each validation kind, if matplotlib is there."""

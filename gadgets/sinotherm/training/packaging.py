@@ -70,6 +70,7 @@ def package_run(configuration: Configuration, run: Path, target: Path | None = N
             "steps_in_all": int(last["step"]),
             "steps_of_these_weights": int(found["step"]),
             "batch": configuration.batch,
+            "device": found.get("device", "not stated"),
             "cpu_core_hours": round(float(last["cpu_hours"]), 2),
             "simulation": json.dumps(configuration.simulation),
         },
@@ -97,9 +98,9 @@ def calibrate_guard(
 ) -> GuardLimits:
     """Set the guard's limits on simulated scans of validation people, and write them into the card.
 
-    A limit is the quantile of each residual over scans of 1 to 8 coils and SNR 15 to 60, raised by a
-    half: real scans have off-resonance, fat and maps of their own, and spokes that are wrong have
-    residuals near 1.
+    A limit is the quantile of each residual over scans of 1 to 8 coils and SNR 15 to 60 (heated ones for a
+    guided network), raised by a half: real scans have off-resonance, fat and maps of their own, and spokes
+    that are wrong have residuals near 1.
 
     Parameters
     ----------
@@ -127,6 +128,7 @@ def calibrate_guard(
             size_weights=(1.0,),
             coils=(1, 4, 8),
             coil_weights=(0.3, 0.3, 0.4),
+            heating=network.guided,
         )
         seen: dict[str, list[float]] = {"held_out": [], "spoke": []}
         for scan in range(scans):
@@ -134,8 +136,10 @@ def calibrate_guard(
             operator: RadialSinogram = batch.operator
             samples = operator.restore(batch.measured)[0].numpy()
             maps = estimate_maps(samples, operator.sampling, operator.angles, 256)
-            image, used = network.reconstruct(samples, operator.sampling, operator.angles, maps)
-            residuals = network.residuals(samples, operator.sampling, operator.angles, maps, image, used, frame=scan)
+            scanned = (samples, operator.sampling, operator.angles, maps)
+            guide = None if batch.reference is None else batch.reference[0].numpy()
+            image, used = network.reconstruct(*scanned, reference=guide)
+            residuals = network.residuals(*scanned, image, used, frame=scan, reference=guide)
             for name, value in residuals.items():
                 seen[name].append(value)
         for name, values in seen.items():
