@@ -5,7 +5,7 @@ from direct_radial import coil_maps, ellipse_image
 from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.thermometry.drift import polynomial_terms
-from sinotherm.thermometry.guide import Guide
+from sinotherm.thermometry.guide import Guide, references
 
 N, COILS, SPOKES = 96, 4, 24
 PIXEL = (0.003, 0.003)
@@ -73,3 +73,21 @@ def test_without_an_order_or_a_fit_the_reference_stays() -> None:
     guide = Guide(IMAGE, MAPS, pixel_m=PIXEL)
     drifted = guide.turned(data, SAMPLING, angles)
     np.testing.assert_array_equal(guide.turned(np.full_like(data, np.nan), SAMPLING, angles), drifted)
+
+
+@pytest.mark.parametrize(("n_frames", "n_made"), [(1, 1), (2, 3), (5, 6), (12, 6)])
+def test_no_frame_has_a_part_in_its_own_reference(n_frames: int, n_made: int) -> None:
+    made: list[list[int]] = []
+
+    def reconstruct(frames):
+        made.append(list(frames))
+        image = np.zeros((1, n_frames), np.complex64)
+        image[0, list(frames)] = 1.0
+        return image
+
+    whole, others = references(range(n_frames), reconstruct)
+    assert whole.all()
+    assert len(made) == n_made
+    if n_frames > 1:
+        assert all(not other[0, number] for number, other in enumerate(others))
+        assert all(np.count_nonzero(other) >= 0.75 * n_frames - 1 for other in others)

@@ -24,7 +24,7 @@ _CAUCHY: Final = 2.385
 _QUANTILE: Final = 0.3
 _START_WIDTH: Final = 3.5
 _END_WIDTH: Final = 1.5
-_MOST_RESIDUAL_RAD: Final = 0.5
+_MOST_RESIDUAL_RAD: Final = 0.75
 """Blocks that scatter by more hold noise, not one phase: that of nothing is spread over ±π, an SD of 1.8."""
 
 

@@ -5,7 +5,8 @@ signal. So the drift is estimated first, and taken into the reference before it 
 """
 
 import hashlib
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -16,16 +17,47 @@ from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.thermometry.drift import DriftEstimator, periphery_mask
 
-__all__ = ["Guide"]
+__all__ = ["Guide", "references"]
 
 ROUNDS: Final = 2
 """What the frame has beyond the reference has streaks of the drift that is left: a second round sees next to none."""
+
+FOLDS: Final = 5
+"""References that are made without a part of the frames."""
 
 _LEAST_SIGNAL: Final = 0.05
 _LEAST_VOXELS: Final = 50
 _MOST_CONDITION: Final = 1e4
 _DEGC_PER_RADIAN: Final = 10.0
 """The estimator's gates are in °C; at 1.5 T and TE 19 ms 1 rad is 13 °C. Nothing else depends on it."""
+
+
+_Frame = TypeVar("_Frame")
+
+
+def references(
+    frames: Sequence[_Frame], reconstruct: Callable[[Sequence[_Frame]], ComplexArray]
+) -> tuple[ComplexArray, list[ComplexArray]]:
+    """Return the reference of all pre-heating frames, and for each of them one that it has no part in.
+
+    A frame lies nearer to a reference that holds its own noise than any later frame does: the scatter of
+    the baseline's frames, from which σ_T follows, would be too small by a tenth.
+
+    Parameters
+    ----------
+    frames
+        The frames before heating.
+    reconstruct
+        Frames → the image of all their spokes together, complex64 (y, x).
+    """
+    whole = reconstruct(frames)
+    folds = min(FOLDS, len(frames))
+    if folds < 2:
+        return whole, [whole] * len(frames)
+    without = [
+        reconstruct([frame for place, frame in enumerate(frames) if place % folds != fold]) for fold in range(folds)
+    ]
+    return whole, [without[place % folds] for place in range(len(frames))]
 
 
 class Guide:
