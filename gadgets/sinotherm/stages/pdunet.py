@@ -1,7 +1,7 @@
 """Stage: reconstructs frames with a primal-dual network, with the gridding image beside it and a guard over it.
 
 A reference-guided network reconstructs the change since the first frames, whose spokes together make its
-reference image; the drift of the field up to each frame is taken into the reference first.
+reference image; the drift of the field and the shift of the body up to each frame are taken into it first.
 """
 
 import logging
@@ -67,7 +67,9 @@ class Settings(StageSettings):
     reference_skip: int = setting(
         0, "Frames at the start that are left out of the reference. With thermometry: as its baseline unless set.", ge=0
     )
-    drift_order: int = setting(1, "Order of the drift that the reference follows; -1: it stays as it is.", ge=-1, le=2)
+    drift_order: int = setting(
+        1, "Order of the drift that the reference follows, with shifts of the body; -1: it stays as it is.", ge=-1, le=2
+    )
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
@@ -235,7 +237,11 @@ class _Slice:
         facts: dict[str, str] = {}
         if guide is not None:
             facts = {"reference": self._guides[frame.echo].name}
-            note |= {**facts, "reference_drift_rad": tuple(round(v, 5) for v in guide.drift_rad)}
+            note |= {
+                **facts,
+                "reference_drift_rad": tuple(round(value, 5) for value in guide.drift_rad),
+                "reference_shift_px": tuple(round(value, 3) for value in guide.shift_px),
+            }
         if not verdict.trips:
             meta = {"network_seconds": round(taken_s, 4), "network_precision": settings.precision, **note}
             yield self._frame_image(frame, image, "pdunet", network.card.sha256[:12], None, meta, facts)
