@@ -7,12 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from sinotherm.cli.qa import app
-from sinotherm.core.scan import TemperatureMap
-from sinotherm.errors import DataError
-from sinotherm.evaluation.sign import fit_sign, read_probe
+from sinotherm.core.scan import FrameImage, TemperatureMap
+from sinotherm.errors import DataError, HeaderError, SettingsError
+from sinotherm.evaluation.sign import fit_sign, read_probe, sign_by_fat
 from sinotherm.simulation.mrd import simulate
 from sinotherm.simulation.protocol import Protocol
 from sinotherm.simulation.scan import Scan
+from sinotherm.wire.file import ImageWriter
+from sinotherm.wire.messages import Image
 
 MASK = np.zeros((1, 8, 8), bool)
 MASK[0, 3:5, 3:5] = True
@@ -103,3 +105,85 @@ def test_command_on_a_simulated_scan(tmp_path, sign: int) -> None:
     assert (tmp_path / "qa.png").stat().st_size > 1000
     (tmp_path / "probe.csv").write_text("time_s,temperature_degC\n0,21\n100,21\n")
     assert CliRunner().invoke(app, arguments).exit_code == 1
+
+
+LARMOR_HZ = 63.87e6
+WATER, FAT = (np.zeros((1, 16, 16), bool) for _ in range(2))
+WATER[0, 4:12, 2:8], FAT[0, 4:12, 8:14] = True, True
+
+
+def _echoes(sign: int, echo_times_s: tuple[float, float], frames: int = 2) -> list[FrameImage]:
+    """Return two echoes of water beside fat in a field that rises by 20 Hz over the image; coils turn the phase."""
+    random = np.random.default_rng(0)
+    field_hz = np.linspace(-10.0, 10.0, 16)[None, :, None] + (-3.4e-6 * LARMOR_HZ) * FAT
+    images = []
+    for number in range(frames):
+        for echo, time_s in enumerate(echo_times_s):
+            phase = 0.7 + sign * 2.0 * np.pi * field_hz * time_s
+            noise = 0.05 * random.standard_normal((2, 1, 16, 16))
+            data = (WATER + 0.8 * FAT) * np.exp(1j * phase) + noise[0] + 1j * noise[1]
+            images.append(FrameImage(data=data.astype(np.complex64)[None], number=number, echo=echo))
+    return images
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("echo_times_s", [(3.0e-3, 4.3e-3), (5.0e-3, 19.1e-3)])
+def test_fat_tells_the_sign(sign: int, echo_times_s: tuple[float, float]) -> None:
+    found = sign_by_fat(
+        _echoes(sign, echo_times_s), water=WATER, fat=FAT, larmor_hz=LARMOR_HZ, echo_times_s=echo_times_s
+    )
+    assert found.phase_sign == sign
+    assert found.problems == []
+    assert found.offset_rad == pytest.approx(sign * found.expected_rad, abs=0.05)
+    assert found.n_frames == 2
+
+
+def test_when_fat_tells_nothing() -> None:
+    both = {"water": WATER, "fat": FAT, "larmor_hz": LARMOR_HZ}
+    opposed = (3.0e-3, 3.0e-3 + 0.5 / (3.4e-6 * LARMOR_HZ))
+    found = sign_by_fat(_echoes(1, opposed), **both, echo_times_s=opposed)
+    assert "nearly the same phase" in found.problems[0]
+    times = (3.0e-3, 4.3e-3)
+    watery = sign_by_fat(_echoes(1, times), **(both | {"fat": WATER}), echo_times_s=times)
+    assert "fits neither" in watery.problems[0]
+    with pytest.raises(DataError, match="two echoes"):
+        sign_by_fat(_echoes(1, times)[::2], **both, echo_times_s=times)
+    dark = [FrameImage(data=0 * image.data, number=image.number, echo=image.echo) for image in _echoes(1, times)]
+    with pytest.raises(DataError, match="no signal"):
+        sign_by_fat(dark, **both, echo_times_s=times)
+
+
+HEADER = """<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
+<experimentalConditions><H1resonanceFrequency_Hz>63870000</H1resonanceFrequency_Hz></experimentalConditions>
+<encoding><encodedSpace><matrixSize><x>16</x><y>16</y><z>1</z></matrixSize>
+<fieldOfView_mm><x>200</x><y>200</y><z>5</z></fieldOfView_mm></encodedSpace>
+<reconSpace><matrixSize><x>16</x><y>16</y><z>1</z></matrixSize>
+<fieldOfView_mm><x>200</x><y>200</y><z>5</z></fieldOfView_mm></reconSpace>
+<encodingLimits/><trajectory>radial</trajectory></encoding>
+<sequenceParameters><TE>3.0</TE><TE>4.3</TE></sequenceParameters></ismrmrdHeader>"""
+
+
+def test_command_with_fat(tmp_path) -> None:
+    path = tmp_path / "echoes.h5"
+    with ImageWriter(path, HEADER.encode()) as writer:
+        for image in _echoes(-1, (3.0e-3, 4.3e-3)):
+            made = Image.from_array(image.data)
+            made.contrast = image.echo
+            writer.append(made)
+    arguments = ["sign", str(path), "--water", "polygon:2,4,7,4,7,11,2,11", "--fat", "polygon:8,4,13,4,13,11,8,11"]
+    result = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "qa.json")])
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "qa.json").read_text())
+    jsonschema.validate(record, json.loads((files("sinotherm.schemas") / "qa_sign_fat.json").read_text()))
+    assert record["phase_sign"] == -1
+    assert "thermometry.phase_sign=-1" in result.stdout
+    arguments[-1] = arguments[-3]
+    assert CliRunner().invoke(app, arguments).exit_code == 1
+    mixed = CliRunner().invoke(app, [*arguments, "--region", "circle:1,1,1"])
+    assert isinstance(mixed.exception, SettingsError)
+    with ImageWriter(
+        tmp_path / "silent.h5", HEADER.replace("H1resonanceFrequency_Hz>63870000", "H1resonanceFrequency_Hz>0").encode()
+    ) as writer:
+        writer.append(Image.from_array(_echoes(1, (1e-3, 2e-3))[0].data))
+    silent = CliRunner().invoke(app, ["sign", str(tmp_path / "silent.h5"), *arguments[2:]])
+    assert isinstance(silent.exception, HeaderError)

@@ -115,3 +115,14 @@ def test_sizes_that_are_no_multiple_of_the_block() -> None:
 def test_unknown_order() -> None:
     with pytest.raises(SettingsError, match="0 to 6"):
         polynomial_terms((4, 4), 7)
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_cold_tissue_that_went_dark_as_a_whole_tells_nothing(one_sided: bool) -> None:
+    random = np.random.default_rng(3)
+    noise = (random.standard_normal((2, N, N)) * 0.03).view(np.float64)
+    product = (noise[0] + 1j * noise[1]).astype(np.complex64)
+    estimator = _estimator(BODY & (np.hypot(X, Y) > 0.4), one_sided=one_sided)
+    fit = estimator.fit(product, np.angle(product), 1.0 / RADIAN_PER_DEGC)
+    assert "hold no signal" in fit.problem
+    assert not fit.field_degc.any()

@@ -5,7 +5,7 @@ from direct_radial import coil_maps, ellipse_image
 from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.thermometry.drift import polynomial_terms
-from sinotherm.thermometry.guide import Guide
+from sinotherm.thermometry.guide import Guide, references
 
 N, COILS, SPOKES = 96, 4, 24
 PIXEL = (0.003, 0.003)
@@ -67,9 +67,61 @@ def test_a_slow_drift_is_followed_beyond_the_wrap() -> None:
     assert np.abs(error).max() < 0.1
 
 
+def _moved(data: np.ndarray, angles: np.ndarray, x: float, y: float) -> np.ndarray:
+    along = (np.cos(angles) * x + np.sin(angles) * y)[:, None] * SAMPLING.positions
+    return (data * np.exp(-2j * np.pi * along)).astype(np.complex64)
+
+
+@pytest.mark.parametrize("place", [(0.4, -0.3), (2.0, 1.0)])
+def test_the_reference_follows_the_body(place: tuple[float, float]) -> None:
+    field = _field(0.2, 0.1, -0.1)
+    guide = Guide(IMAGE, MAPS, pixel_m=PIXEL)
+    for number in range(2):
+        data, angles = _frame(field, number, noise=0.02)
+        still = guide.turned(data, SAMPLING, angles)
+    assert guide.shift_px == (0.0, 0.0)
+    for number in range(2, 4):
+        data, angles = _frame(field, number, noise=0.02)
+        turned = guide.turned(_moved(data, angles, *place), SAMPLING, angles)
+    assert guide.shift_px == pytest.approx(place, abs=0.15)
+    ky, kx = (np.fft.fftfreq(N)[:, None], np.fft.fftfreq(N)[None, :])
+    true = np.fft.ifft2(np.fft.fft2(still) * np.exp(-2j * np.pi * (kx * place[0] + ky * place[1])))
+    assert np.linalg.norm(turned - true) < 0.3 * np.linalg.norm(still - true)
+    # … and back again.
+    data, angles = _frame(field, 4, noise=0.02)
+    guide.turned(data, SAMPLING, angles)
+    assert np.hypot(*guide.shift_px) < 0.3
+
+
+def test_a_body_that_seems_to_be_far_away_is_not_followed() -> None:
+    guide = Guide(IMAGE, MAPS, pixel_m=PIXEL)
+    for number in range(8):
+        data, angles = _frame(_field(0.0, 0.0, 0.0), number)
+        guide.turned(_moved(data, angles, 9.0, 0.0), SAMPLING, angles)
+    assert np.hypot(*guide.shift_px) <= 5.0
+
+
 def test_without_an_order_or_a_fit_the_reference_stays() -> None:
     data, angles = _frame(_field(0.3, 0.0, 0.0))
     np.testing.assert_array_equal(Guide(IMAGE, MAPS, pixel_m=PIXEL, order=-1).turned(data, SAMPLING, angles), IMAGE)
     guide = Guide(IMAGE, MAPS, pixel_m=PIXEL)
     drifted = guide.turned(data, SAMPLING, angles)
     np.testing.assert_array_equal(guide.turned(np.full_like(data, np.nan), SAMPLING, angles), drifted)
+
+
+@pytest.mark.parametrize(("n_frames", "n_made"), [(1, 1), (2, 3), (5, 6), (12, 6)])
+def test_no_frame_has_a_part_in_its_own_reference(n_frames: int, n_made: int) -> None:
+    made: list[list[int]] = []
+
+    def reconstruct(frames):
+        made.append(list(frames))
+        image = np.zeros((1, n_frames), np.complex64)
+        image[0, list(frames)] = 1.0
+        return image
+
+    whole, others = references(range(n_frames), reconstruct)
+    assert whole.all()
+    assert len(made) == n_made
+    if n_frames > 1:
+        assert all(not other[0, number] for number, other in enumerate(others))
+        assert all(np.count_nonzero(other) >= 0.75 * n_frames - 1 for other in others)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.core.physics import radian_per_degc
-from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, NoReading, ScanHeader, TemperatureMap
+from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, NoReading, ScanHeader, Spoke, TemperatureMap
 from sinotherm.errors import BaselineError, DataError, HeaderError, SettingsError
 from sinotherm.thermometry.baseline import Baseline
 from sinotherm.thermometry.fat import fat_phase
@@ -121,6 +122,27 @@ def test_a_frame_held_back_is_no_part_of_the_baseline() -> None:
     for number in range(6):
         found, _ = monitor.frame([series.image(number)], withheld="out of range" if number in (0, 2) else "")
     assert found.meta["baseline_frames"] == (1, 3)
+
+
+@pytest.mark.parametrize("golden", [False, True])
+def test_streaks_that_differ_from_frame_to_frame_are_in_the_uncertainty(golden: bool) -> None:
+    """A pattern of twice the noise stands in for the streaks; on the same spokes it cancels."""
+    series, sampling = Series(start=99), RadialSampling(n_readout=4, spacing=0.25, centre=2.0)
+    monitor = SliceMonitor(SCAN, _settings(baseline_frames=8, drift_order=1))
+    scores = []
+    for number in range(16):
+        angles = spoke_angles("golden" if golden else "uniform180", 6, first=6 * number if golden else 0)
+        streaks = 2 * SD * np.random.default_rng(number if golden else 0).standard_normal((2, N, N))
+        spokes = tuple(
+            Spoke(data=np.zeros((1, 4), np.complex64), sampling=sampling, angle_rad=angle, index=6 * number + place)
+            for place, angle in enumerate(angles)
+        )
+        image = series.image(number, spokes=spokes)
+        data = image.data * (1.0 + streaks[0] + 1j * streaks[1]).astype(np.complex64)
+        found, _ = monitor.frame([replace(image, data=data)])
+        if number >= 8:
+            scores.append((found.change_degc[0] / found.sigma_degc[0])[found.validity[0] == 0])
+    assert 0.9 < np.concatenate(scores).std() < 1.1
 
 
 def test_without_body_temperature_there_is_only_change() -> None:

@@ -53,16 +53,27 @@ def stability(scan: Scan, settings: Settings = None, report: Report = None, json
 @app.command()
 def sign(
     scan: Scan,
-    probe: Annotated[Path, typer.Option(help="CSV with time_s (since the first readout) and temperature_degC.")],
-    region: Annotated[str, typer.Option(help="Where the probe lies, e.g. circle:128,120,3 (pixels).")],
+    probe: Annotated[
+        Path | None, typer.Option(help="CSV with time_s (since the first readout) and temperature_degC.")
+    ] = None,
+    region: Annotated[str | None, typer.Option(help="Where the probe lies, e.g. circle:128,120,3 (pixels).")] = None,
+    water: Annotated[str | None, typer.Option(help="Instead of a probe: a region of water beside fat.")] = None,
+    fat: Annotated[str | None, typer.Option(help="The fat beside it; the scan has two echoes.")] = None,
     settings: Settings = None,
     report: Report = None,
     json: Json = None,
 ) -> None:
-    """Fit the receiver's phase sign and alpha to a heating with a probe; exit code 1 if the fit is not sound."""
-    from sinotherm.evaluation.sign import run_sign
+    """Fit phase sign and alpha to a heating with a probe, or the sign to fat; exit code 1 if it is not sound."""
+    from sinotherm.errors import SettingsError
+    from sinotherm.evaluation.sign import run_fat_sign, run_sign
     from sinotherm.pipelines.compose import parse_assignments
 
     values = parse_assignments(settings or ())
-    if not run_sign(scan, probe=probe, region=region, values=values, report=report, json=json):
+    if probe is not None and region is not None and water is None and fat is None:
+        sound = run_sign(scan, probe=probe, region=region, values=values, report=report, json=json)
+    elif water is not None and fat is not None and probe is None and region is None and report is None:
+        sound = run_fat_sign(scan, water=water, fat=fat, values=values, json=json)
+    else:
+        raise SettingsError("the sign follows from --probe and --region, or from --water and --fat (without --report).")
+    if not sound:
         raise typer.Exit(1)

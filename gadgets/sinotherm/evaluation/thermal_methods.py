@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from sinotherm.evaluation.heated_scans import Series
 from sinotherm.operators.coils import combine
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
-from sinotherm.thermometry.guide import Guide
+from sinotherm.thermometry.guide import Guide, references
 from sinotherm.thermometry.monitor import SliceMonitor
 from sinotherm.thermometry.settings import ThermometrySettings
 
@@ -104,12 +105,12 @@ def _view_sharing(found: Series) -> ComplexArray:
     return np.stack([combine(frame, found.maps) for frame in coils])
 
 
-def _baseline(found: Series) -> ComplexArray:
-    """Return the baseline of all spokes before the heating together, complex64 (y, x)."""
+def _together(found: Series, frames: Sequence[int]) -> ComplexArray:
+    """Return the image of all spokes of some frames, complex64 (y, x)."""
     from sinotherm.reconstruction.cg_sense import cg_sense
 
-    data = np.concatenate(list(found.data[: found.n_baseline]), axis=1)
-    angles = np.concatenate(list(found.angles[: found.n_baseline]))
+    data = np.concatenate([found.data[number] for number in frames], axis=1)
+    angles = np.concatenate([found.angles[number] for number in frames])
     return cg_sense(data, angles, found.scan.protocol.sampling, found.maps).image
 
 
@@ -117,7 +118,7 @@ def _kspace_hybrid(found: Series) -> ComplexArray:
     """Return the baseline turned by the heating that the model finds, without its drift."""
     from sinotherm.reconstruction.kspace_hybrid import kspace_hybrid
 
-    baseline = _baseline(found)
+    baseline = _together(found, range(found.n_baseline))
     protocol = found.scan.protocol
     sign: Literal[-1, 1] = -1 if protocol.phase_sign * PRF_COEFFICIENT < 0.0 else 1
     images = []
@@ -143,9 +144,13 @@ def _pdunet() -> Callable[[Series], ComplexArray]:
     def images(found: Series) -> ComplexArray:
         """Reconstruct the change since the baseline, which the drift up to each frame has turned."""
         protocol, pixel = found.scan.protocol, found.header.pixel_m
-        guide = Guide(_baseline(found), found.maps, pixel_m=pixel, order=protocol.drift_order_space)
+        whole, others = references(range(found.n_baseline), partial(_together, found))
+        later, *before = (
+            Guide(one, found.maps, pixel_m=pixel, order=protocol.drift_order_space) for one in (whole, *others)
+        )
         result = []
-        for data, angles in zip(found.data, found.angles, strict=True):
+        for number, (data, angles) in enumerate(zip(found.data, found.angles, strict=True)):
+            guide = before[number] if number < found.n_baseline else later
             turned = guide.turned(data, protocol.sampling, angles)
             result.append(network.reconstruct(data, protocol.sampling, angles, found.maps, reference=turned)[0])
         return np.stack(result)

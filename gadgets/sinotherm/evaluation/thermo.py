@@ -230,7 +230,7 @@ def rows(
     coils: int = 8,
     snr: float = 40.0,
     matrix: int = 256,
-    baseline_frames: int = 10,
+    baseline_frames: int = 30,
     frames: int = 20,
     per_person: int | None = 1,
     people: int | None = None,
@@ -416,7 +416,7 @@ def command(
     people: Annotated[int | None, typer.Option(help="At most so many people of a data set.", min=1)] = None,
     baseline_frames: Annotated[
         int, typer.Option("--baseline-frames", help="Frames before the heating.", min=2, max=1000)
-    ] = 10,
+    ] = 30,
     append: Annotated[
         bool, typer.Option("--append", help="Keep the rows of the --json file; those of the same case are replaced.")
     ] = False,

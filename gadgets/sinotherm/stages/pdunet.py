@@ -1,7 +1,7 @@
 """Stage: reconstructs frames with a primal-dual network, with the gridding image beside it and a guard over it.
 
 A reference-guided network reconstructs the change since the first frames, whose spokes together make its
-reference image; the drift of the field up to each frame is taken into the reference first.
+reference image; the drift of the field and the shift of the body up to each frame are taken into it first.
 """
 
 import logging
@@ -22,7 +22,7 @@ from sinotherm.operators.coils import PlaneImages, combine, maps_name
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
-from sinotherm.thermometry.guide import Guide
+from sinotherm.thermometry.guide import Guide, references
 
 __all__ = ["Settings", "stage"]
 
@@ -67,7 +67,9 @@ class Settings(StageSettings):
     reference_skip: int = setting(
         0, "Frames at the start that are left out of the reference. With thermometry: as its baseline unless set.", ge=0
     )
-    drift_order: int = setting(1, "Order of the drift that the reference follows; -1: it stays as it is.", ge=-1, le=2)
+    drift_order: int = setting(
+        1, "Order of the drift that the reference follows, with shifts of the body; -1: it stays as it is.", ge=-1, le=2
+    )
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
@@ -173,29 +175,38 @@ class _Slice:
         held, self._held = self._held, []
         begin = held[0].number if self._first is None else self._first
         start = begin + self._settings.reference_skip
+        before: dict[tuple[int, int], Guide] = {}
         for echo in dict.fromkeys(frame.echo for frame in held):
             own = [frame for frame in held if frame.echo == echo]
             used = [frame for frame in own if start <= frame.number < start + self._settings.reference_frames] or own
-            self._guides[echo] = self._guide(used)
+            whole, others = references(used, self._together)
+            self._guides[echo] = self._guide(whole)
+            before |= {(frame.number, echo): self._guide(one) for frame, one in zip(used, others, strict=True)}
             logger.info("slice %d: reference of echo %d from %d frames", used[0].slice, echo, len(used))
         for frame in held:
-            yield from self._image(frame)
+            yield from self._image(frame, before.get((frame.number, frame.echo)))
 
-    def _guide(self, frames: Sequence[Frame]) -> Guide:
-        """Return the guide of one echo: the CG-SENSE image of the spokes of all frames."""
+    def _together(self, frames: Sequence[Frame]) -> ComplexArray:
+        """Return the CG-SENSE image of the spokes of all frames."""
         data, angles, shifts = _together(frames)
         found = cg_sense(data, angles, frames[0].sampling, self._maps, shifts=shifts if shifts.any() else None)
-        return Guide(found.image, self._maps, pixel_m=self._scan.pixel_m, order=self._settings.drift_order)
+        return found.image
+
+    def _guide(self, reference: ComplexArray) -> Guide:
+        return Guide(reference, self._maps, pixel_m=self._scan.pixel_m, order=self._settings.drift_order)
 
     # --- images ----------------------------------------------------------------------------------
 
-    def _image(self, frame: Frame) -> Iterator[FrameImage]:
-        """Yield the network's image of a frame, or what stands in for it."""
+    def _image(self, frame: Frame, own: Guide | None = None) -> Iterator[FrameImage]:
+        """Yield the network's image of a frame, or what stands in for it.
+
+        A frame of the reference has a guide of its ``own``, in which it has no part.
+        """
         network, settings = self._network, self._settings
         data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
         moved = shifts if shifts.any() else None
         start = time.perf_counter()
-        guide = self._guides.get(frame.echo)
+        guide = own or self._guides.get(frame.echo)
         reference = None if guide is None else guide.turned(data, frame.sampling, angles, shifts=moved)
         image, operator = network.reconstruct(
             data, frame.sampling, angles, self._maps, shifts=moved, reference=reference
@@ -223,11 +234,16 @@ class _Slice:
             "network_weights": network.card.sha256[:12],
             **{f"guard_{name}": round(value, 5) for name, value in verdict.numbers.items()},
         }
+        facts: dict[str, str] = {}
         if guide is not None:
-            note |= {"reference": guide.name, "reference_drift_rad": tuple(round(v, 5) for v in guide.drift_rad)}
+            facts = {"reference": self._guides[frame.echo].name}
+            note |= {
+                **facts,
+                "reference_drift_rad": tuple(round(value, 5) for value in guide.drift_rad),
+                "reference_shift_px": tuple(round(value, 3) for value in guide.shift_px),
+            }
         if not verdict.trips:
             meta = {"network_seconds": round(taken_s, 4), "network_precision": settings.precision, **note}
-            facts = {} if guide is None else {"reference": guide.name}
             yield self._frame_image(frame, image, "pdunet", network.card.sha256[:12], None, meta, facts)
             return
         note |= {"guard": verdict.reason, "in_place_of": "pdunet"}

@@ -24,6 +24,8 @@ _CAUCHY: Final = 2.385
 _QUANTILE: Final = 0.3
 _START_WIDTH: Final = 3.5
 _END_WIDTH: Final = 1.5
+_MOST_RESIDUAL_RAD: Final = 0.75
+"""Blocks that scatter by more hold noise, not one phase: that of nothing is spread over ±π, an SD of 1.8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +202,13 @@ class DriftEstimator:
         if kept < self._min_voxels:
             return self._failed(
                 f"{kept} cold voxels agree on one drift: {self._min_voxels} are needed",
+                voxels=kept,
+                condition=condition,
+            )
+        spread = float(np.median(scale)) / abs(degc_per_radian)
+        if not spread <= _MOST_RESIDUAL_RAD:
+            return self._failed(
+                f"the cold voxels scatter by {spread:.2f} rad around any drift: they hold no signal",
                 voxels=kept,
                 condition=condition,
             )

@@ -1,11 +1,13 @@
-"""The reference that guides a network, turned to where the field has drifted since it was taken.
+"""The reference that guides a network, moved to where the field and the body have drifted since it was taken.
 
 A reference that is subtracted as it is leaves the whole drift as residual: 0.2 rad are a fifth of the
-signal. So the drift is estimated first, and taken into the reference before it is projected.
+signal. So drift and motion are estimated first, and taken into the reference before it is projected.
 """
 
 import hashlib
-from typing import Final
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -15,11 +17,20 @@ from sinotherm.operators.coils import PlaneImages, combine
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.thermometry.drift import DriftEstimator, periphery_mask
+from sinotherm.thermometry.motion import MotionWatch
 
-__all__ = ["Guide"]
+__all__ = ["Guide", "references"]
 
 ROUNDS: Final = 2
 """What the frame has beyond the reference has streaks of the drift that is left: a second round sees next to none."""
+MOST_ROUNDS: Final = 5
+"""While the body is still found elsewhere: a step of more than a pixel is seen too short."""
+STILL_PX: Final = 0.2
+"""A smaller shift is five standard deviations of its estimate from 25 spokes: the body lies still."""
+FARTHEST_PX: Final = 5.0
+
+FOLDS: Final = 5
+"""References that are made without a part of the frames."""
 
 _LEAST_SIGNAL: Final = 0.05
 _LEAST_VOXELS: Final = 50
@@ -28,8 +39,36 @@ _DEGC_PER_RADIAN: Final = 10.0
 """The estimator's gates are in °C; at 1.5 T and TE 19 ms 1 rad is 13 °C. Nothing else depends on it."""
 
 
+_Frame = TypeVar("_Frame")
+
+
+def references(
+    frames: Sequence[_Frame], reconstruct: Callable[[Sequence[_Frame]], ComplexArray]
+) -> tuple[ComplexArray, list[ComplexArray]]:
+    """Return the reference of all pre-heating frames, and for each of them one that it has no part in.
+
+    A frame lies nearer to a reference that holds its own noise than any later frame does: the scatter of
+    the baseline's frames, from which σ_T follows, would be too small by a tenth.
+
+    Parameters
+    ----------
+    frames
+        The frames before heating.
+    reconstruct
+        Frames → the image of all their spokes together, complex64 (y, x).
+    """
+    whole = reconstruct(frames)
+    folds = min(FOLDS, len(frames))
+    if folds < 2:
+        return whole, [whole] * len(frames)
+    without = [
+        reconstruct([frame for place, frame in enumerate(frames) if place % folds != fold]) for fold in range(folds)
+    ]
+    return whole, [without[place % folds] for place in range(len(frames))]
+
+
 class Guide:
-    """A pre-heating reference that follows the drift of the field, frame by frame.
+    """A pre-heating reference that follows the drift of the field and shifts of the body, frame by frame.
 
     Parameters
     ----------
@@ -50,6 +89,8 @@ class Guide:
         Short name of the reference by content, for meta and fingerprints.
     drift_rad
         Coefficients of the last frame's drift, of 1, x, y (, x², x·y, y²), coordinates from −1 to 1; rad.
+    shift_px
+        Shift (x, y) of the body in the last frame, pixels; zero while it lies still.
     """
 
     def __init__(
@@ -58,12 +99,15 @@ class Guide:
         self.reference: ComplexArray = np.ascontiguousarray(reference, dtype=np.complex64)
         self.name = hashlib.sha256(self.reference.tobytes()).hexdigest()[:12]
         self.drift_rad: tuple[float, ...] = ()
+        self.shift_px = (0.0, 0.0)
+        self._placed: ComplexArray = self.reference
         self._maps = maps
         self._field: FloatArray = np.zeros(reference.shape, dtype=np.float32)
         self._estimator: DriftEstimator | None = None
         if order < 0:
             return
         size = np.abs(self.reference)
+        self._watch = MotionWatch(size)
         self._plan = FinufftPlan((maps.shape[1], maps.shape[2]), len(maps))
         self._estimator = DriftEstimator(
             magnitude=size,
@@ -83,11 +127,11 @@ class Guide:
         *,
         shifts: SpokeShifts | None = None,
     ) -> ComplexArray:
-        """Return the reference as this frame would show it if it had only drifted, complex64 (y, x).
+        """Return the reference as this frame would show it if it had only drifted and moved, complex64 (y, x).
 
         The frame is seen through the gridding image of what it has beyond the reference as the last frame
         saw it: no streaks come of what both have in common, and a slow drift never wraps. Where no drift
-        can be fitted, the last frame's stays.
+        can be fitted, or the body is found farther away than `FARTHEST_PX`, the last frame's stays.
 
         Parameters
         ----------
@@ -101,19 +145,36 @@ class Guide:
         self._plan.set_points(np.ascontiguousarray(radial_points(angles, sampling, shifts).reshape(-1, 2)))
         weights = radial_weights(angles, sampling, weights="gaps", centre="exact", shifts=shifts).astype(np.float32)
         turned = self._turn()
-        for _ in range(ROUNDS):
+        for number in range(MOST_ROUNDS):
             beyond = data - self._plan.forward(self._maps * turned).reshape(data.shape)
             change = self._plan.adjoint((beyond * weights).astype(np.complex64).reshape(len(data), -1))
-            product = (turned + combine(change, self._maps)) * turned.conj()
+            frame = turned + combine(change, self._maps)
+            product = frame * turned.conj()
             fit = self._estimator.fit(product, np.angle(product), _DEGC_PER_RADIAN)
             if fit.problem:
                 break
             more = tuple(value / _DEGC_PER_RADIAN for value in fit.coefficients_degc)
             self.drift_rad = tuple(map(sum, zip(self.drift_rad or (0.0,) * len(more), more, strict=True)))
             self._field = self._field + fit.field_degc / np.float32(_DEGC_PER_RADIAN)
+            moved = self._move(np.abs(frame))
             turned = self._turn()
+            if number + 1 >= ROUNDS and not moved:
+                break
         return turned
 
+    def _move(self, magnitude: FloatArray) -> bool:
+        """Put the reference where the body lies in a frame; return whether that is elsewhere."""
+        motion = self._watch.compare(magnitude)
+        shift = (self.shift_px[0] + motion.shift_px[0], self.shift_px[1] + motion.shift_px[1])
+        if not motion.distance_px > STILL_PX or math.hypot(*shift) > FARTHEST_PX:
+            return False
+        self.shift_px = shift
+        ky, kx = (np.fft.fftfreq(n) for n in self.reference.shape)
+        ramp = np.exp(-2j * np.pi * (kx[None, :] * shift[0] + ky[:, None] * shift[1]))
+        self._placed = np.fft.ifft2(np.fft.fft2(self.reference) * ramp)
+        self._watch = MotionWatch(np.abs(self._placed))
+        return True
+
     def _turn(self) -> ComplexArray:
-        turned: ComplexArray = (self.reference * np.exp(1j * self._field)).astype(np.complex64)
+        turned: ComplexArray = (self._placed * np.exp(1j * self._field)).astype(np.complex64)
         return turned

@@ -20,6 +20,7 @@ from sinotherm.thermometry.settings import ThermometrySettings
 __all__ = ["EchoMeasurement", "Reading", "magnitude"]
 
 _CERTAIN_RAD: Final = 0.4
+_SAME_RAD: Final = 1e-3
 
 
 def magnitude(image: CoilImages) -> FloatArray:
@@ -121,9 +122,15 @@ class EchoMeasurement:
         self._held = [0] * len(self._drift)
 
     def use_pre_heating(self, frames: Sequence[FrameImage]) -> None:
-        """Take the noise from the temporal SD of the baseline's own frames, if the settings or the images want that."""
+        """Take the noise from the temporal SD of the baseline's own frames where no formula tells it.
+
+        That is so for images that do not state their noise, and for frames that each lie on other spokes,
+        whose streaks differ: the formula holds for noise alone.
+        """
         method = self._settings.sigma
-        by_time = method == "temporal" or (method == "auto" and frames[-1].noise_sd is None)
+        by_time = method == "temporal" or (
+            method == "auto" and (frames[-1].noise_sd is None or not _same_spokes(frames))
+        )
         if not by_time or len(self.baseline.frames) < 2:
             return
         products: list[ComplexArray] = []
@@ -218,15 +225,16 @@ class EchoMeasurement:
             The formula is asked for and the image states no noise.
         """
         baseline, method = self.baseline, self._settings.sigma
+        temporal = np.full(size.shape, np.nan, dtype=np.float32)
+        if method != "formula" and baseline.phase_sd_rad is not None:
+            temporal = baseline.phase_sd_rad * np.float32(abs(self._scale) * math.sqrt(1.0 + 1.0 / n_effective))
         if method == "temporal" or (method == "auto" and image.noise_sd is None):
-            if baseline.phase_sd_rad is None:
-                return np.full(size.shape, np.nan, dtype=np.float32)
-            return baseline.phase_sd_rad * np.float32(abs(self._scale) * math.sqrt(1.0 + 1.0 / n_effective))
+            return temporal
         if image.noise_sd is None:
             raise DataError(
                 "the images state no noise: whiten them (a noise scan), or set thermometry.sigma to temporal or auto."
             )
-        return sigma_by_formula(
+        formula = sigma_by_formula(
             signal=size,
             noise_sd=image.noise_sd,
             baseline_signal=self.magnitude,
@@ -234,3 +242,11 @@ class EchoMeasurement:
             n_effective=n_effective,
             degc_per_radian=self._scale,
         )
+        # Frames that share spokes (sliding windows) scatter less than their noise.
+        return np.fmax(formula, temporal)
+
+
+def _same_spokes(frames: Sequence[FrameImage]) -> bool:
+    """Whether all frames lie on the same spokes, or do not say on which."""
+    angles = [np.sort([(spoke.angle_rad + _SAME_RAD) % math.pi for spoke in frame.spokes]) for frame in frames]
+    return all(one.shape == angles[0].shape and np.allclose(one, angles[0], atol=_SAME_RAD) for one in angles)

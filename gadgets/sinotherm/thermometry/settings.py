@@ -74,7 +74,8 @@ class ThermometrySettings(StageSettings):
     sigma: Literal["auto", "formula", "temporal"] = setting(
         "auto",
         "Uncertainty by formula from the image noise (linear reconstructions) or from the pre-heating frames' "
-        "temporal SD (networks); auto: by formula where the images state their noise.",
+        "temporal SD (networks); auto: by formula where the images state their noise, and at least the temporal SD "
+        "where each frame lies on other spokes.",
     )
     max_sigma_degc: float = setting(3.0, "Voxels of a larger uncertainty have no reading.", unit="degC", gt=0.0)
     min_signal: float = setting(
