@@ -133,9 +133,8 @@ def test_fused_operator_is_the_same_map_and_keeps_to_its_maps(centre, with_maps)
     shifts = np.random.default_rng(0).normal(0, 0.01, (5, 2))
     maps = _maps() if with_maps else None
     settings = {"n_pixels": N, "maps": maps, "shifts": shifts}
-    plain = RadialSinogram(sampling, angles, **settings)
-    plain.nufft.backend = "finufft"
-    fused = RadialSinogram(sampling, angles, fused=True, **settings)
+    plain = RadialSinogram(sampling, angles, backend="finufft", **settings)
+    fused = RadialSinogram(sampling, angles, backend="fused", **settings)
     image = _image(batch=2)
     with torch.inference_mode():
         dual = plain.forward(image)

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from sinotherm.core.geometry import RadialSampling, angular_gaps, angular_order
 from sinotherm.networks.blocks import mirror_detector
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.gridded import GriddedSinogram
-from sinotherm.operators.nufft import Nufft, radial_points
+from sinotherm.operators.nufft import Nufft, NufftBackend, radial_points
 
-__all__ = ["FullSinogram", "RadialSinogram", "upsample"]
+__all__ = ["FullSinogram", "RadialSinogram", "SinogramBackend", "upsample"]
+
+SinogramBackend: TypeAlias = NufftBackend | Literal["fused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,8 +63,8 @@ class RadialSinogram:
         Offset of each spoke in order of acquisition, cycles per pixel, (spoke, 2).
     equal
         Whether T⁺ weights all spokes alike (π/S) instead of by their angular gaps.
-    fused
-        T and T⁺ as one compiled kernel each, coil by coil: for the CPU, without gradients.
+    backend
+        Of the NUFFT, or ``fused``: T and T⁺ in one go coil by coil, for the CPU, without gradients.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class RadialSinogram:
         maps: Tensor | None = None,
         shifts: SpokeShifts | None = None,
         equal: bool = False,
-        fused: bool = False,
+        backend: SinogramBackend = "auto",
     ) -> None:
         self.maps = maps
         self.sampling, self.angles = sampling, angles
@@ -87,6 +89,7 @@ class RadialSinogram:
             sampling,
             (n_pixels, n_pixels),
             shifts=None if shifts is None else np.asarray(shifts)[order],
+            backend="auto" if backend == "fused" else backend,
         )
         self.order_index = torch.from_numpy(np.ascontiguousarray(order)).to(device)
         self._flipped = torch.from_numpy(flipped[order]).to(device) if flipped.any() else None
@@ -108,7 +111,7 @@ class RadialSinogram:
             else None
         )
         self._fused: GriddedSinogram | None = None
-        if fused:
+        if backend == "fused":
             moved = None if shifts is None else np.asarray(shifts)[order]
             self._fused = GriddedSinogram(
                 radial_points(np.asarray(angles)[order], sampling, moved),
