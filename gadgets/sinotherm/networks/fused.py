@@ -54,8 +54,11 @@ class _Convolution:
         return result
 
 
-def _pairs(blocks: nn.ModuleList) -> list[list[_Convolution]]:
-    return [[_Convolution(m, activated=True) for m in block if isinstance(m, nn.Conv2d)] for block in blocks]  # type: ignore[union-attr]
+def _levels(blocks: nn.ModuleList) -> list[list[_Convolution]]:
+    return [
+        [_Convolution(layer, activated=True) for layer in block.children() if isinstance(layer, nn.Conv2d)]
+        for block in blocks
+    ]
 
 
 class FusedUNet(nn.Module):
@@ -72,7 +75,7 @@ class FusedUNet(nn.Module):
         self.block = block.to(torch.bfloat16).requires_grad_(False)
         self.multiple = block.multiple
         self.memory_out = block.memory_out
-        self._down, self._merge = _pairs(block.down), _pairs(block.merge)
+        self._down, self._merge = _levels(block.down), _levels(block.merge)
         self._up = [_Convolution(layer, activated=False) for layer in block.up]  # type: ignore[arg-type]
         self._head = _Convolution(block.head, activated=False)
 
