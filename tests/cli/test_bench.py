@@ -121,3 +121,29 @@ def test_other_figures_are_reported_alike(
     record = json.loads((tmp_path / "a.json").read_text())
     jsonschema.validate(record, schema())
     assert record["results"] == [row]
+
+
+def test_network_is_measured_for_real(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    result = run("network", "--coils", "2", "--spokes", "10", "--frames", "1", "--json", str(file))
+    assert result.exit_code == 0
+    record = json.loads(file.read_text())
+    jsonschema.validate(record, schema())
+    rows = {row["candidate"]: row for row in record["results"]}
+    assert rows["eager float32"]["error_to_correction"] == 0
+    # Random layers damp no rounding error; a hundredth is asked of networks in tests/networks/test_inference.py.
+    assert 0 < rows["sinotherm, torch bfloat16"]["error_to_correction"] < 5e-2
+    assert rows["pdunet-paper, eager float32"]["coils"] == 1
+
+
+def test_network_bench_takes_networks_without_a_reference_only(tmp_path: Path) -> None:
+    from sinotherm.networks.paper import PaperPrimalDual
+    from sinotherm.networks.weights import ModelCard, save_network
+
+    paper = PaperPrimalDual()
+    path = tmp_path / "paper.safetensors"
+    architecture = paper.architecture.as_dict()
+    card = ModelCard(name="paper", network="paper", geometry="radial", sha256="", architecture=architecture)
+    save_network(paper, path, card)
+    with pytest.raises(SettingsError, match="primal-dual network for radial data"):
+        run("network", "--network", str(path))

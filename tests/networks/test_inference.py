@@ -7,11 +7,14 @@ import torch
 from direct_radial import coil_maps, ellipse_scan
 from sinotherm.core.geometry import spoke_angles
 from sinotherm.errors import DataError, SettingsError, WeightsError
+from sinotherm.networks.blocks import DualBlock
+from sinotherm.networks.fused import FusedDualBlock, FusedUNet, fusable
 from sinotherm.networks.guard import Guard, held_out_spokes, noise_energy, relative_residual
 from sinotherm.networks.inference import RadialReconstructor, choose_device, sped_up
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.radial import RadialSinogram
+from sinotherm.networks.unet import UNet
 from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
 
 N, COILS = 32, 3
@@ -56,6 +59,67 @@ def test_faster_runs_differ_by_at_most_a_hundredth_of_the_correction(runtime, pr
     assert (fast - plain).norm() < 1e-2 * correction
     assert fast.dtype == torch.complex64
     assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+needs_fusion = pytest.mark.skipif(not fusable(), reason="no fused bfloat16 convolutions here")
+
+
+@needs_fusion
+@pytest.mark.parametrize("memory_in", [0, 4])
+@pytest.mark.parametrize("memory_out", [0, 6])
+def test_fused_unet_equals_the_eager_one_to_rounding(memory_in, memory_out):
+    torch.manual_seed(0)
+    block = UNet(4, 2, features=(8, 16, 24), memory_in=memory_in, memory_out=memory_out)
+    torch.nn.init.normal_(block.head.weight, std=0.2)
+    for shape in ((1, 4, 32, 48), (2, 4, 16, 16)):
+        image = torch.randn(shape)
+        memory = torch.randn(shape[0], memory_in, shape[2] // 2, shape[3] // 2) if memory_in else None
+        fused = FusedUNet(copy.deepcopy(block))
+        with torch.inference_mode():
+            expected, found = block(image, memory), fused(image.bfloat16(), memory)
+        assert (fused.multiple, fused.memory_out) == (block.multiple, block.memory_out)
+        for one, other in zip(expected, found, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert one.shape == other.shape
+                assert (one - other).norm() < 2e-2 * one.norm()
+
+
+@needs_fusion
+@pytest.mark.parametrize("wrap", ["mirror", "circular", "none"])
+@pytest.mark.parametrize("detector", [24, 25])
+def test_fused_dual_block_equals_the_eager_one_to_rounding(wrap, detector):
+    torch.manual_seed(0)
+    block = DualBlock(5, features=12, wrap=wrap)
+    torch.nn.init.normal_(block.convolutions[-1].weight, std=0.2)
+    channels = torch.randn(3, 5, 7, detector)
+    fused = FusedDualBlock(copy.deepcopy(block))
+    with torch.inference_mode():
+        expected, found = block(channels), fused(channels)
+    assert found.shape == expected.shape
+    assert (found - expected).norm() < 1e-2 * expected.norm()
+
+
+def test_blocks_run_eagerly_where_convolutions_cannot_be_fused(monkeypatch):
+    monkeypatch.setattr("sinotherm.networks.inference.fusable", lambda: False)
+    fast = sped_up(_network())
+    assert all(isinstance(block, UNet) for block in fast.primal)
+    assert {p.dtype for p in fast.primal.parameters()} == {torch.bfloat16}
+    data, sampling, maps = _scan()
+    operator = RadialSinogram(sampling, ANGLES, n_pixels=N, maps=torch.from_numpy(maps))
+    with torch.inference_mode():
+        measured = operator.order(torch.from_numpy(data)[None])
+        plain, eager = _network()(measured, operator), fast(measured, operator)
+    assert (eager - plain).norm() < 1e-2 * (plain - operator.inverse(measured)).norm()
+
+
+@pytest.mark.parametrize("missing", ["machine", "mkldnn"])
+def test_fusion_needs_x86_and_onednn(monkeypatch, missing):
+    if missing == "machine":
+        monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    else:
+        monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    assert fusable.__wrapped__() is False
 
 
 def test_complex_layers_stay_as_they_are():

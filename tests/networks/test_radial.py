@@ -123,3 +123,26 @@ def test_a_full_sinogram_is_left_as_it_is():
     full = upsample(_image(seed=1), operator, measured, 24)
     assert full.measured.all()
     assert torch.equal(full.sinogram, measured)
+
+
+@pytest.mark.parametrize("centre", [float(N), N - 0.5, N + 0.25])
+@pytest.mark.parametrize("with_maps", [False, True])
+def test_fused_operator_is_the_same_map_and_keeps_to_its_maps(centre, with_maps):
+    sampling = RadialSampling(n_readout=2 * N, spacing=0.5 / N, centre=centre)
+    angles = np.array([0.3, 2.0, 1.1, 4.0, 5.5])
+    shifts = np.random.default_rng(0).normal(0, 0.01, (5, 2))
+    maps = _maps() if with_maps else None
+    settings = {"n_pixels": N, "maps": maps, "shifts": shifts}
+    plain = RadialSinogram(sampling, angles, backend="finufft", **settings)
+    fused = RadialSinogram(sampling, angles, backend="fused", **settings)
+    image = _image(batch=2)
+    with torch.inference_mode():
+        dual = plain.forward(image)
+        assert relative_error(fused.forward(image).numpy(), dual.numpy()) < 1e-3
+        assert relative_error(fused.update(dual).numpy(), plain.update(dual).numpy()) < 1e-3
+        assert relative_error(fused.inverse(dual).numpy(), plain.inverse(dual).numpy()) < 1e-3
+        other = torch.stack([_maps(), _maps().flip(0)])
+        moved, reference = fused.with_maps(other), plain.with_maps(other)
+        dual = reference.forward(image)
+        assert relative_error(moved.forward(image).numpy(), dual.numpy()) < 1e-3
+        assert relative_error(moved.update(dual).numpy(), reference.update(dual).numpy()) < 1e-3

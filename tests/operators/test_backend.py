@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sinotherm.operators.backend import adjoint_backend, backends
+from sinotherm.operators.backend import adjoint_backend, backends, nufft_backend
 
 
 def test_few_spokes_for_many_coils_take_the_kernel() -> None:
@@ -16,4 +16,11 @@ def test_backends_are_described_for_people(monkeypatch: pytest.MonkeyPatch, cuda
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     described = backends()
     assert "kernel at C8 S32" in described["whole frames"]
-    assert ("torchkbnufft on a GPU" in described["NUFFT with gradients"]) == cuda
+    assert ("sparse matrices on a GPU" in described["NUFFT with gradients"]) == cuda
+
+
+def test_gridding_serves_single_precision_on_the_cpu_and_no_other() -> None:
+    assert nufft_backend("cpu", single=True, accuracy=5e-4) == "gridded"
+    assert nufft_backend("cpu", single=False, accuracy=5e-4) == "finufft"
+    assert nufft_backend("cpu", single=True, accuracy=1e-6) == "finufft"
+    assert nufft_backend("cuda", single=True, accuracy=5e-4) == "sparse"

@@ -8,6 +8,7 @@ from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import SpokeError
 from sinotherm.operators import backprojection
 from sinotherm.operators.backprojection import BackProjector, interleave_coils
+from sinotherm.operators.crew import Crew
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import radial_points
 
@@ -110,7 +111,7 @@ def test_threads_give_the_same_image(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = BackProjector((40, 8), 1, sampling, threads=1)
     alone.add_batch(data, angles)
     monkeypatch.setattr(backprojection, "_WORK_FOR_THREADS", 0)
-    monkeypatch.setattr(backprojection._crew, "size", 2)
+    monkeypatch.setattr(backprojection.crew, "size", 2)
     together = BackProjector((40, 8), 1, sampling, threads=2)
     for _ in range(2):
         together.reset()
@@ -120,13 +121,13 @@ def test_threads_give_the_same_image(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_task_that_fails_in_a_thread_is_reported() -> None:
-    crew = backprojection._Crew()
+    crew = Crew()
     crew.size = 2
     both = threading.Barrier(2, timeout=10)
 
     def task(number: int) -> None:
         both.wait()
-        if threading.current_thread().name.startswith("backprojection"):
+        if threading.current_thread().name.startswith("kernels"):
             raise ValueError("in a thread")
 
     with pytest.raises(ValueError, match="in a thread"):

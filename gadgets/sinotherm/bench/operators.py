@@ -25,6 +25,7 @@ from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.operators.backend import adjoint_backend
 from sinotherm.operators.backprojection import BackProjector
 from sinotherm.operators.density import readout_weights
+from sinotherm.operators.gridded import GriddedPlan
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 
 __all__ = ["CANDIDATES", "Problem", "kernel_floor_ms", "rows"]
@@ -84,9 +85,9 @@ class Candidate:
 
 
 def _ours(problem: Problem) -> Candidate:
-    kernel, fast = _kernel(problem), _finufft(problem)
+    kernel, fast, gridded = _kernel(problem), _finufft(problem), _gridded(problem)
     chosen = adjoint_backend(len(problem.data), len(problem.angles))
-    return Candidate(kernel.adjoint if chosen == "kernel" else fast.adjoint, fast.forward)
+    return Candidate(kernel.adjoint if chosen == "kernel" else fast.adjoint, gridded.forward)
 
 
 def _kernel(problem: Problem) -> Candidate:
@@ -104,6 +105,13 @@ def _finufft(problem: Problem, accuracy: float = 5e-4) -> Candidate:
     n_coils, n = len(problem.data), problem.n
     plan = FinufftPlan((n, n), n_coils, accuracy=accuracy).set_points(problem.points)
     samples = problem.weighted.reshape(n_coils, -1)
+    images, out = np.empty_like(problem.images), np.empty_like(samples)
+    return Candidate(lambda: plan.adjoint(samples, images), lambda: plan.forward(problem.images, out))
+
+
+def _gridded(problem: Problem) -> Candidate:
+    plan = GriddedPlan(problem.points, (problem.n, problem.n))
+    samples = problem.weighted.reshape(len(problem.data), -1)
     images, out = np.empty_like(problem.images), np.empty_like(samples)
     return Candidate(lambda: plan.adjoint(samples, images), lambda: plan.forward(problem.images, out))
 
@@ -217,6 +225,7 @@ def _read_cfl(path: Path) -> ComplexArray:
 CANDIDATES: Final[dict[str, Callable[[Problem], Candidate]]] = {
     "sinotherm": _ours,
     "sinotherm kernel": _kernel,
+    "sinotherm gridded": _gridded,
     "finufft tuned": _finufft,
     "finufft tuned, eps 1e-3": functools.partial(_finufft, accuracy=1e-3),
     "torchkbnufft": _torchkbnufft,

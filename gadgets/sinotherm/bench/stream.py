@@ -185,7 +185,13 @@ def _finish(run: _Run) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """
     if run.network is None:
         return lambda _, images: np.sqrt(np.sum(images.real**2 + images.imag**2, axis=0, dtype=np.float32))
-    network = RadialReconstructor(run.network, device=run.device, precision="float32", runtime="torch")
+    network = RadialReconstructor(
+        run.network,
+        device=run.device,
+        precision="float32",
+        runtime="torch",
+        operators="auto" if run.device == "cuda" else "finufft",
+    )
     maps: list[np.ndarray] = []
 
     def finish(samples: np.ndarray, images: np.ndarray) -> np.ndarray:

@@ -108,3 +108,18 @@ def replay(
 
     found = rows(coils=coils, spokes=_integers(spokes, "--spokes"), frames=frames, method=method)
     _report("replay", {"results": found}, json)
+
+
+@app.command()
+def network(
+    coils: Annotated[int, typer.Option(help="Receiver coils.", min=1)] = 8,
+    spokes: Annotated[int, typer.Option(help="Spokes of a frame.", min=2)] = 34,
+    frames: Annotated[int, typer.Option(help="Calls of each candidate that count, after the warm-up.", min=1)] = 30,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the networks run.")] = "cpu",
+    network: Annotated[str | None, typer.Option(help="Name or file of weights; by default random ones.")] = None,
+    json: Json = None,
+) -> None:
+    """Time the network stage: our fast path, the same weights run eagerly, and PDUNet as published."""
+    from sinotherm.bench.network import figures
+
+    _report("network", figures(coils=coils, spokes=spokes, frames=frames, device=device, network=network), json)

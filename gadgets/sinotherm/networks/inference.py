@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from sinotherm.core.arrays import ComplexArray, FrameData, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import DataError, SettingsError, WeightsError
+from sinotherm.networks.blocks import DualBlock
+from sinotherm.networks.fused import FusedDualBlock, FusedUNet, fusable
 from sinotherm.networks.guard import (
     Guard,
     Verdict,
@@ -22,7 +24,8 @@ from sinotherm.networks.guard import (
     relative_residual,
 )
 from sinotherm.networks.primal_dual import PrimalDual
-from sinotherm.networks.radial import RadialSinogram
+from sinotherm.networks.radial import RadialSinogram, SinogramBackend
+from sinotherm.networks.unet import UNet
 from sinotherm.networks.weights import load_network
 from sinotherm.operators.coils import adaptive_maps
 from sinotherm.operators.density import readout_weights
@@ -121,6 +124,9 @@ class _OpenVinoBlock(nn.Module):
 def sped_up(network: PrimalDual, *, precision: Precision = "bfloat16", runtime: Runtime = "torch") -> PrimalDual:
     """Return a copy whose blocks run in reduced precision; operators and sums stay in single precision.
 
+    Where `fused.fusable` says so, blocks become fused ones; elsewhere, on CUDA, or with layers that have none,
+    they run eagerly.
+
     Raises
     ------
     SettingsError
@@ -138,10 +144,16 @@ def sped_up(network: PrimalDual, *, precision: Precision = "bfloat16", runtime: 
         network.primal = nn.ModuleList(
             _OpenVinoBlock(block, precision=precision, threads=torch.get_num_threads()) for block in network.primal
         )
-    elif precision == "bfloat16":
-        network.primal.to(torch.bfloat16)
-    if precision == "bfloat16":
-        for block in network.dual:
+    if precision == "float32":
+        return network
+    if fusable() and next(network.parameters()).device.type == "cpu":
+        network.primal = nn.ModuleList(FusedUNet(b) if isinstance(b, UNet) else b for b in network.primal)
+        network.dual = nn.ModuleList(FusedDualBlock(b) if isinstance(b, DualBlock) else b for b in network.dual)
+    for block in network.primal:
+        if not isinstance(block, _OpenVinoBlock):
+            block.to(torch.bfloat16)
+    for block in network.dual:
+        if not isinstance(block, FusedDualBlock):
             # The first layer takes the whole sinogram, whose rounding error the ramp filter would
             # amplify; it stays in single precision, which costs next to nothing.
             for layer in list(block.convolutions)[1:]:  # type: ignore[arg-type]
@@ -158,6 +170,8 @@ class RadialReconstructor:
         Name of shipped weights or path of a file.
     device, precision, runtime
         Where and how its blocks run.
+    operators
+        What computes T and T⁺; the fastest by default.
 
     Raises
     ------
@@ -172,8 +186,11 @@ class RadialReconstructor:
         device: Device = "auto",
         precision: Precision = "bfloat16",
         runtime: Runtime = "torch",
+        operators: SinogramBackend | None = None,
     ) -> None:
         self.device = choose_device(device)
+        fastest: SinogramBackend = "fused" if self.device.type == "cpu" else "auto"
+        self._backend: SinogramBackend = operators or fastest
         network, self.card = load_network(weights, self.device)
         if not isinstance(network, PrimalDual) or self.card.geometry != "radial":
             raise WeightsError(
@@ -204,7 +221,9 @@ class RadialReconstructor:
         if use not in self._operators or self._operators[use][0] != key:
             self._operators[use] = (
                 key,
-                RadialSinogram(sampling, angles, n_pixels=maps.shape[-1], maps=tensor, shifts=shifts),
+                RadialSinogram(
+                    sampling, angles, n_pixels=maps.shape[-1], maps=tensor, shifts=shifts, backend=self._backend
+                ),
             )
         return self._operators[use][1].with_maps(tensor)
 

@@ -1,10 +1,12 @@
-"""Which implementation does the adjoint of a frame: the one place that decides."""
+"""Which implementation does a transform: the one place that decides."""
 
 import os
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-__all__ = ["AdjointBackend", "adjoint_backend", "backends"]
+from sinotherm.operators.gridded import ACCURACY
+
+__all__ = ["AdjointBackend", "adjoint_backend", "backends", "nufft_backend"]
 
 AdjointBackend: TypeAlias = Literal["kernel", "finufft"]
 
@@ -19,12 +21,25 @@ def adjoint_backend(n_coils: int, n_spokes: int) -> AdjointBackend:
     return "kernel" if n_spokes <= 10 + 17 * n_coils else "finufft"
 
 
+def nufft_backend(device: str, *, single: bool, accuracy: float) -> Literal["gridded", "finufft", "sparse"]:
+    """Return the fastest NUFFT of tensors on a device that has the accuracy.
+
+    On the CPU the gridding kernels take less than half of finufft's time, for one coil and for many,
+    for 16 spokes and for 402; they exist in single precision and for one accuracy. On an H100 the sparse
+    matrices take 0.2 ms for 8 coils and 34 spokes, torchkbnufft 6 (forward) and 39 ms (adjoint).
+    """
+    if device != "cpu":
+        return "sparse"
+    return "gridded" if single and accuracy >= ACCURACY else "finufft"
+
+
 def backends() -> Mapping[str, str]:
     """Return what is used for what on this machine, for ``sinotherm doctor``."""
     import torch
 
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    nufft = f"torchkbnufft on {cuda}, finufft on the CPU" if cuda else "finufft on the CPU (no CUDA device)"
+    nufft = "gridding kernels (numba) on the CPU, finufft for double precision"
+    nufft = f"sparse matrices on {cuda}, {nufft}" if cuda else f"{nufft} (no CUDA device)"
     table = ", ".join(f"{adjoint_backend(coils, spokes)} at C{coils} S{spokes}" for coils, spokes in _SHOWN)
     return {
         "spoke by spoke": f"back-projection kernel (numba), {len(os.sched_getaffinity(0))} cores",

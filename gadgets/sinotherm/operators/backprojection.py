@@ -11,12 +11,8 @@ Layout: detectors [element][coil] and images [row][column][coil], so that one ve
 the coils of a pixel. Positions are 32.32 fixed point, taps come from a table of 4096 rows.
 """
 
-import itertools
 import math
-import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, Final, Literal, TypeAlias
 
@@ -30,6 +26,7 @@ from numba.extending import intrinsic, overload
 from sinotherm.core.arrays import ComplexArray, FloatArray, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import SpokeError
+from sinotherm.operators.crew import crew
 from sinotherm.operators.density import CentreRule, RadialFilter, parallel_shift, readout_weights
 
 __all__ = ["BackProjector", "Taps", "interleave_coils"]
@@ -310,42 +307,6 @@ def _root_sum_of_squares(image: Any, n_coils: int, scale: Any, out: Any, rows: A
             out[y, x] = complex(scale * math.sqrt(total), 0.0)
 
 
-class _Crew:
-    """Threads that share out tasks one by one.
-
-    The caller works too and waits only for tasks that have begun, so that a thread that the machine
-    does not run holds nothing up: what it has not taken, others do.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self.size = max(1, min(8, len(os.sched_getaffinity(0))))
-
-    def run(self, task: Callable[[int], None], n_tasks: int, threads: int) -> None:
-        helpers = min(threads, n_tasks, self.size) - 1
-        numbers = itertools.count()
-
-        def work() -> None:
-            while (number := next(numbers)) < n_tasks:
-                task(number)
-
-        if helpers < 1:
-            work()
-            return
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.size, thread_name_prefix="backprojection")
-        futures = [self._pool.submit(work) for _ in range(helpers)]
-        work()
-        for future in futures:
-            if not future.cancel():
-                future.result()
-
-
-_crew = _Crew()
-
-
 def _aligned(shape: tuple[int, ...]) -> ComplexArray:
     """Return zeros, complex64, that start on a cache line: a vector then never straddles two."""
     size = math.prod(shape) * 8
@@ -426,7 +387,7 @@ class BackProjector:
         self.shape = (int(shape[0]), int(shape[1]))
         self.n_coils = n_coils
         self.sampling = sampling
-        self.threads = _crew.size if threads is None else threads
+        self.threads = crew.size if threads is None else threads
         self._filter: RadialFilter = radial_filter
         self._centre: CentreRule = centre
         self._taps: Taps = taps
@@ -539,7 +500,7 @@ class BackProjector:
             rows = (number * height, min((number + 1) * height, self.shape[0]))
             kernel(*arguments, rows, *phases)
 
-        _crew.run(task, n_tasks, threads)
+        crew.run(task, n_tasks, threads)
 
     def combine(self, maps: ComplexArray, scale: float = 1.0) -> ComplexArray:
         """Return scale · Σ_c conj(s_c)·x_c, complex64 (y, x), of maps from `interleave_coils` (y, x, coil)."""
@@ -556,7 +517,7 @@ class BackProjector:
     def _by_rows(self, work: Callable[[tuple[int, int]], None]) -> None:
         threads = self.threads if self._image.size > _WORK_FOR_THREADS else 1
         height = -(-self.shape[0] // (2 * threads)) if threads > 1 else self.shape[0]
-        _crew.run(
+        crew.run(
             lambda number: work((number * height, min((number + 1) * height, self.shape[0]))),
             -(-self.shape[0] // height),
             threads,
@@ -595,4 +556,4 @@ class BackProjector:
             spectra = scipy.fft.ifft(padded, norm="forward", overwrite_x=True)
             _interleave(spectra, carrier if len(carrier) == 1 else carrier[own], self._detectors[own], -self._reach)
 
-        _crew.run(task, -(-n_spokes // _PREPARED), threads)
+        crew.run(task, -(-n_spokes // _PREPARED), threads)

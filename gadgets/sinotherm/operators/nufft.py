@@ -1,4 +1,4 @@
-"""Non-uniform Fourier transform: finufft on the CPU, sparse Kaiser-Bessel matrices on CUDA.
+"""Non-uniform Fourier transform: gridding kernels and finufft on the CPU, sparse Kaiser-Bessel matrices on CUDA.
 
 All compute ``s_m = Σ_x f(x)·exp(−2πi k_m·x)`` and its adjoint ``f(x) = Σ_m s_m·exp(+2πi k_m·x)``
 (no scale factor), with k in cycles per pixel, its first component along the column x, its second along
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from sinotherm.core.arrays import ComplexArray, FloatArray, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import DataError, SettingsError
+from sinotherm.operators.backend import nufft_backend
+from sinotherm.operators.gridded import GriddedPlan
 from sinotherm.operators.kaiser_bessel import SparseNufft
 from sinotherm.operators.linear import LinearOperator
 
 __all__ = ["ACCURATE", "FAST", "FinufftPlan", "Nufft", "NufftBackend", "radial_points"]
 
-NufftBackend: TypeAlias = Literal["auto", "finufft", "sparse", "torchkbnufft"]
+NufftBackend: TypeAlias = Literal["auto", "gridded", "finufft", "sparse", "torchkbnufft"]
 
 FAST: Final = 5e-4
 """Accuracy for images, on a grid of 1.25 times the image: 4e-4 measured on white data (1e-3 would give 1.4e-3)."""
@@ -179,6 +181,25 @@ class _FinufftTransform(torch.autograd.Function):
         return _FinufftTransform.apply(gradients[0], sets, shape, accuracy, not adjoint), None, None, None, None
 
 
+class _GriddedTransform(torch.autograd.Function):
+    """Forward or adjoint by the gridding kernels, as `_FinufftTransform`; one plan a set of points."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plans: tuple[GriddedPlan, ...], adjoint: bool) -> Tensor:
+        ctx.settings = (plans, adjoint)
+        data = x.detach().resolve_conj().contiguous().numpy()
+        end = plans[0].shape if adjoint else (plans[0].n_points,)
+        result = np.empty((*data.shape[:2], *end), np.complex64)
+        for plan, values, out in zip(plans, data, result, strict=True):
+            (plan.adjoint if adjoint else plan.forward)(values, out)
+        return torch.from_numpy(result)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        plans, adjoint = ctx.settings
+        return _GriddedTransform.apply(gradients[0], plans, not adjoint), None, None
+
+
 class Nufft(LinearOperator):
     """NUFFT of images (…, y, x) to samples (…, *points.shape[:-1]), differentiable.
 
@@ -192,11 +213,12 @@ class Nufft(LinearOperator):
     shape
         Image (y, x) in pixels.
     accuracy
-        Relative error asked of finufft (`FAST`, `ACCURATE`); torchkbnufft has 4e-4.
+        Relative error asked for (`FAST`, `ACCURATE`); torchkbnufft has 4e-4.
     batched
         The first axis of ``points`` is a batch axis: item b of the data has its own points.
     backend
-        ``auto``: finufft for tensors on the CPU, `SparseNufft` elsewhere; torchkbnufft is a peer.
+        ``auto``: as `sinotherm.operators.backend.nufft_backend` decides. ``gridded`` is for complex64 on the
+        CPU, `sinotherm.operators.gridded.ACCURACY`. ``sparse`` is `SparseNufft`; torchkbnufft is a peer.
 
     Raises
     ------
@@ -218,11 +240,13 @@ class Nufft(LinearOperator):
             raise DataError(f"points of shape {array.shape}: (…, 2) is needed, with a batch axis first where batched.")
         super().__init__(shape, array.shape[1:-1] if batched else array.shape[:-1])
         self.n_batch = array.shape[0] if batched else None
+        self._shape = (int(shape[0]), int(shape[1]))
         self.accuracy = accuracy
         self.backend = backend
         sets = np.ascontiguousarray(array, dtype=np.float64).reshape(self.n_batch or 1, -1, 2)
         self._sets = tuple(sets)
         self._sparse: dict[tuple[torch.device, torch.dtype], list[SparseNufft]] = {}
+        self._gridded: tuple[GriddedPlan, ...] = ()
         self._torch: dict[tuple[torch.device, torch.dtype], tuple[nn.Module, nn.Module, Tensor]] = {}
 
     @classmethod
@@ -261,9 +285,18 @@ class Nufft(LinearOperator):
             )
         n_samples = len(self._sets[0])
         flat = x.reshape(len(self._sets), -1, *((n_samples,) if adjoint else self.domain_shape))
-        if self.backend == "finufft" or (self.backend == "auto" and x.device.type == "cpu"):
+        backend = self.backend
+        if backend == "auto":
+            backend = nufft_backend(x.device.type, single=x.dtype == torch.complex64, accuracy=self.accuracy)
+        if backend == "gridded":
+            if x.dtype != torch.complex64 or x.device.type != "cpu":
+                raise DataError(f"gridded NUFFT of {x.dtype} on {x.device.type}: complex64 on the CPU is needed.")
+            if not self._gridded:
+                self._gridded = tuple(GriddedPlan(points, self._shape) for points in self._sets)
+            result = _GriddedTransform.apply(flat, self._gridded, adjoint)
+        elif backend == "finufft":
             result = _FinufftTransform.apply(flat, self._sets, self.domain_shape, self.accuracy, adjoint)
-        elif self.backend == "torchkbnufft":
+        elif backend == "torchkbnufft":
             result = self._torchkbnufft(flat, adjoint=adjoint)
         else:
             result = self._interpolated(flat, adjoint=adjoint)
