@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sinotherm.bench.scan import MATRIX, bench_scan
+from sinotherm.bench.operators import MATRIX, radial_problem
 from sinotherm.errors import SettingsError
 from sinotherm.networks.inference import Device, Runtime, choose_device, estimate_maps, sped_up
 from sinotherm.networks.paper import MagnitudeSinogram, PaperPrimalDual
@@ -62,7 +62,7 @@ def _candidates(
     name: str | None, device: torch.device, coils: int, spokes: int
 ) -> tuple[dict[str, Callable[[], Tensor]], Tensor]:
     """Return a call for each candidate, and T⁺ of the measurement."""
-    scan = bench_scan(coils=coils, spokes=spokes, repetition_time_s=3e-3)
+    scan = radial_problem(MATRIX, coils, spokes)
     maps = torch.from_numpy(estimate_maps(scan.data, scan.sampling, scan.angles, MATRIX)).to(device)
     network = _network(name, device)
 

@@ -28,7 +28,7 @@ from sinotherm.operators.density import readout_weights
 from sinotherm.operators.gridded import GriddedPlan
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 
-__all__ = ["CANDIDATES", "Problem", "kernel_floor_ms", "rows"]
+__all__ = ["CANDIDATES", "Problem", "kernel_floor_ms", "radial_problem", "rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -294,7 +294,8 @@ def _phantom(n: int, n_coils: int) -> ComplexArray:
     )
 
 
-def _problem(n: int, n_coils: int, n_spokes: int) -> Problem:
+def radial_problem(n: int, n_coils: int, n_spokes: int) -> Problem:
+    """Return golden-angle spokes of a Shepp-Logan phantom seen by coils, without noise."""
     sampling = RadialSampling(n_readout=2 * n, spacing=0.5 / n, centre=float(n))
     angles = spoke_angles("golden", n_spokes)
     points = radial_points(angles, sampling).reshape(-1, 2)
@@ -403,5 +404,5 @@ def rows(
     for n_coils in coils:
         for n_spokes in spokes:
             logger.info("%d coils, %d spokes", n_coils, n_spokes)
-            found.extend(_measure(_problem(matrix, n_coils, n_spokes), candidates))
+            found.extend(_measure(radial_problem(matrix, n_coils, n_spokes), candidates))
     return found
