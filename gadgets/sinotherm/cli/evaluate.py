@@ -2,9 +2,12 @@
 
 import importlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from sinotherm.simulation.image_sets import Split
 
 __all__ = ["app"]
 
@@ -41,6 +44,10 @@ def _choice(value: str | None, name: str, choices: tuple[str, ...]) -> str | Non
     return value
 
 
+def _split(value: str | None) -> "Split | None":
+    return cast("Split | None", _choice(value, "--split", ("train", "val", "all")))
+
+
 @app.command()
 def radial(
     data: Data = Path("data"),
@@ -64,7 +71,7 @@ def radial(
     schemes = [_choice(part, "--angles", ("uniform", "golden")) for part in angles.split(",")]
     run(
         data,
-        split=_choice(split, "--split", ("train", "val", "all")),
+        split=_split(split),
         setting=_choice(setting, "--setting", ("paper", "real")),
         coils=_integers(coils, "--coils"),
         angles=schemes,
@@ -87,16 +94,16 @@ def ct(
     json: Json = None,
 ) -> None:
     """Score reconstructions of sparse fan-beam CT."""
-    from sinotherm.evaluation.ct import METHODS, run
+    from sinotherm.evaluation.ct import METHODS, evaluate
+    from sinotherm.evaluation.tables import report
 
-    run(
+    rows = evaluate(
         data,
-        split=_choice(split, "--split", ("train", "val", "all")),
+        split=_split(split),
         sparsity=sparsity,
         names=tuple(methods.split(",")) if methods else METHODS,
-        output=output,
-        json=json,
     )
+    report(list(rows), "ct", output=output, json=json)
 
 
 @app.command()
@@ -112,19 +119,19 @@ def cartesian(
     json: Json = None,
 ) -> None:
     """Score reconstructions of accelerated Cartesian imaging: the Fourier network beside CG-SENSE."""
-    from sinotherm.evaluation.cartesian import METHODS, run
+    from sinotherm.evaluation.cartesian import METHODS, evaluate
+    from sinotherm.evaluation.tables import report
 
-    run(
+    rows = evaluate(
         data,
-        split=_choice(split, "--split", ("train", "val", "all")),
+        split=_split(split),
         acceleration=acceleration,
         coils=coils,
         snr=snr,
         names=tuple(methods.split(",")) if methods else METHODS,
         per_person=per_person,
-        output=output,
-        json=json,
     )
+    report(list(rows), "cartesian", output=output, json=json)
 
 
 @app.command(

@@ -13,17 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinotherm.core.record import figures_record, write_record
 from sinotherm.errors import SettingsError
 from sinotherm.evaluation.images import default_split, magnitude_slices
 from sinotherm.evaluation.metrics import ImageScores, body_mask, people_means, score
 from sinotherm.evaluation.radial import coil_maps, complex_object
-from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
 from sinotherm.networks.cartesian import CartesianLines
 from sinotherm.operators.cartesian import variable_density_lines
 from sinotherm.simulation.image_sets import Split
 
-__all__ = ["METHODS", "evaluate", "methods", "run"]
+__all__ = ["METHODS", "evaluate", "methods"]
 
 log = logging.getLogger(__name__)
 
@@ -119,16 +117,3 @@ def evaluate(
                 "snr": snr,
                 **people_means(found),
             }
-
-
-def run(path: Path, *, output: Path | None = None, json: Path | None = None, **options: Any) -> list[dict[str, Any]]:
-    """Print the table of `evaluate` and write it."""
-    rows = list(evaluate(path, **options))
-    print_row(list(rows[0]))
-    for row in rows:
-        print_row([table_cell(value) for value in row.values()])
-    if output is not None:
-        write_table(rows, output, "cartesian")
-    if json is not None:
-        write_record(json, figures_record(command_line(), rows))
-    return rows

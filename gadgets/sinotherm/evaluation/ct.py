@@ -8,15 +8,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from sinotherm.core.arrays import FloatArray
-from sinotherm.core.record import figures_record, write_record
 from sinotherm.errors import SettingsError
 from sinotherm.evaluation.images import default_split
 from sinotherm.evaluation.metrics import ImageScores, people_means, score
-from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
 from sinotherm.operators.fan_beam import FanBeam, FanBeamGeometry
 from sinotherm.simulation.image_sets import Split, attenuation, find_splits, read_series
 
-__all__ = ["METHODS", "evaluate", "methods", "run"]
+__all__ = ["METHODS", "evaluate", "methods"]
 
 log = logging.getLogger(__name__)
 
@@ -105,16 +103,3 @@ def evaluate(
                 "views": len(projector.angles),
                 **means,
             }
-
-
-def run(path: Path, *, output: Path | None = None, json: Path | None = None, **options: Any) -> list[dict[str, Any]]:
-    """Print the table of `evaluate` and write it."""
-    rows = list(evaluate(path, **options))
-    print_row(list(rows[0]))
-    for row in rows:
-        print_row([table_cell(value) for value in row.values()])
-    if output is not None:
-        write_table(rows, output, "ct")
-    if json is not None:
-        write_record(json, figures_record(command_line(), rows))
-    return rows
