@@ -47,7 +47,6 @@ def test_a_network_that_corrects_nothing_is_data_consistency(data, monkeypatch, 
 def test_command_writes_a_record_that_fits_its_schema(data, tmp_path):
     record = tmp_path / "cartesian.json"
     arguments = [
-        "cartesian",
         "--data",
         str(data),
         "--methods",
@@ -61,7 +60,7 @@ def test_command_writes_a_record_that_fits_its_schema(data, tmp_path):
     assert result.exit_code == 0, result.output
     schema = json.loads(files("sinotherm").joinpath("schemas/evaluate_cartesian.json").read_text())
     jsonschema.validate(json.loads(record.read_text()), schema)
-    assert "| zero-filled | 10.0000 | 8 |" in (tmp_path / "cartesian.md").read_text()
+    assert "| all | zero-filled | 10.0000 | 8 | 30.0000 | 2 | 3 |" in (tmp_path / "cartesian.md").read_text()
 
 
 def test_unknown_methods_and_missing_weights_are_named(monkeypatch, tmp_path):

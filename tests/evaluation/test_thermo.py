@@ -142,7 +142,8 @@ def test_an_untrained_guided_network_runs_through(tmp_path, monkeypatch: pytest.
     assert row["coverage95_unheated"] is not None
 
 
-def test_what_is_missing_is_named() -> None:
+def test_what_is_missing_is_named(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("sinotherm.networks.weights.SHIPPED", tmp_path)
     with pytest.raises(WeightsError, match="pdunet-thermo"):
         method_named("pdunet")
     with pytest.raises(SettingsError, match="known methods: gridding"):

@@ -23,7 +23,9 @@ Heating: TypeAlias = Literal["rf", "focal"]
 _SCENES: Final = {"rf": "hyperthermia", "focal": "hifu"}
 _WIDTHS_M: Final = {"rf": (0.025, 0.040), "focal": (0.005, 0.015)}
 TUMOUR_RADIUS_M: Final = 0.020
-"""More than 300 voxels of 400 mm / 256."""
+FEWEST_VOXELS: Final = 300
+"""Of a tumour, at 256 pixels of 400 mm."""
+_PLACES: Final = 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,13 +205,26 @@ def heated_scan(
         return HeatedScan(protocol=protocol, curve=curve)
     magnitude = np.abs(image).astype(np.float32)
     fov_m = Scan(protocol=protocol).scene.fov_m
-    return HeatedScan(
-        protocol=protocol,
-        image=magnitude,
-        centre_m=_place(magnitude, fov_m, random),
-        phase=np.angle(image) if np.iscomplexobj(image) else None,
-        curve=curve,
-    )
+    least = FEWEST_VOXELS * (matrix / 256) ** 2
+    for _ in range(_PLACES):
+        scan = HeatedScan(
+            protocol=protocol,
+            image=magnitude,
+            centre_m=_place(magnitude, fov_m, random),
+            phase=np.angle(image) if np.iscomplexobj(image) else None,
+            curve=curve,
+        )
+        # Some places hold hardly anything but fat and air.
+        if (_tissue(scan) & scan.anatomy.tumour).sum() >= least:
+            break
+    return scan
+
+
+def _tissue(scan: HeatedScan) -> MaskArray:
+    """Return the body without fat and without what gives next to no signal, bool (y, x)."""
+    anatomy, sensitivity = scan.anatomy, scan.coils.optimal_signal()
+    water, fat = anatomy.water * sensitivity, anatomy.fat * sensitivity
+    return anatomy.body & ~anatomy.fat_mask & (water > 0.05 * np.percentile(water + fat, 99.0))
 
 
 def series(scan: HeatedScan) -> Series:
@@ -228,7 +243,7 @@ def series(scan: HeatedScan) -> Series:
     # The SENSE combination of whitened coils sees the object times their joint sensitivity.
     sensitivity = scan.coils.optimal_signal().astype(np.float32)
     water, fat = water * sensitivity, fat * sensitivity
-    tissue = anatomy.body & ~anatomy.fat_mask & (np.abs(water) > 0.05 * np.percentile(np.abs(water + fat), 99.0))
+    tissue = _tissue(scan)
     tumour = anatomy.tumour & tissue
     if not tumour.any():
         raise DataError("the heated region gives no signal: choose another image or seed.")
