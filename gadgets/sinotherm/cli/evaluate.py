@@ -60,6 +60,9 @@ def radial(
     spokes: Annotated[str, typer.Option(help="Spokes of a frame; R_paper = 512 / spokes.")] = "32",
     snr: Annotated[float, typer.Option(help="SNR of the real setting.", min=0.1)] = 30.0,
     methods: Annotated[str | None, typer.Option(help="Methods, with commas between; by default all.")] = None,
+    network: Annotated[
+        str, typer.Option(help="Weights of method pdunet: a shipped name or a .safetensors file with its card.")
+    ] = "pdunet-radial",
     per_person: PerPerson = None,
     output: Output = None,
     json: Json = None,
@@ -78,6 +81,7 @@ def radial(
         spokes=_integers(spokes, "--spokes"),
         snr=snr,
         names=names,
+        network=network,
         per_person=per_person,
         output=output,
         json=json,

@@ -226,8 +226,13 @@ def _paper_network(name: str) -> Reconstruction:
     return reconstruct
 
 
-def methods(names: Sequence[str]) -> dict[str, Reconstruction]:
+def methods(names: Sequence[str], network: str = "pdunet-radial") -> dict[str, Reconstruction]:
     """Return the reconstructions of these names, ready to run.
+
+    Parameters
+    ----------
+    network
+        Weights of method ``pdunet``: the name of shipped ones, or a ``.safetensors`` file.
 
     Raises
     ------
@@ -247,7 +252,7 @@ def methods(names: Sequence[str]) -> dict[str, Reconstruction]:
         elif name == "cg-sense-tv":
             found[name] = _cg_sense_tv
         elif name == "pdunet":
-            found[name] = _network("pdunet-radial")
+            found[name] = _network(network)
         elif name == "fourier-pdunet":
             found[name] = _cartesian_network(name)
         else:
@@ -274,13 +279,14 @@ def evaluate(
     spokes: Sequence[int] = (32,),
     snr: float = 30.0,
     names: Sequence[str] = METHODS,
+    network: str = "pdunet-radial",
     per_person: int | None = None,
 ) -> Iterator[tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]]:
     """Yield one row for each set, method, number of coils, angle scheme and number of spokes.
 
     Beside the row come the scores of each slice. Means and SDs are over people.
     """
-    ready = methods(names)
+    ready = methods(names, network)
     if "cg-sense-tv" in ready:
         log.info("cg-sense-tv, tuned on val: strength %g, %d rounds", TV_STRENGTH, TV_ITERATIONS)
     slices = magnitude_slices(path, split=split, per_person=per_person)
@@ -329,7 +335,7 @@ def run(
         pictures.append((row, scores))
     if output is not None:
         write_table(rows, output, "radial")
-        _figure(pictures, output / "radial.png")
+        _figure(pictures, output / "radial.png", options.get("network", "pdunet-radial"))
     if json is not None:
         write_record(json, figures_record(command_line(), rows))
     return rows
@@ -338,13 +344,14 @@ def run(
 def _figure(
     results: Sequence[tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]],
     file: Path,
+    network: str,
 ) -> None:
     """Worst, median and best slice of the last method of each set, for every method of its last case."""
     from matplotlib.figure import Figure
 
     row, scores = results[-1]
     case = [(r, s) for r, s in results if all(r[key] == row[key] for key in ("dataset", "coils", "angles", "spokes"))]
-    ready = methods([r["method"] for r, _ in case])
+    ready = methods([r["method"] for r, _ in case], network)
     ranking = sorted(range(len(scores)), key=lambda place: scores[place][1].ssim)
     chosen = [ranking[0], ranking[len(ranking) // 2], ranking[-1]]
     figure = Figure(figsize=(2.4 * (len(case) + 1), 7.6), layout="constrained")
