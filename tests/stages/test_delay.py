@@ -111,6 +111,16 @@ def test_what_cannot_be_estimated_is_said_and_left_alone(caplog):
     np.testing.assert_allclose([s.shift for s in out], 0.0)
 
 
+def test_a_miss_of_the_centre_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        run(scan(50, (2.0, -1.0, 0.0)))
+    assert "miss the centre of k-space by up to 1.5 samples" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        run(scan(50, (2.0, 2.0, 0.0)))
+    assert "miss" not in caplog.text
+
+
 def test_opposed_spokes():
     angles = spoke_angles("uniform360", 32)
     data, sampling = ellipse_scan(N, angles, n_coils=3, delay=(1.5, 1.5, 0.0))

@@ -53,6 +53,11 @@ class GradientDelay:
     xy: float = 0.0
     mismatch: float = math.nan
 
+    @property
+    def across(self) -> float:
+        """Largest distance by which a spoke misses the centre of k-space sideways, samples: (λ₁ − λ₂)/2 of D."""
+        return math.hypot((self.x - self.y) / 2.0, self.xy)
+
     def shift(self, angle_rad: float, sampling: RadialSampling) -> tuple[float, float]:
         """Return the k-space offset (kx, ky) of a spoke, cycles per pixel: −Δ·D·n."""
         cosine, sine = math.cos(angle_rad), math.sin(angle_rad)

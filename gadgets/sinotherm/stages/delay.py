@@ -18,6 +18,8 @@ __all__ = ["Settings", "stage"]
 logger = logging.getLogger(__name__)
 
 
+_WIDE_MISS: Final = 0.5
+"""Samples beside k = 0: one makes gridding's error half as large again."""
 _RESOLUTION: Final = 0.02
 """Samples."""
 
@@ -61,6 +63,12 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     notes = {echo: _note(delay, settings) for echo, delay in delays.items()}
     for echo, note in notes.items():
         logger.info("gradient delay of echo %d: %s", echo, note)
+        if delays[echo].across > _WIDE_MISS:
+            logger.warning(
+                "echo %d: spokes miss the centre of k-space by up to %.1f samples; filtered back-projection and "
+                "gridding lose the lowest frequencies there: take reconstruction.method = cg_sense",
+                *(echo, delays[echo].across),
+            )
     for item in released(held, items):
         if isinstance(item, Spoke) and delays:
             echo = item.echo if item.echo in delays else min(delays)

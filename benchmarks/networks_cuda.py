@@ -1,4 +1,4 @@
-"""NUFFT pair and network frame on a CUDA device: python benchmarks/cuda.py [RECORD.json].
+"""NUFFT pair and network frame on a CUDA device: python benchmarks/networks_cuda.py [RECORD.json].
 
 Random data of the sizes that matter; medians of repeated runs, synchronised before each reading of the clock.
 Needs no image sets and no weights.
