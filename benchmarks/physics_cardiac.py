@@ -1,4 +1,4 @@
-"""Single frames of 30 golden-angle spokes of a real cardiac perfusion scan: gridding, CG-SENSE, TV and TCR.
+"""Single frames of 30 golden-angle spokes of a real cardiac perfusion scan: gridding, CG-SENSE, TV, TCR and PDUNet.
 
     python benchmarks/physics_cardiac.py DATA docs/images/cardiac_30_spokes.jpg
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from sinotherm.core.scan import Frame
 from sinotherm.frames.header import scan_header
+from sinotherm.networks.inference import RadialReconstructor
 from sinotherm.operators.coils import adaptive_maps, combine
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
@@ -70,10 +71,17 @@ def main(folder: Path, picture: Path) -> None:
             tcr(data, angles, sampling, maps, shifts=shifts, space=3e-4, time=2e-3, iterations=30)
         ),
     }
+    network = RadialReconstructor("pdunet-radial", device="cpu")
+    made = [network.reconstruct(np.ascontiguousarray(d), sampling, a, maps, shifts=s) for d, a, s in series]
+    rows["PDUNet"] = [image for image, _ in made]
+    for number, ((d, a, s), (image, operator)) in enumerate(zip(series, made, strict=True)):
+        verdict = network.check(d, sampling, a, maps, image, operator, fov_m=0.3, frame=number, shifts=s)
+        numbers = ", ".join(f"{name} {value:.3g}" for name, value in verdict.numbers.items())
+        print(f"frame {number}: guard {verdict.reason or 'lets it pass'} ({numbers})")
     crop = slice((side - matrix) // 2, (side + matrix) // 2)
     whole = np.abs(mean)[crop, crop]
     quiet = whole < np.percentile(whole, 12)
-    figure, axes = plt.subplots(len(SHOWN), 5, figsize=(12.5, 7.6))
+    figure, axes = plt.subplots(len(SHOWN), 6, figsize=(15.0, 7.6))
     for column, (name, found) in enumerate(rows.items()):
         images = np.abs(np.stack(found))[:, crop, crop]
         level = np.percentile(images, 99.5)
@@ -83,9 +91,9 @@ def main(folder: Path, picture: Path) -> None:
             axes[row, column].imshow(images[number], cmap="gray", vmin=0, vmax=level)
         axes[0, column].set_title(name, fontsize=10)
     for row, number in enumerate(SHOWN):
-        axes[row, 4].imshow(whole, cmap="gray", vmin=0, vmax=np.percentile(whole, 99.5))
+        axes[row, 5].imshow(whole, cmap="gray", vmin=0, vmax=np.percentile(whole, 99.5))
         axes[row, 0].set_ylabel(f"frame {number}", fontsize=10)
-    axes[0, 4].set_title("all 210 spokes (temporal mean)", fontsize=10)
+    axes[0, 5].set_title("all 210 spokes (temporal mean)", fontsize=10)
     for axis in axes.ravel():
         axis.set_xticks([])
         axis.set_yticks([])

@@ -22,7 +22,6 @@ import numpy as np
 
 from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.core.geometry import RadialSampling, spoke_angles
-from sinotherm.operators.backend import adjoint_backend
 from sinotherm.operators.backprojection import BackProjector
 from sinotherm.operators.density import readout_weights
 from sinotherm.operators.gridded import GriddedPlan
@@ -82,12 +81,6 @@ class Candidate:
     adjoint: Call | None = None
     forward: Call | None = None
     time_ms: Callable[[str], float] | None = None
-
-
-def _ours(problem: Problem) -> Candidate:
-    kernel, fast, gridded = _kernel(problem), _finufft(problem), _gridded(problem)
-    chosen = adjoint_backend(len(problem.data), len(problem.angles))
-    return Candidate(kernel.adjoint if chosen == "kernel" else fast.adjoint, gridded.forward)
 
 
 def _kernel(problem: Problem) -> Candidate:
@@ -223,9 +216,8 @@ def _read_cfl(path: Path) -> ComplexArray:
 
 
 CANDIDATES: Final[dict[str, Callable[[Problem], Candidate]]] = {
-    "sinotherm": _ours,
+    "sinotherm": _gridded,
     "sinotherm kernel": _kernel,
-    "sinotherm gridded": _gridded,
     "finufft tuned": _finufft,
     "finufft tuned, eps 1e-3": functools.partial(_finufft, accuracy=1e-3),
     "torchkbnufft": _torchkbnufft,

@@ -337,10 +337,12 @@ class GriddedPlan:
     shape
         Image (y, x) in pixels.
     factors
-        complex (sample,): what each sample is multiplied with; 1 by default.
+        Real or complex (sample,): what each sample is multiplied with; 1 by default.
     """
 
-    def __init__(self, points: FloatArray, shape: tuple[int, int], *, factors: ComplexArray | None = None) -> None:
+    def __init__(
+        self, points: FloatArray, shape: tuple[int, int], *, factors: ComplexArray | FloatArray | None = None
+    ) -> None:
         self.shape = (int(shape[0]), int(shape[1]))
         rows, columns = _axis(self.shape[0]), _axis(self.shape[1])
         self._grid = (rows[0], columns[0])

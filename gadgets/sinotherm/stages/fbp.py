@@ -10,11 +10,9 @@ from typing import Final
 import numpy as np
 
 from sinotherm.core.arrays import ComplexArray
-from sinotherm.core.geometry import angular_gaps
 from sinotherm.core.scan import Frame, Item, ScanHeader, Spoke
 from sinotherm.core.settings import setting
 from sinotherm.errors import SpokeError
-from sinotherm.operators.backend import adjoint_backend
 from sinotherm.operators.backprojection import BackProjector, Taps
 from sinotherm.stages.gridding import CoilMaps, Coils, CoilSource, FrameImager, Gridder, LinearSettings, image_shape
 
@@ -161,12 +159,10 @@ class RunningImage:
     def _whole(self, frame: Frame) -> CoilSource:
         """Reconstruct a frame at once."""
         self._clear()
-        gaps = self._settings.weights == "gaps"
         # Frames that may also come spoke by spoke stay with the kernel: a scan has the same pixels however it comes.
-        if gaps and adjoint_backend(self._n_coils, frame.n_spokes) == "finufft":
+        if self._settings.weights == "gaps":
             return Coils(self._gridder.coil_images(frame))
-        weights = angular_gaps(frame.angles()) * (frame.n_spokes / math.pi) if gaps else None
-        self._sum.add_batch(frame.data(), frame.angles(), weights, frame.shifts())
+        self._sum.add_batch(frame.data(), frame.angles(), None, frame.shifts())
         return _Projected(self._sum, math.pi / frame.n_spokes)
 
     def _change(self, spokes: Sequence[Spoke], sign: float) -> None:

@@ -22,7 +22,8 @@ from sinotherm.operators.density import (
     readout_weights,
     resolution,
 )
-from sinotherm.operators.nufft import FinufftPlan, radial_points
+from sinotherm.operators.gridded import GriddedPlan
+from sinotherm.operators.nufft import radial_points
 
 __all__ = ["CoilMaps", "CoilSource", "FrameImager", "Gridder", "LinearSettings", "Settings", "image_shape", "stage"]
 
@@ -262,14 +263,13 @@ class Gridder:
     def __init__(self, shape: tuple[int, int], settings: LinearSettings) -> None:
         self._shape = shape
         self._settings = settings
-        self._plan: FinufftPlan | None = None
-        self._layout: tuple[bytes, FloatArray, FloatArray] | None = None
+        self._plan: tuple[bytes, GriddedPlan] | None = None
 
     def coil_images(self, frame: Frame) -> ComplexArray:
         """Return complex64 (coil, y, x) in units of the object."""
         data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
         key = angles.tobytes() + shifts.tobytes() + repr(frame.sampling).encode()
-        if self._layout is None or self._layout[0] != key:
+        if self._plan is None or self._plan[0] != key:
             settings = self._settings
             weights = radial_weights(
                 angles,
@@ -279,13 +279,9 @@ class Gridder:
                 centre=settings.centre,
                 shifts=shifts,
             )
-            points = radial_points(angles, frame.sampling, shifts).reshape(-1, 2)
-            self._layout = key, weights.astype(np.float32), points
-        _, weights, points = self._layout
-        if self._plan is None or self._plan.n_transforms != len(data):
-            self._plan = FinufftPlan(self._shape, len(data))
-        weighted = np.multiply(data, weights, dtype=np.complex64)
-        return self._plan.set_points(points).adjoint(weighted.reshape(len(data), -1))
+            points = radial_points(angles, frame.sampling, shifts)
+            self._plan = key, GriddedPlan(points, self._shape, factors=weights)
+        return self._plan[1].adjoint(data.reshape(len(data), -1))
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
