@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -78,6 +79,18 @@ def estimate_maps(
     return adaptive_maps(plan.adjoint((samples * weights).astype(np.complex64).reshape(len(samples), -1)))
 
 
+@cache
+def _openvino_core() -> Any:
+    """Return the one core of this process.
+
+    OpenVINO's CPU plugin gives the thread a signal stack, and frees it with the last core that uses the
+    plugin: the next signal would end the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class _OpenVinoBlock(nn.Module):
     """A primal block compiled by OpenVINO for the shape of its first input; the same signature as `UNet`."""
 
@@ -118,7 +131,7 @@ class _OpenVinoBlock(nn.Module):
 
         model = openvino.convert_model(Traced().eval(), example_input=tuple(inputs))
         model.reshape({index: list(value.shape) for index, value in enumerate(inputs)})
-        return openvino.Core().compile_model(model, "CPU", self._settings)
+        return _openvino_core().compile_model(model, "CPU", self._settings)
 
 
 def sped_up(network: PrimalDual, *, precision: Precision = "bfloat16", runtime: Runtime = "torch") -> PrimalDual:
