@@ -85,7 +85,15 @@ def test_the_same_network_runs_in_every_chain(monkeypatch: pytest.MonkeyPatch) -
     images = stream._tuned_finufft(run)(scan.data)
     for _ in range(2):
         np.testing.assert_array_equal(finish(scan.data, images), np.full((MATRIX, MATRIX), 2.0, np.float32))
-    assert made == [{"name": "pdunet-radial", "device": "cpu", "precision": "float32", "runtime": "torch"}]
+    assert made == [
+        {
+            "name": "pdunet-radial",
+            "device": "cpu",
+            "precision": "float32",
+            "runtime": "torch",
+            "operators": "finufft",
+        }
+    ]
     configuration = stream._configuration(run, "openvino")
     for name, value in (
         ("pdunet.network", "pdunet-radial"),

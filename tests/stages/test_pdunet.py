@@ -146,7 +146,8 @@ def test_scaled_and_rotated_frames_do_not_trip_and_give_the_scaled_image(weights
     changed = run(weights, [frame(n, change=lambda d: factor * d) for n in range(2)], beside=False, precision="float32")
     assert [image.meta["method"] for image in changed] == ["pdunet", "pdunet"]
     for a, b in zip(plain, changed, strict=True):
-        np.testing.assert_allclose(b.data, factor * a.data, atol=1e-3 * abs(factor) * np.abs(a.data).max())
+        # By the norm: in the outermost corner the gridding's deapodisation enlarges rounding a thousandfold.
+        assert np.linalg.norm(b.data - factor * a.data) < 1e-3 * abs(factor) * np.linalg.norm(a.data)
 
 
 def test_residuals_may_be_checked_now_and_then(weights):

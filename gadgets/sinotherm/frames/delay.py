@@ -55,7 +55,7 @@ class GradientDelay:
 
     @property
     def across(self) -> float:
-        """Largest distance by which a spoke misses the centre of k-space sideways, samples: (λ₁ − λ₂)/2 of D."""
+        """Most by which any spoke misses the centre of k-space sideways, samples: (λ₁ − λ₂)/2 of D."""
         return math.hypot((self.x - self.y) / 2.0, self.xy)
 
     def shift(self, angle_rad: float, sampling: RadialSampling) -> tuple[float, float]:

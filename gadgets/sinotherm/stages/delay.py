@@ -65,8 +65,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         logger.info("gradient delay of echo %d: %s", echo, note)
         if delays[echo].across > _WIDE_MISS:
             logger.warning(
-                "echo %d: spokes miss the centre of k-space by up to %.1f samples; filtered back-projection and "
-                "gridding lose the lowest frequencies there: take reconstruction.method = cg_sense",
+                "echo %d: spokes miss the centre of k-space by up to %.1f samples; the weights of filtered "
+                "back-projection and gridding are wrong there: take reconstruction.method = cg_sense",
                 *(echo, delays[echo].across),
             )
     for item in released(held, items):
