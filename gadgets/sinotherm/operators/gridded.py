@@ -152,8 +152,25 @@ def _scatter_rule(
     return signature, generate
 
 
-_gather: Any = intrinsic(_gather_rule)
-_scatter: Any = intrinsic(_scatter_rule)
+def _gathered(grid: Any, at: int, stride: int, along: Any, down: Any, first: int) -> tuple[Any, Any]:
+    """Return what `_gather_rule` compiles to, for runs without a compiler."""
+    rows = down[first : first + _TAPS] @ grid[at + stride * np.arange(_TAPS)[:, None] + np.arange(2 * _TAPS)]
+    parts = (rows.reshape(_TAPS, 2) * along[first : first + _TAPS, None]).sum(axis=0)
+    return parts[0], parts[1]
+
+
+def _scattered(
+    grid: Any, at: int, stride: int, along: Any, down: Any, first: int, real: float, imaginary: float
+) -> None:
+    """Do what `_scatter_rule` compiles to, for runs without a compiler."""
+    row = np.multiply.outer(along[first : first + _TAPS], np.array([real, imaginary], np.float32)).reshape(-1)
+    cells = at + stride * np.arange(_TAPS)[:, None] + np.arange(2 * _TAPS)
+    grid[cells] += np.multiply.outer(down[first : first + _TAPS], row)
+
+
+_interpreted: bool = vars(numba.config)["DISABLE_JIT"]
+_gather: Any = _gathered if _interpreted else intrinsic(_gather_rule)
+_scatter: Any = _scattered if _interpreted else intrinsic(_scatter_rule)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
