@@ -141,6 +141,9 @@ def test_fused_operator_is_the_same_map_and_keeps_to_its_maps(centre, with_maps)
         assert relative_error(fused.forward(image).numpy(), dual.numpy()) < 1e-3
         assert relative_error(fused.update(dual).numpy(), plain.update(dual).numpy()) < 1e-3
         assert relative_error(fused.inverse(dual).numpy(), plain.inverse(dual).numpy()) < 1e-3
+        for operator in (plain, fused):
+            normal = operator.update(operator.forward(image))
+            assert relative_error(operator.normal(image).numpy(), normal.numpy()) < 5e-4
         other = torch.stack([_maps(), _maps().flip(0)])
         moved, reference = fused.with_maps(other), plain.with_maps(other)
         dual = reference.forward(image)

@@ -37,6 +37,10 @@ class CartesianLines:
         """Return T⁺: a masked unitary transform never amplifies."""
         return self.inverse(dual)
 
+    def normal(self, image: Tensor) -> Tensor:
+        """Return T⁺T image."""
+        return self.update(self.forward(image))
+
     def context(self) -> Tensor:
         """Return 1 for each measured line, else 0: (1, ky, 1)."""
         return self._sense.lines[None]

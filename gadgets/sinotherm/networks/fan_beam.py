@@ -37,6 +37,10 @@ class FanBeamSinogram:
         """Return T⁺ with the weights limited to Nyquist between views."""
         return self._back(dual, limit=True)
 
+    def normal(self, image: Tensor) -> Tensor:
+        """Return update(T image)."""
+        return self.update(self.forward(image))
+
     def _back(self, dual: Tensor, *, limit: bool) -> Tensor:
         sinogram = dual[:, 0].real.contiguous()
         image = self._projector.filtered_back_projection(sinogram, hann=not limit, limit=limit)

@@ -38,6 +38,9 @@ class MeasurementOperator(Protocol):
     def update(self, dual: Tensor) -> Tensor:
         """T⁺ weighted such that image + update(g − T image) converges."""
 
+    def normal(self, image: Tensor) -> Tensor:
+        """Return update(T image), the normal operator."""
+
     def context(self) -> Tensor:
         """Real (channel, angle, 1): what the dual block should know of each angle."""
 
@@ -132,7 +135,7 @@ class PrimalDual(nn.Module):
         image = torch.zeros_like(rest)
         direction, energy = rest, rest.abs().square().sum(dim=(1, 2), keepdim=True)
         for _ in range(self.architecture.start):
-            applied = operator.update(operator.forward(direction))
+            applied = operator.normal(direction)
             curvature = (direction.conj() * applied).real.sum(dim=(1, 2), keepdim=True)
             step = energy / curvature.clamp_min(torch.finfo(energy.dtype).tiny)
             image, rest = image + step * direction, rest - step * applied

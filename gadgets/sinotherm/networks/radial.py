@@ -200,13 +200,25 @@ class RadialSinogram:
         """Return T⁺ with the weights limited to Nyquist, so that image + update(g − T image) converges."""
         return self._back(dual, "limited")
 
+    def normal(self, image: Tensor) -> Tensor:
+        """Return update(T image): complex64 (batch, y, x) → (batch, y, x)."""
+        if self._fused is not None:
+            given = self._weightings["limited"]
+            return torch.from_numpy(
+                np.stack([self._fused.normal(x, profile, given) for x, profile in self._each(image)])
+            )
+        coils = image[:, None] if self.maps is None else image[:, None] * self.maps
+        return self._combined(self.nufft.adjoint(self.nufft(coils) * self.update_weights))
+
+    def _combined(self, coils: Tensor) -> Tensor:
+        return coils[:, 0] if self.maps is None else (coils * self.maps.conj()).sum(dim=1)
+
     def _back(self, dual: Tensor, weighting: Literal["full", "limited"]) -> Tensor:
         if self._fused is not None:
             given = self._weightings[weighting]
             return torch.from_numpy(np.stack([self._fused.back(g, profile, given) for g, profile in self._each(dual)]))
         samples = self.to_samples(dual) * (self.weights if weighting == "full" else self.update_weights)
-        coils = self.nufft.adjoint(samples)
-        return coils[:, 0] if self.maps is None else (coils * self.maps.conj()).sum(dim=1)
+        return self._combined(self.nufft.adjoint(samples))
 
     def context(self) -> Tensor:
         """Return the angular gap of each spoke relative to an even spread, (1, spoke, 1)."""

@@ -492,6 +492,27 @@ class GriddedSinogram:
         crew.run(task, len(profile))
         return out
 
+    def normal(self, image: ComplexArray, profile: ComplexArray, weighting: ComplexArray) -> ComplexArray:
+        """Return `back` of `forward`, complex64 (y, x), without the transforms along the spokes that cancel.
+
+        Parameters
+        ----------
+        image
+            complex64 (y, x).
+        profile, weighting
+            As in `forward` and `back`.
+        """
+        image = np.ascontiguousarray(image, np.complex64)
+        images = np.empty((len(profile), *self.plan.shape), np.complex64)
+
+        def task(coil: int) -> None:
+            samples = _workspace.buffer(self._n_spokes, self._n).reshape(-1)
+            self.plan._to_samples(image, profile[coil], samples)
+            self.plan._to_image(samples, weighting, profile[coil], images[coil])
+
+        crew.run(task, len(profile))
+        return images.sum(axis=0)
+
     def weighting(self, weights: FloatArray) -> ComplexArray:
         """Return sample weights (spoke, readout) in the form that `back` takes."""
         return (np.asarray(weights, np.float32).reshape(-1) * self._turns).astype(np.complex64)
