@@ -178,6 +178,10 @@ def test_a_guided_network_waits_for_its_reference(guided):
     network = [image for image in out if image.meta["method"] == "pdunet"]
     assert len({image.meta["reference"] for image in network}) == 1
     assert network[0].fingerprint["reference"] == network[0].meta["reference"]
+    assert all(image.reference.shape == image.data.shape for image in network)
+    # A frame of the reference is the change of one that it has no part in.
+    assert not np.array_equal(network[0].reference, network[3].reference)
+    np.testing.assert_array_equal(network[3].reference, network[4].reference)
     assert all(max(map(abs, image.meta["reference_drift_rad"])) < 0.03 for image in network)
     assert "guard" not in network[-1].meta
     errors = [modulus_error(image.data[0, 0]) for image in (out[-2], out[-1])]

@@ -252,6 +252,26 @@ def test_noise_of_foreign_images_from_the_pre_heating_frames() -> None:
     assert np.nanmedian(ratio) == pytest.approx(1.0, abs=0.05)
 
 
+def test_changes_of_different_references_scatter_by_their_own_noise_only() -> None:
+    series, random, frames = Series(start=30), np.random.default_rng(5), 30
+    references = [BODY * np.exp(0.2j * random.standard_normal((N, N))) for _ in range(5)]
+    clean = [
+        replace(image, data=image.data * reference)
+        for image, reference in ((series.image(n, noise_sd=None), references[n % 5]) for n in range(frames))
+    ]
+    monitor = SliceMonitor(SCAN, _settings(baseline_frames=frames))
+    own = [
+        replace(image, reference=references[n % 5][None, None].astype(np.complex64)) for n, image in enumerate(clean)
+    ]
+    later = series.image(frames, noise_sd=None)
+    found = [monitor.frame([image])[0] for image in (*own, later)][-1]
+    blind = SliceMonitor(SCAN, _settings(baseline_frames=frames))
+    mixed = [blind.frame([image])[0] for image in (*clean, later)][-1]
+    known, _ = _run(SliceMonitor(SCAN, _settings(baseline_frames=frames)), Series(start=30), range(frames + 1))[-1]
+    assert np.nanmedian(found.sigma_degc[0][BODY] / known.sigma_degc[0][BODY]) == pytest.approx(1.0, abs=0.05)
+    assert np.nanmedian(mixed.sigma_degc[0][BODY]) > 5 * np.nanmedian(found.sigma_degc[0][BODY])
+
+
 def test_noise_that_is_not_known() -> None:
     one = SliceMonitor(SCAN, _settings(baseline_frames=1))
     found, _ = _run(one, Series(start=1), range(3), noise_sd=None)[-1]

@@ -224,6 +224,8 @@ class FrameImage:
         Whether the phase may be used for thermometry.
     noise_sd
         float32 (slice, y, x): SD of the real part of the noise per voxel, or ``None`` if unknown.
+    reference
+        complex64 (coil, slice, y, x): the image whose change was reconstructed, or ``None``.
     spokes
         The frame's spokes, for stages that check or refine against the measurement; empty for foreign images.
     fingerprint
@@ -240,6 +242,7 @@ class FrameImage:
     echo: int = 0
     phase_valid: bool = True
     noise_sd: MapArray | None = None
+    reference: CoilImages | None = None
     spokes: tuple[Spoke, ...] = ()
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     footprint: tuple[float, float, float] = (float("nan"),) * 3

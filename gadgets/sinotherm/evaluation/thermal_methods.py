@@ -43,7 +43,7 @@ class Method:
     name, schedule, settings
         Its name, the angles that it needs, and its settings.
     images
-        Series → complex64 (frame, y, x).
+        Series → complex64 (frame, y, x), and for reference-guided methods what each is a change of.
     linear
         Whether the noise follows from the weights (σ by formula), or from the pre-heating frames.
     drift_free
@@ -53,7 +53,7 @@ class Method:
     name: str
     schedule: str
     settings: Mapping[str, Any]
-    images: Callable[[Series], ComplexArray]
+    images: Callable[[Series], tuple[ComplexArray, Sequence[ComplexArray] | None]]
     linear: bool = False
     drift_free: bool = False
 
@@ -136,12 +136,12 @@ def _kspace_hybrid(found: Series) -> ComplexArray:
     return np.stack(images).astype(np.complex64)
 
 
-def _pdunet() -> Callable[[Series], ComplexArray]:
+def _pdunet() -> Callable[[Series], tuple[ComplexArray, list[ComplexArray]]]:
     from sinotherm.networks.inference import RadialReconstructor
 
     network = RadialReconstructor(SETTINGS["pdunet"]["weights"])
 
-    def images(found: Series) -> ComplexArray:
+    def images(found: Series) -> tuple[ComplexArray, list[ComplexArray]]:
         """Reconstruct the change since the baseline, which the drift up to each frame has turned."""
         protocol, pixel = found.scan.protocol, found.header.pixel_m
         whole, others = references(range(found.n_baseline), partial(_together, found))
@@ -149,11 +149,11 @@ def _pdunet() -> Callable[[Series], ComplexArray]:
             Guide(one, found.maps, pixel_m=pixel, order=protocol.drift_order_space) for one in (whole, *others)
         )
         result = []
-        for number, (data, angles) in enumerate(zip(found.data, found.angles, strict=True)):
-            guide = before[number] if number < found.n_baseline else later
+        guides = [*before, *[later] * (len(found.data) - found.n_baseline)]
+        for guide, data, angles in zip(guides, found.data, found.angles, strict=True):
             turned = guide.turned(data, protocol.sampling, angles)
             result.append(network.reconstruct(data, protocol.sampling, angles, found.maps, reference=turned)[0])
-        return np.stack(result)
+        return np.stack(result), [guide.reference for guide in guides]
 
     return images
 
@@ -177,7 +177,7 @@ def method_named(name: str) -> Method:
         "tcr": lambda: _method(name, _tcr),
         "view-sharing": lambda: _method(name, _view_sharing, schedule="golden"),
         "kspace-hybrid": lambda: _method(name, _kspace_hybrid, schedule="golden", drift_free=True),
-        "pdunet": lambda: _method(name, _pdunet(), schedule="golden"),
+        "pdunet": lambda: Method(name=name, schedule="golden", settings=SETTINGS[name], images=_pdunet()),
     }
     if name not in made:
         raise SettingsError(f"unknown method {name!r}; known methods: {', '.join(METHODS)}.")
@@ -193,7 +193,12 @@ def _method(
     drift_free: bool = False,
 ) -> Method:
     return Method(
-        name=name, schedule=schedule, settings=SETTINGS[name], images=images, linear=linear, drift_free=drift_free
+        name=name,
+        schedule=schedule,
+        settings=SETTINGS[name],
+        images=lambda found: (images(found), None),
+        linear=linear,
+        drift_free=drift_free,
     )
 
 
@@ -217,13 +222,16 @@ def _monitor(found: Series, *, drift_free: bool) -> SliceMonitor:
     return SliceMonitor(found.header, settings)
 
 
-def _frame_image(found: Series, image: ComplexArray, number: int, *, noise_sd: float | None) -> FrameImage:
+def _frame_image(
+    found: Series, image: ComplexArray, number: int, *, noise_sd: float | None, reference: ComplexArray | None
+) -> FrameImage:
     frame_s = found.scan.protocol.frame_s
     level = None if noise_sd is None else np.full((1, *image.shape), noise_sd, dtype=np.float32)
     return FrameImage(
         data=np.ascontiguousarray(image, dtype=np.complex64)[None, None],
         number=number,
         noise_sd=level,
+        reference=None if reference is None else reference[None, None],
         footprint=(number * frame_s, (number + 0.5) * frame_s, (number + 1.0) * frame_s),
     )
 
@@ -237,12 +245,19 @@ def gridding_noise_sd(found: Series) -> float:
 def temperatures(found: Series, method: Method) -> Temperatures:
     """Reconstruct a series and measure its frames as the thermometry stage does."""
     start = time.perf_counter()
-    images = method.images(found)
+    images, references = method.images(found)
     taken = time.perf_counter() - start
     monitor = _monitor(found, drift_free=method.drift_free)
     noise = gridding_noise_sd(found) if method.linear else None
     maps = [
-        monitor.frame([_frame_image(found, image, number, noise_sd=noise)])[0] for number, image in enumerate(images)
+        monitor.frame(
+            [
+                _frame_image(
+                    found, image, number, noise_sd=noise, reference=None if references is None else references[number]
+                )
+            ]
+        )[0]
+        for number, image in enumerate(images)
     ]
     heated = maps[found.n_baseline :]
     return Temperatures(

@@ -8,11 +8,12 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 import numpy as np
 
-from sinotherm.core.arrays import ComplexArray, FloatArray, FrameData, SpokeAngles, SpokeShifts
+from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, FrameData, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
@@ -244,7 +245,8 @@ class _Slice:
             }
         if not verdict.trips:
             meta = {"network_seconds": round(taken_s, 4), "network_precision": settings.precision, **note}
-            yield self._frame_image(frame, image, "pdunet", network.card.sha256[:12], None, meta, facts)
+            shown = self._frame_image(frame, image, "pdunet", network.card.sha256[:12], None, meta, facts)
+            yield shown if guide is None else replace(shown, reference=self._planes(guide.reference))
             return
         note |= {"guard": verdict.reason, "in_place_of": "pdunet"}
         logger.warning("frame %d: guard: %s; %s takes over", frame.number, verdict.reason, settings.fallback)
@@ -271,6 +273,10 @@ class _Slice:
         meta = {"filter": "ramp", "weights": "gaps", "centre_weight": "exact", **note}
         return self._frame_image(frame, combine(images, self._maps), "gridding", "ramp gaps", level, meta)
 
+    def _planes(self, image: ComplexArray) -> CoilImages:
+        """Return an image (y, x) as the reconstructed matrix, complex64 (coil, slice, y, x)."""
+        return np.ascontiguousarray(_cropped(image, self._scan), dtype=np.complex64)[None, None]
+
     def _frame_image(
         self,
         frame: Frame,
@@ -284,7 +290,7 @@ class _Slice:
         scan = self._scan
         noise = None if noise_sd is None else np.ascontiguousarray(_cropped(noise_sd, scan)[None])
         return FrameImage(
-            data=np.ascontiguousarray(_cropped(image, scan), dtype=np.complex64)[None, None],
+            data=self._planes(image),
             number=frame.number,
             slice=frame.slice,
             echo=frame.echo,

@@ -125,7 +125,9 @@ class EchoMeasurement:
         """Take the noise from the temporal SD of the baseline's own frames where no formula tells it.
 
         That is so for images that do not state their noise, and for frames that each lie on other spokes,
-        whose streaks differ: the formula holds for noise alone.
+        whose streaks differ: the formula holds for noise alone. A frame that is a change of a reference is
+        compared with it: those of the baseline have each their own, and the differences between references
+        are no part of the error of a later frame.
         """
         method = self._settings.sigma
         by_time = method == "temporal" or (
@@ -137,7 +139,7 @@ class EchoMeasurement:
         for image in frames:
             if image.number in self.baseline.rejected:
                 continue
-            product = complex_product(image.data, self.baseline.data)
+            product = complex_product(image.data, self.baseline.data if image.reference is None else image.reference)
             phase = np.angle(product)
             for plane, estimator in enumerate(self._drift):
                 fit = estimator.fit(product[plane], phase[plane], self._scale)
