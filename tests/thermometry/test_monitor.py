@@ -272,6 +272,15 @@ def test_changes_of_different_references_scatter_by_their_own_noise_only() -> No
     assert np.nanmedian(mixed.sigma_degc[0][BODY]) > 5 * np.nanmedian(found.sigma_degc[0][BODY])
 
 
+def test_a_network_states_the_error_of_large_changes() -> None:
+    monitor = SliceMonitor(SCAN, _settings())
+    plain, _ = _run(SliceMonitor(SCAN, _settings()), Series(), range(9))[-1]
+    found, _ = _run(monitor, Series(), range(9), change_error=(0.1, 0.0))[-1]
+    np.testing.assert_array_equal(found.change_degc, plain.change_degc)
+    added = np.sqrt(found.sigma_degc[0][HOT] ** 2 - plain.sigma_degc[0][HOT] ** 2)
+    assert np.median(added) == pytest.approx(0.1 * np.median(HEAT[HOT]), rel=0.1)
+
+
 def test_noise_that_is_not_known() -> None:
     one = SliceMonitor(SCAN, _settings(baseline_frames=1))
     found, _ = _run(one, Series(start=1), range(3), noise_sd=None)[-1]

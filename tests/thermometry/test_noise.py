@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 
 from sinotherm.errors import SettingsError
-from sinotherm.thermometry.noise import coverage_factor, sigma_by_formula, temporal_phase_sd
+from sinotherm.thermometry.noise import coverage_factor, sigma_by_formula, sigma_of_change, temporal_phase_sd
 
 
 def test_formula_against_simulated_noise() -> None:
@@ -74,6 +74,19 @@ def test_coverage_of_white_and_of_smooth_noise(n_frames: int, blur: float) -> No
         sd = temporal_phase_sd(_products(noise[1:] - noise[1:].mean(axis=0), signal), mask)
         hits.append(np.mean(np.abs(noise[0]) < 1.96 * sd))
     assert 0.93 < np.mean(hits) < 0.98
+
+
+def test_the_error_of_a_change_grows_with_it_and_with_its_gradient() -> None:
+    mask = np.ones((1, 32, 32), bool)
+    mask[:, :, 28:] = False
+    ramp = np.broadcast_to(0.5 * np.arange(32, dtype=np.float32), (1, 32, 32))
+    inner = np.s_[:, 8:22, 8:22]
+    np.testing.assert_allclose(sigma_of_change(ramp, mask, 0.1, 0.0)[inner], 0.1 * ramp[inner], rtol=1e-4)
+    np.testing.assert_allclose(sigma_of_change(ramp, mask, 0.0, 0.4)[inner], 0.4 * 0.5, rtol=1e-4)
+    both = sigma_of_change(np.where(mask, ramp, np.nan), mask, 0.1, 0.4)
+    np.testing.assert_allclose(both[inner], np.hypot(0.1 * ramp[inner], 0.2), rtol=1e-4)
+    assert (both[~mask] == 0).all()
+    assert not sigma_of_change(np.zeros_like(ramp), mask, 0.1, 0.4).any()
 
 
 def test_constant_frames_have_no_noise() -> None:

@@ -201,6 +201,11 @@ def test_losses_vanish_for_the_truth_and_follow_their_definitions():
     assert float(image_loss(target, target, phase_weight=1.0)) < 1e-3
     image = target * np.exp(0.01j)
     assert float(phase_loss(image, target)) == pytest.approx(0.01, rel=0.02)
+    half = torch.ones((2, 24, 24))
+    half[:, :12] = 3.0
+    wrong = torch.where(half > 1, image, target)
+    # Only the part that counts three times is wrong, by 0.01 rad.
+    assert float(phase_loss(wrong, target, half)) == pytest.approx(0.75 * 0.01, rel=0.1)
     assert float(complex_l1(image, target)) == pytest.approx(float((image - target).abs().mean()), rel=0.02)
     assert float(image_loss(image, target, ssim_weight=0)) == pytest.approx(float(complex_l1(image, target)))
 

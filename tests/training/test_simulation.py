@@ -130,3 +130,14 @@ def test_scans_are_made_on_the_gpu(images, kind):
     assert batch.target.is_cuda
     assert batch.measured.is_cuda
     assert torch.isfinite(batch.operator.inverse(batch.measured).abs()).all()
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_foci_are_narrow_in_pixels_whatever_the_grid(size):
+    spots = RadialSimulator.focus(_random(), 64, size)
+    peak = spots.abs().amax(dim=(1, 2))
+    assert 0.5 < float((peak > 0.05).float().mean()) < 1.0
+    assert float(peak.max()) < 3.6
+    # A Gaussian of SD s covers 2πs² pixels of its peak: 9 to 157 for one of 1.2 to 5 pixels.
+    area = spots.sum(dim=(1, 2)).abs() / peak.clamp_min(1e-3)
+    assert float(area[peak > 0.1].max()) < 3 * 2 * math.pi * 5.1**2

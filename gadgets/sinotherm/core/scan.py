@@ -226,6 +226,8 @@ class FrameImage:
         float32 (slice, y, x): SD of the real part of the noise per voxel, or ``None`` if unknown.
     reference
         complex64 (coil, slice, y, x): the image whose change was reconstructed, or ``None``.
+    change_error
+        SD of the error of that change, for each unit of it and of its gradient a voxel.
     spokes
         The frame's spokes, for stages that check or refine against the measurement; empty for foreign images.
     fingerprint
@@ -243,6 +245,7 @@ class FrameImage:
     phase_valid: bool = True
     noise_sd: MapArray | None = None
     reference: CoilImages | None = None
+    change_error: tuple[float, float] = (0.0, 0.0)
     spokes: tuple[Spoke, ...] = ()
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     footprint: tuple[float, float, float] = (float("nan"),) * 3

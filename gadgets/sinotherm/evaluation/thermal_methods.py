@@ -34,6 +34,23 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
 """Settings of each method; the comparators' were chosen on val people at S = 40."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SeriesImages:
+    """What a method makes of a series.
+
+    Attributes
+    ----------
+    images
+        complex64 (frame, y, x).
+    references, change_error
+        As in `FrameImage`, for reference-guided methods: one reference for each frame.
+    """
+
+    images: ComplexArray
+    references: Sequence[ComplexArray] | None = None
+    change_error: tuple[float, float] = (0.0, 0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """A reconstruction of a whole series.
@@ -43,7 +60,7 @@ class Method:
     name, schedule, settings
         Its name, the angles that it needs, and its settings.
     images
-        Series → complex64 (frame, y, x), and for reference-guided methods what each is a change of.
+        Its reconstruction of a series.
     linear
         Whether the noise follows from the weights (σ by formula), or from the pre-heating frames.
     drift_free
@@ -53,7 +70,7 @@ class Method:
     name: str
     schedule: str
     settings: Mapping[str, Any]
-    images: Callable[[Series], tuple[ComplexArray, Sequence[ComplexArray] | None]]
+    images: Callable[[Series], SeriesImages]
     linear: bool = False
     drift_free: bool = False
 
@@ -136,12 +153,12 @@ def _kspace_hybrid(found: Series) -> ComplexArray:
     return np.stack(images).astype(np.complex64)
 
 
-def _pdunet() -> Callable[[Series], tuple[ComplexArray, list[ComplexArray]]]:
+def _pdunet() -> Callable[[Series], SeriesImages]:
     from sinotherm.networks.inference import RadialReconstructor
 
     network = RadialReconstructor(SETTINGS["pdunet"]["weights"])
 
-    def images(found: Series) -> tuple[ComplexArray, list[ComplexArray]]:
+    def images(found: Series) -> SeriesImages:
         """Reconstruct the change since the baseline, which the drift up to each frame has turned."""
         protocol, pixel = found.scan.protocol, found.header.pixel_m
         whole, others = references(range(found.n_baseline), partial(_together, found))
@@ -153,7 +170,11 @@ def _pdunet() -> Callable[[Series], tuple[ComplexArray, list[ComplexArray]]]:
         for guide, data, angles in zip(guides, found.data, found.angles, strict=True):
             turned = guide.turned(data, protocol.sampling, angles)
             result.append(network.reconstruct(data, protocol.sampling, angles, found.maps, reference=turned)[0])
-        return np.stack(result), [guide.reference for guide in guides]
+        return SeriesImages(
+            images=np.stack(result),
+            references=[guide.reference for guide in guides],
+            change_error=network.card.change_error,
+        )
 
     return images
 
@@ -196,7 +217,7 @@ def _method(
         name=name,
         schedule=schedule,
         settings=SETTINGS[name],
-        images=lambda found: (images(found), None),
+        images=lambda found: SeriesImages(images=images(found)),
         linear=linear,
         drift_free=drift_free,
     )
@@ -222,16 +243,15 @@ def _monitor(found: Series, *, drift_free: bool) -> SliceMonitor:
     return SliceMonitor(found.header, settings)
 
 
-def _frame_image(
-    found: Series, image: ComplexArray, number: int, *, noise_sd: float | None, reference: ComplexArray | None
-) -> FrameImage:
-    frame_s = found.scan.protocol.frame_s
+def _frame_image(found: Series, made: SeriesImages, number: int, *, noise_sd: float | None) -> FrameImage:
+    frame_s, image = found.scan.protocol.frame_s, made.images[number]
     level = None if noise_sd is None else np.full((1, *image.shape), noise_sd, dtype=np.float32)
     return FrameImage(
         data=np.ascontiguousarray(image, dtype=np.complex64)[None, None],
         number=number,
         noise_sd=level,
-        reference=None if reference is None else reference[None, None],
+        reference=None if made.references is None else made.references[number][None, None],
+        change_error=made.change_error,
         footprint=(number * frame_s, (number + 0.5) * frame_s, (number + 1.0) * frame_s),
     )
 
@@ -245,23 +265,14 @@ def gridding_noise_sd(found: Series) -> float:
 def temperatures(found: Series, method: Method) -> Temperatures:
     """Reconstruct a series and measure its frames as the thermometry stage does."""
     start = time.perf_counter()
-    images, references = method.images(found)
+    made = method.images(found)
     taken = time.perf_counter() - start
     monitor = _monitor(found, drift_free=method.drift_free)
     noise = gridding_noise_sd(found) if method.linear else None
-    maps = [
-        monitor.frame(
-            [
-                _frame_image(
-                    found, image, number, noise_sd=noise, reference=None if references is None else references[number]
-                )
-            ]
-        )[0]
-        for number, image in enumerate(images)
-    ]
+    maps = [monitor.frame([_frame_image(found, made, number, noise_sd=noise)])[0] for number in range(len(found.data))]
     heated = maps[found.n_baseline :]
     return Temperatures(
         change=np.stack([one.change_degc[0] for one in heated]),
         sigma=np.stack([one.sigma_degc[0] for one in heated]),
-        ms_per_frame=1e3 * taken / len(images),
+        ms_per_frame=1e3 * taken / len(found.data),
     )

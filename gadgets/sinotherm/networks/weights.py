@@ -82,6 +82,9 @@ class ModelCard:
         Fields of the family's architecture.
     valid, guard
         Range of use and the guard's limits.
+    change_error
+        Of a guided network: SD of the error of a change, for each unit of it and of its gradient a voxel, set on
+        validation people; part of σ_T.
     licence, data, training, metrics, notes
         For people: licence of the weights; sets, licences and number of people; simulation, steps and
         hours; scores by set; what to know.
@@ -94,6 +97,7 @@ class ModelCard:
     architecture: Mapping[str, Any]
     valid: ValidRange = field(default_factory=ValidRange)
     guard: GuardLimits = field(default_factory=GuardLimits)
+    change_error: tuple[float, float] = (0.0, 0.0)
     licence: str = "CC-BY-4.0"
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -114,7 +118,14 @@ class ModelCard:
             valid = {k: tuple(v) for k, v in values.pop("valid").items()}
             guard = {k: tuple(v) for k, v in values.pop("guard").items()}
             notes = tuple(values.pop("notes", ()))
-            return cls(**values, valid=ValidRange(**valid), guard=GuardLimits(**guard), notes=notes)
+            per_unit, per_gradient = map(float, values.pop("change_error", (0.0, 0.0)))
+            return cls(
+                **values,
+                valid=ValidRange(**valid),
+                guard=GuardLimits(**guard),
+                change_error=(per_unit, per_gradient),
+                notes=notes,
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightsError(f"not a model card: {error}.") from error
 
@@ -128,6 +139,10 @@ class ModelCard:
         tables: dict[str, Mapping[str, Any]] = {
             "Use it within": asdict(self.valid),
             "Guard limits": asdict(self.guard),
+            "Error of a change": {
+                "SD for each unit": self.change_error[0],
+                "for each unit a voxel": self.change_error[1],
+            },
             "Data": self.data,
             "Training": self.training,
             "Metrics": self.metrics,

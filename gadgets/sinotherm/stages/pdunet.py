@@ -246,7 +246,10 @@ class _Slice:
         if not verdict.trips:
             meta = {"network_seconds": round(taken_s, 4), "network_precision": settings.precision, **note}
             shown = self._frame_image(frame, image, "pdunet", network.card.sha256[:12], None, meta, facts)
-            yield shown if guide is None else replace(shown, reference=self._planes(guide.reference))
+            if guide is not None:
+                reference, error = self._planes(guide.reference), network.card.change_error
+                shown = replace(shown, reference=reference, change_error=error)
+            yield shown
             return
         note |= {"guard": verdict.reason, "in_place_of": "pdunet"}
         logger.warning("frame %d: guard: %s; %s takes over", frame.number, verdict.reason, settings.fallback)

@@ -13,7 +13,7 @@ from sinotherm.errors import DataError
 from sinotherm.thermometry.background import Background
 from sinotherm.thermometry.baseline import Baseline, best_match
 from sinotherm.thermometry.drift import DriftEstimator, DriftFit
-from sinotherm.thermometry.noise import sigma_by_formula, temporal_phase_sd
+from sinotherm.thermometry.noise import sigma_by_formula, sigma_of_change, temporal_phase_sd
 from sinotherm.thermometry.phase import TemporalUnwrapper, complex_product
 from sinotherm.thermometry.settings import ThermometrySettings
 
@@ -167,6 +167,8 @@ class EchoMeasurement:
             # The branch of every voxel is known: only its angle is replaced by the neighbourhood's.
             smooth = complex_product(data, reference, neighbours=self._settings.neighbours)
             change = (phase + np.angle(smooth * np.exp(-1j * phase))) * scale - field
+        if any(image.change_error):
+            sigma = np.hypot(sigma, sigma_of_change(change, self._trusted, *image.change_error))
         return Reading(
             change=change.astype(np.float32, copy=False),
             unfiltered=unfiltered,

@@ -8,7 +8,7 @@ import numpy as np
 from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
 from sinotherm.errors import SettingsError
 
-__all__ = ["ENOUGH_FRAMES", "POOL", "coverage_factor", "sigma_by_formula", "temporal_phase_sd"]
+__all__ = ["ENOUGH_FRAMES", "POOL", "coverage_factor", "sigma_by_formula", "sigma_of_change", "temporal_phase_sd"]
 
 ENOUGH_FRAMES: Final = 30
 """Frames whose temporal SD is taken as it is; one of fewer degrees of freedom is widened by Student's t."""
@@ -48,6 +48,35 @@ def sigma_by_formula(
         variance = (noise_sd / signal) ** 2 + (baseline_noise_sd / baseline_signal) ** 2 / np.float32(n_effective)
         sigma = np.sqrt(variance) * np.float32(abs(degc_per_radian))
     return np.where(np.isnan(sigma), np.float32(np.inf), sigma).astype(np.float32, copy=False)
+
+
+def sigma_of_change(change: FloatArray, mask: MaskArray, per_degc: float, per_gradient: float) -> FloatArray:
+    """Return the SD of a network's error that grows with what it shows, float32 (slice, y, x), °C.
+
+    A network shrinks what is narrow or rare, which no frame before heating can tell:
+    σ² = (a·|ΔT|)² + (b·|∇ΔT|)². ΔT is averaged over a Gaussian of 1 voxel inside the mask, so that its
+    own noise does not count as gradient.
+
+    Parameters
+    ----------
+    change
+        float32 (slice, y, x), °C.
+    mask
+        bool (slice, y, x): voxels with signal; 0 elsewhere.
+    per_degc, per_gradient
+        a, and b in voxels; from the model card, where they are set on validation people.
+    """
+    from scipy import ndimage
+
+    def averaged(values: FloatArray) -> FloatArray:
+        return np.asarray(ndimage.gaussian_filter(values, (0.0, 1.0, 1.0)))
+
+    inside = mask & np.isfinite(change)
+    share = averaged(inside.astype(np.float32))
+    shown = np.where(inside, averaged(np.where(inside, change, np.float32(0.0))) / np.maximum(share, 1e-3), 0.0)
+    down, along = np.gradient(shown, axis=(1, 2))
+    variance = (per_degc * shown) ** 2 + per_gradient**2 * (down**2 + along**2)
+    return np.where(inside, np.sqrt(variance), 0.0).astype(np.float32)
 
 
 def temporal_phase_sd(products: Sequence[ComplexArray], mask: MaskArray) -> FloatArray:

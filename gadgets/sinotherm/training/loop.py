@@ -70,6 +70,9 @@ class Configuration:
         rate is constant in between, so that a run can be prolonged before its decay.
     learning_rate, batch, weight_decay, ssim_weight, phase_weight, average
         Of AdamW, the batch, the loss and the exponential moving average of the weights.
+    change_weight
+        Of a guided network: how much more a voxel whose phase truly changes by 1 rad counts in the phase loss.
+        Narrow spots are few voxels; without it they are the last that a network learns.
     reduced
         Whether blocks train in bfloat16 (operators and weights stay in single precision).
     validate, checkpoint
@@ -95,6 +98,7 @@ class Configuration:
     weight_decay: float = 1e-4
     ssim_weight: float = 0.1
     phase_weight: float = 0.0
+    change_weight: float = 0.0
     average: float = 0.999
     reduced: bool = True
     validate: int = 500
@@ -403,8 +407,15 @@ class Trainer:
         c = self.configuration
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        importance = None
+        if batch.reference is not None and c.change_weight > 0:
+            importance = 1.0 + c.change_weight * (batch.target * batch.reference.conj()).angle().abs()
         loss = image_loss(
-            _answer(self.model, batch), batch.target, ssim_weight=c.ssim_weight, phase_weight=c.phase_weight
+            _answer(self.model, batch),
+            batch.target,
+            ssim_weight=c.ssim_weight,
+            phase_weight=c.phase_weight,
+            importance=importance,
         )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -32,15 +32,24 @@ def structural_similarity(image: Tensor, target: Tensor, window: int = 7) -> Ten
     )
 
 
-def phase_loss(image: Tensor, target: Tensor) -> Tensor:
+def phase_loss(image: Tensor, target: Tensor, importance: Tensor | None = None) -> Tensor:
     """Return the mean of |f − r|/|r| where |r| is above 5 % of its maximum, of voxels and of means over regions.
 
     For small errors its part across the target's direction is the phase error, which the proportional
     shift turns into temperature: |ΔT| = |Δφ|/(2π·γ̄·|α|·B0·TE). Noise averages out over regions of 4²
     and 16² pixels, and what is left there is bias.
+
+    Parameters
+    ----------
+    image, target
+        complex (batch, y, x).
+    importance
+        Weight of each voxel, (batch, y, x); 1 by default.
     """
     modulus = target.abs()
     body = (modulus > 0.05 * modulus.amax(dim=(1, 2), keepdim=True)).to(modulus.dtype)
+    if importance is not None:
+        body = body * importance
     error = (image - target) * target.conj() * (body / modulus.square().clamp_min(1e-6))
     parts = torch.stack([error.real, error.imag, body], dim=1)
     total = parts.new_zeros(())
@@ -50,14 +59,21 @@ def phase_loss(image: Tensor, target: Tensor) -> Tensor:
     return total / 3
 
 
-def image_loss(image: Tensor, target: Tensor, *, ssim_weight: float = 0.1, phase_weight: float = 0.0) -> Tensor:
+def image_loss(
+    image: Tensor,
+    target: Tensor,
+    *,
+    ssim_weight: float = 0.1,
+    phase_weight: float = 0.0,
+    importance: Tensor | None = None,
+) -> Tensor:
     """Return complex L1 + ``ssim_weight``·(1 − SSIM of the modulus) + ``phase_weight``·`phase_loss`.
 
     In the similarity the body counts four times as much as the background.
     """
     loss = complex_l1(image, target)
     if phase_weight > 0:
-        loss = loss + phase_weight * phase_loss(image, target)
+        loss = loss + phase_weight * phase_loss(image, target, importance)
     if ssim_weight == 0:
         return loss
     modulus = (image.real.square() + image.imag.square() + 1e-10).sqrt()
