@@ -13,6 +13,7 @@ from sinotherm.evaluation.demonstration import (
     Clock,
     Comparison,
     Demonstration,
+    accelerated_figures,
     compare,
     demonstrate,
     point_spread,
@@ -21,7 +22,7 @@ from sinotherm.evaluation.demonstration import (
 from sinotherm.evaluation.pictures import overview
 from sinotherm.simulation.protocol import Protocol
 from sinotherm.simulation.scan import Scan
-from sinotherm.wire.file import ImageWriter
+from sinotherm.wire.file import ImageWriter, read_images
 from sinotherm.wire.messages import Readout
 
 TINY = Protocol(
@@ -162,10 +163,10 @@ def test_missing_series_and_too_many_frames(tmp_path):
 
     write([1, 3], 1)
     with pytest.raises(DataError, match=r"series \[4\] did not come back; there are \[1, 3\]"):
-        compare(Scan(protocol=TINY), tmp_path / "images.h5")
+        compare(Scan(protocol=TINY), read_images(tmp_path / "images.h5"))
     write([1, 3, 4], 8)
     with pytest.raises(DataError, match="8 temperature maps of a scan of 7 frames"):
-        compare(Scan(protocol=TINY), tmp_path / "images.h5")
+        compare(Scan(protocol=TINY), read_images(tmp_path / "images.h5"))
 
 
 @pytest.mark.slow
@@ -184,3 +185,31 @@ def test_small_demonstration_end_to_end(tmp_path):
     with h5py.File(tmp_path / "demo" / "images.h5") as file:
         assert {"image_1", "image_3", "image_4", "image_5", "image_6"} <= set(file["dataset"])
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["images.h5", "scan.h5"]
+
+
+def test_figures_of_two_methods_and_of_the_guard(tmp_path):
+    """The network's series and gridding's are told apart, and a frame held back counts once."""
+    scan = Scan(protocol=TINY)
+    water, fat = scan.signal()
+    with ImageWriter(tmp_path / "images.h5") as writer:
+        for number in range(TINY.frames):
+            truth = seen_temperature(scan.temperature_change(number), water, fat) + np.float32(37.0)
+            held_back = number == 4
+            network = np.full_like(truth, np.nan) if held_back else truth + np.float32(0.1)
+            bits = np.full(truth.shape, 32 if held_back else 0, np.uint16)
+            sigma = np.full_like(truth, 0.2)
+            maps = {1: truth, 3: network, 4: sigma, 6: bits, 11: truth, 13: truth + np.float32(1.0), 14: sigma}
+            for series, data in maps.items():
+                image = ismrmrd.Image.from_array(data, transpose=False)
+                image.image_series_index = series
+                writer.append(image)
+    found = accelerated_figures(scan, tmp_path / "images.h5")
+    figures = found.figures
+    assert figures["guard_trips"] == 1
+    assert figures["pdunet"]["tumour_rmse_degC"] == pytest.approx(0.1, abs=1e-3)
+    assert figures["pdunet"]["within_1.96_sigma"] == 1.0
+    assert figures["gridding"]["tumour_bias_degC"] == pytest.approx(1.0, abs=1e-3)
+    assert figures["gridding"]["within_1.96_sigma"] == 0.0
+    assert figures["gridding"]["tumour_sigma_degC"] == pytest.approx(0.2)
+    assert found.frame == TINY.frames - TINY.cooling_frames - 1
+    np.testing.assert_array_equal(found.comparisons["pdunet"].magnitude, np.abs(found.comparisons["pdunet"].magnitude))

@@ -7,18 +7,19 @@ compared with the simulated temperature at the same point spread and averaged ov
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
 from sinotherm.core.physics import BODY_TEMPERATURE_DEGC
+from sinotherm.core.scan import NoReading
 from sinotherm.errors import DataError
 from sinotherm.pipelines.doors import open_pipeline
 from sinotherm.simulation.mrd import simulate
@@ -26,25 +27,44 @@ from sinotherm.simulation.protocol import Protocol
 from sinotherm.simulation.scan import Scan
 from sinotherm.wire.client import connect, paced, stream
 from sinotherm.wire.connection import OpenScan, Process, ScanRequest
-from sinotherm.wire.file import ImageWriter, MrdFile, read_images
+from sinotherm.wire.file import ImageSeries, ImageWriter, MrdFile, read_images
 from sinotherm.wire.messages import Image, Readout
 from sinotherm.wire.server import Server
 
-__all__ = ["DEMO", "PACE", "Clock", "Comparison", "Demonstration", "demonstrate", "point_spread", "seen_temperature"]
+__all__ = [
+    "ACCELERATED",
+    "DEMO",
+    "PACE",
+    "Acceleration",
+    "Clock",
+    "Comparison",
+    "Demonstration",
+    "accelerated",
+    "accelerated_figures",
+    "compare",
+    "demonstrate",
+    "point_spread",
+    "seen_temperature",
+]
 
 logger = logging.getLogger(__name__)
 
 DEMO: Final = Protocol()
 """The scan: 256², 8 coils, 402 spokes a frame, SNR 40 in the tumour, 1.5 T, TE 19.1 ms, fat and drift."""
+ACCELERATED: Final = Protocol(spokes=40, frames=40, baseline_frames=30, cooling_frames=2, schedule="golden")
+"""The same scene at R = 10: 40 golden-angle spokes a frame, 30 baseline frames for the network's reference."""
 PACE: Final = 25.0
 """How many times faster than the scanner the scan is sent, at most."""
 
 PIPELINE: Final = "radial_thermometry"
-MAGNITUDE, TEMPERATURE, UNCERTAINTY = 1, 3, 4
+MAGNITUDE, TEMPERATURE, UNCERTAINTY, VALIDITY = 1, 3, 4, 6
+BESIDE: Final = 10
+"""Added to the number of a series that goes beside the network's."""
 
 _WARM_FRAMES: Final = 5
 _SPARE: Final = 1.4
 _REST_S: Final = 60.0
+_LOOK_S: Final = 0.05
 _SWITCH_S: Final = 5e-4
 _LAST_IN_REPETITION: Final = 1 << 13
 
@@ -172,6 +192,28 @@ class Demonstration:
     latency_ms: Float64[np.ndarray, "frame"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Acceleration:
+    """What the accelerated part of the demonstration left behind.
+
+    Attributes
+    ----------
+    figures
+        The key ``accelerated`` of ``report.json``.
+    comparisons
+        By method, ``gridding`` and ``pdunet``; the magnitude is that of the frame shown.
+    magnitude
+        float32 (y, x): the object at the scan's point spread, as an array of coils sees it.
+    frame
+        Number of the frame shown, the last heated one.
+    """
+
+    figures: dict[str, Any]
+    comparisons: Mapping[str, Comparison]
+    magnitude: Float32[np.ndarray, "y x"]
+    frame: int
+
+
 def point_spread(image: np.ndarray) -> np.ndarray:
     """Return an image as a radial scan of Nyquist density sees it: what lies in the disc |k| ≤ 0.5.
 
@@ -276,6 +318,19 @@ def _like_a_scanner(items: Iterator[Any], protocol: Protocol, pace: float, clock
     yield from paced(items, pace)
 
 
+def _resting_after_the_baseline(items: Iterator[Any], protocol: Protocol, clock: Clock) -> Iterator[Any]:
+    """Yield the readouts, with a rest after the baseline until its maps are there, then as the network can follow.
+
+    A guided network makes the images of all frames before heating at once, when the last of them is there.
+    """
+    yield from paced(islice(items, protocol.first_readout + protocol.baseline_frames * protocol.spokes), PACE)
+    begin_s = monotonic()
+    while len(clock.sent_s) < protocol.baseline_frames and monotonic() < begin_s + _REST_S:
+        sleep(_LOOK_S)
+    taken_s = (monotonic() - begin_s) / protocol.baseline_frames
+    yield from paced(items, min(PACE, protocol.frame_s / (_SPARE * taken_s)))
+
+
 def _unwatched(items: Iterator[Any], **_: Any) -> Iterator[Any]:
     return items
 
@@ -323,7 +378,7 @@ def demonstrate(
             return watch(sent, total=protocol.n_readouts, what="readouts sent")
 
         _send(path, images, address, items)
-    comparison = compare(scan, images)
+    comparison = compare(scan, read_images(images))
     latency_ms = clock.latency_ms
     received = len(comparison.temperature)
     p50, p95, longest = (round(float(value), 3) for value in np.percentile(latency_ms, (50, 95, 100)))
@@ -343,22 +398,116 @@ def demonstrate(
     return Demonstration(figures=figures, comparison=comparison, latency_ms=latency_ms)
 
 
-def compare(scan: Scan, images: Path) -> Comparison:
-    """Return the maps of an image file beside the truth of its scan.
+def accelerated(
+    folder: Path,
+    protocol: Protocol = ACCELERATED,
+    *,
+    watch: Callable[..., Iterator[Any]] = _unwatched,
+) -> Acceleration:
+    """Stream an accelerated scan through a server with the network; compare it and gridding with the truth.
+
+    Leaves ``accelerated.h5`` (images) and the scan (``accelerated_scan.h5``) in the folder.
+
+    Parameters
+    ----------
+    folder
+        Where to; made if it does not exist.
+    protocol
+        The scan.
+    watch
+        As in `demonstrate`.
+
+    Raises
+    ------
+    PeerError
+        The server reported a failure.
+    DataError
+        No map or no reading came back.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scan, path, images = Scan(protocol=protocol), folder / "accelerated_scan.h5", folder / "accelerated.h5"
+    simulate(
+        scan,
+        path,
+        watch=lambda items: watch(
+            items, total=protocol.n_readouts, what=f"readouts simulated, {protocol.spokes} a frame"
+        ),
+    )
+    settings, clock = _settings(protocol) | {"reconstruction": {"method": "pdunet"}}, Clock()
+    # Time runs faster than a scanner's: while the network makes the baseline's images, 60 frames would pass.
+    settings["thermometry"]["stale_intervals"] = "1000"
+    with _serving(clock.around(open_pipeline(values=settings))) as address:
+
+        def items(readouts: Iterator[Any]) -> Iterator[Any]:
+            sent = _resting_after_the_baseline(readouts, protocol, clock)
+            return watch(sent, total=protocol.n_readouts, what=f"readouts sent, {protocol.spokes} a frame")
+
+        _send(path, images, address, items)
+    return accelerated_figures(scan, images)
+
+
+def accelerated_figures(scan: Scan, images: Path) -> Acceleration:
+    """Return the figures and the maps of an accelerated scan's images, as `accelerated` does.
+
+    Raises
+    ------
+    DataError
+        A series is missing, or a method has no reading in the tumour.
+    """
+    protocol, series = scan.protocol, read_images(images)
+    offsets = {"gridding": BESIDE, "pdunet": 0}
+    comparisons = {method: compare(scan, series, offset=offset) for method, offset in offsets.items()}
+    tripped = ((series[VALIDITY].data[:, 0, 0] & NoReading.GUARD) != 0).any(axis=(1, 2))
+    figures: dict[str, Any] = {
+        "spokes_per_frame": protocol.spokes,
+        "frames_expected": protocol.frames,
+        "baseline_frames": protocol.baseline_frames,
+        "guard_trips": int(tripped.sum()),
+    }
+    for method, shown in comparisons.items():
+        error = (shown.temperature - shown.truth)[shown.heated][:, shown.tumour]
+        sigma = shown.sigma[shown.heated][:, shown.tumour]
+        valid = np.isfinite(error)
+        figures[method] = shown.figures() | {
+            "within_1.96_sigma": round(float(np.mean(np.abs(error[valid]) <= 1.96 * sigma[valid])), 4),
+            "frames_received": len(shown.temperature),
+        }
+    frame = protocol.frames - protocol.cooling_frames - 1
+    water, fat = scan.signal()
+    return Acceleration(
+        figures=figures,
+        comparisons={
+            method: replace(shown, magnitude=series[MAGNITUDE + offsets[method]].data[frame, 0, 0])
+            for method, shown in comparisons.items()
+        },
+        magnitude=(np.abs(point_spread(water + fat)) * scan.coils.optimal_signal()).astype(np.float32),
+        frame=frame,
+    )
+
+
+def compare(scan: Scan, series: Mapping[int, ImageSeries], *, offset: int = 0) -> Comparison:
+    """Return the maps that came back beside the truth of their scan.
+
+    Parameters
+    ----------
+    scan, series
+        The simulated scan, and what came back, from `read_images`.
+    offset
+        Added to the numbers of the series: `BESIDE` for what goes beside a network's.
 
     Raises
     ------
     DataError
         A series is missing, or there are more maps than frames.
     """
-    series = read_images(images)
-    missing = [number for number in (MAGNITUDE, TEMPERATURE, UNCERTAINTY) if number not in series]
+    magnitude, temperature, sigma = (number + offset for number in (MAGNITUDE, TEMPERATURE, UNCERTAINTY))
+    missing = [number for number in (magnitude, temperature, sigma) if number not in series]
     if missing:
-        raise DataError(f"{images}: series {missing} did not come back; there are {sorted(series)}.")
+        raise DataError(f"series {missing} did not come back; there are {sorted(series)}.")
     protocol = scan.protocol
-    frames = len(series[TEMPERATURE].data)
+    frames = len(series[temperature].data)
     if frames > protocol.frames:
-        raise DataError(f"{images}: {frames} temperature maps of a scan of {protocol.frames} frames.")
+        raise DataError(f"{frames} temperature maps of a scan of {protocol.frames} frames.")
     water, fat = scan.signal()
     truth = np.stack(
         [
@@ -367,10 +516,10 @@ def compare(scan: Scan, images: Path) -> Comparison:
         ]
     )
     return Comparison(
-        magnitude=series[MAGNITUDE].data[:, 0, 0].mean(axis=0),
-        temperature=series[TEMPERATURE].data[:, 0, 0],
+        magnitude=series[magnitude].data[:, 0, 0].mean(axis=0),
+        temperature=series[temperature].data[:, 0, 0],
         truth=truth,
-        sigma=series[UNCERTAINTY].data[:, 0, 0],
+        sigma=series[sigma].data[:, 0, 0],
         heated=np.arange(protocol.baseline_frames, frames),
         tumour=scan.anatomy.tumour,
         body=scan.anatomy.body,

@@ -1,14 +1,15 @@
 """Pictures of results, drawn without a display."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from sinotherm.core.arrays import FloatArray
-from sinotherm.evaluation.demonstration import Comparison, Demonstration
+from sinotherm.evaluation.demonstration import Acceleration, Comparison, Demonstration
 
-__all__ = ["overview"]
+__all__ = ["overview", "side_by_side"]
 
 WINDOW_DEGC: Final = (37.0, 46.0)
 """Fixed window of temperatures for hyperthermia: never scaled to the data."""
@@ -19,6 +20,22 @@ _ERROR_DEGC: Final = 1.5
 _INK: Final = "#1b2430"
 _MUTED: Final = "#6b7684"
 _CURVES: Final = (("T10", 2, "#c8323a"), ("T50", 1, "#d98a00"), ("T90", 0, "#2166ac"))
+
+_STYLE: Final[dict[Any, Any]] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": _INK,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "legend.frameon": False,
+}
 
 
 def overview(demonstration: Demonstration, path: Path, *, title: str) -> None:
@@ -39,25 +56,10 @@ def overview(demonstration: Demonstration, path: Path, *, title: str) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    style: dict[Any, Any] = {
-        "font.family": "DejaVu Sans",
-        "font.size": 9.5,
-        "axes.titlesize": 11,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.edgecolor": _MUTED,
-        "axes.labelcolor": _INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "text.color": _INK,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
-        "legend.frameon": False,
-    }
     shown = demonstration.comparison
     peak = int(np.nanargmax([np.nanmedian(frame[shown.tumour]) for frame in shown.truth]))
     crop = _crop(shown.body)
-    with plt.rc_context(style):
+    with plt.rc_context(_STYLE):
         figure = plt.figure(figsize=(15.0, 8.3), layout="constrained", facecolor="white")
         halves: Any = figure.subfigures(2, 1, height_ratios=(1.0, 0.95))
         upper, lower = halves
@@ -71,6 +73,45 @@ def overview(demonstration: Demonstration, path: Path, *, title: str) -> None:
         _latency(charts[2], demonstration)
         figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
         figure.savefig(path, dpi=110)
+        plt.close(figure)
+
+
+def side_by_side(found: Acceleration, path: Path, *, title: str) -> None:
+    """Draw truth, gridding and PDUNet of an accelerated frame: magnitude, temperature, error.
+
+    Parameters
+    ----------
+    path
+        PNG file.
+    title
+        One line above it all.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    gridding, network = found.comparisons["gridding"], found.comparisons["pdunet"]
+    truth = replace(gridding, magnitude=found.magnitude, temperature=gridding.truth)
+    columns = {"Truth": truth, "Gridding": gridding, "PDUNet": network}
+    crop = _crop(gridding.body)
+    with plt.rc_context(_STYLE):
+        figure = plt.figure(figsize=(15.0, 12.0), layout="constrained", facecolor="white")
+        axes = figure.subplots(3, 3)
+        for place, (name, shown) in enumerate(columns.items()):
+            upper, middle, lower = axes[:, place]
+            _magnitude(upper, shown, crop)
+            _temperature(figure, middle, shown, found.frame, crop)
+            upper.set_title(f"{name}: magnitude")
+            middle.set_title(f"{name}: temperature")
+            if shown is truth:
+                _bare(lower)
+                continue
+            _error(figure, lower, shown, found.frame, crop)
+            figures = shown.figures()
+            lower.set_title(f"{name}: error, RMSE {figures['tumour_rmse_degC']:.2f} °C in the tumour")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+        figure.savefig(path, dpi=90)
         plt.close(figure)
 
 
