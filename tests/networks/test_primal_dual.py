@@ -253,7 +253,7 @@ def test_settling_takes_the_phase_that_the_blocks_left_in_the_residual():
     small = Architecture(iterations=2, primal_features=(4, 8), dual_features=4, reference=True)
     images = {}
     for rounds in (0, 2, 6):
-        network = PrimalDual(dataclasses.replace(small, rounds=rounds)).eval()
+        network = PrimalDual(dataclasses.replace(small, closing=((3.0, 0.0),) * rounds)).eval()
         with torch.inference_mode():
             images[rounds] = network(measured, operator, reference=body[None])[0]
     inside = body.abs() > 0.3
@@ -266,3 +266,25 @@ def test_settling_takes_the_phase_that_the_blocks_left_in_the_residual():
     with torch.inference_mode():
         still = network(operator.forward(body[None]), operator, reference=body[None])[0]
     torch.testing.assert_close(still, body.to(still.dtype), atol=1e-3, rtol=0)
+
+
+def test_narrow_closing_rounds_take_what_stands_out_of_the_noise_only():
+    n = 64
+    y, x = torch.meshgrid(torch.arange(n) - n // 2, torch.arange(n) - n // 2, indexing="ij")
+    body = ((x / 26.0) ** 2 + (y / 22.0) ** 2 < 1) * (0.7 + 0.3 * torch.cos(x / 3.0)) + 0j
+    phase = torch.exp(-((x - 4.0) ** 2 + (y + 3.0) ** 2) / (2 * 2.0**2))
+    sampling = RadialSampling(n_readout=2 * n, spacing=0.5 / n, centre=float(n))
+    operator = RadialSinogram(sampling, np.arange(24) * GOLDEN_ANGLE, n_pixels=n)
+    measured = operator.forward((body * torch.polar(torch.ones(n, n), phase))[None])
+    measured = measured + 0.12 * torch.randn(measured.shape, generator=torch.Generator().manual_seed(2)) * (1 + 1j)
+    small = Architecture(iterations=2, primal_features=(4, 8), dual_features=4, reference=True)
+    away = (body.abs() > 0.3) & (phase < 1e-3)
+    found = {}
+    for least in (0.0, 3.0):
+        network = PrimalDual(dataclasses.replace(small, closing=((1.5, least),) * 4)).eval()
+        with torch.inference_mode():
+            image = network(measured, operator, reference=body[None])[0]
+        turned = (image * body.conj()).angle()
+        found[least] = float(turned[n // 2 - 3, n // 2 + 4]), float(turned[away].square().mean().sqrt())
+    assert found[3.0][0] > 0.6
+    assert found[3.0][1] < 0.4 * found[0.0][1]

@@ -19,8 +19,8 @@ from sinotherm.networks.unet import ImageBlock, UNet
 
 __all__ = ["Architecture", "MeasurementOperator", "PrimalDual"]
 
-NEIGHBOURHOOD: Final = 3.0
-"""Standard deviation of the neighbourhood in `PrimalDual.settled`, pixels."""
+_GAUSSIAN_MAD: Final = 1.4826
+"""Standard deviation of a normal distribution relative to its median absolute deviation."""
 
 
 class MeasurementOperator(Protocol):
@@ -68,9 +68,9 @@ class Architecture:
         there is more than one coil; 0, and with one coil: the image starts as T⁺ of the measurement.
     reference
         Whether a reference image (pre-heating baseline) enters the primal blocks.
-    rounds
-        Of a guided network, after the last block: in each, the phase that the residual still shows at low
-        resolution turns the image. Linear and without weights: see `PrimalDual.settled`.
+    closing
+        Rounds of a guided network after the last block, (SD of a neighbourhood in pixels, least z-score) each: the
+        phase that the residual still shows over such neighbourhoods turns the image. See `PrimalDual.settled`.
     wrap
         What lies beyond the first and the last angle of the dual space.
     context
@@ -86,7 +86,7 @@ class Architecture:
     memory: int = 16
     start: int = 0
     reference: bool = False
-    rounds: int = 0
+    closing: tuple[tuple[float, float], ...] = ()
     wrap: AngleWrap = "mirror"
     context: int = 1
 
@@ -238,19 +238,28 @@ class PrimalDual(nn.Module):
 
     @torch.no_grad()
     def settled(self, image: Tensor, measured: Tensor, operator: MeasurementOperator) -> Tensor:
-        """Return an image turned by the smooth phase that its residual still shows.
+        """Return an image turned by the phase that its residual still shows.
 
         Blocks that were trained on examples shrink what is rare in them. The least-squares phase of the
-        residual over a Gaussian neighbourhood, φ = G∗Im(T⁺(g − T f)·f*) / G∗|f|², has no such preference;
-        at that resolution even few spokes are a full set, so it is unbiased and has little noise.
+        residual over a Gaussian neighbourhood, φ = G∗Im(T⁺(g − T f)·f*) / G∗|f|², has no such preference. Over
+        wide neighbourhoods even few spokes are a full set, so that it is unbiased and has little noise. Over
+        narrow ones it is noise nearly everywhere: φ counts by 1 − (least/z)², the non-negative garrote (Breiman
+        1995, 10.1080/00401706.1995.10484371), z being φ over its SD, of which the body's median tells the scale.
         """
-        for _ in range(self.architecture.rounds):
+        for width, least in self.architecture.closing:
             update = operator.update(measured - operator.forward(image))
             energy = image.abs().square()
-            parts = torch.stack([(update * image.conj()).imag, energy], dim=1)
-            shown, weight = _smoothed(parts).unbind(dim=1)
+            taps = _gaussian(width, energy)
+            shown, weight = _smoothed(torch.stack([(update * image.conj()).imag, energy], dim=1), taps).unbind(dim=1)
             floor = 1e-3 * weight.amax(dim=(1, 2), keepdim=True)
             phase = shown / (weight + floor)
+            if least > 0:
+                # White noise of an image has in the sum the variance G²∗|f|².
+                spread = _smoothed(energy[:, None], taps.square())[:, 0]
+                score = shown.abs() / (spread + 1e-3 * spread.amax(dim=(1, 2), keepdim=True)).sqrt()
+                body = torch.where(weight > 10 * floor, score, torch.nan).flatten(1)
+                scale = _GAUSSIAN_MAD * body.nanmedian(dim=1).values[:, None, None]
+                phase = phase * (1 - (least * scale / score.clamp_min(torch.finfo(score.dtype).tiny)).square()).relu()
             image = image * torch.polar(torch.ones_like(phase), phase)
         return image
 
@@ -270,13 +279,17 @@ def intensity_scale(image: Tensor) -> Tensor:
     return torch.where(top > 0, top, torch.ones_like(top)) * phase
 
 
-def _smoothed(images: Tensor) -> Tensor:
-    """Return real images (batch, channel, y, x) averaged over a Gaussian neighbourhood; zero beyond the edges."""
-    reach = math.ceil(3 * NEIGHBOURHOOD)
-    taps = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
-    taps = torch.exp(-0.5 * (taps / NEIGHBOURHOOD).square())
-    channels = images.shape[1]
-    kernel = (taps / taps.sum()).expand(channels, 1, 1, -1)
+def _gaussian(width: float, like: Tensor) -> Tensor:
+    """Return the taps of a Gaussian of this standard deviation, pixels; their sum is 1."""
+    reach = math.ceil(3 * width)
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=like.dtype, device=like.device) / width).square())
+    return taps / taps.sum()
+
+
+def _smoothed(images: Tensor, taps: Tensor) -> Tensor:
+    """Return real images (batch, channel, y, x) convolved with the taps in both directions; zero beyond the edges."""
+    channels, reach = images.shape[1], len(taps) // 2
+    kernel = taps.expand(channels, 1, 1, -1)
     rows = functional.conv2d(images, kernel, padding=(0, reach), groups=channels)
     return functional.conv2d(rows, kernel.transpose(2, 3), padding=(reach, 0), groups=channels)
 

@@ -163,7 +163,7 @@ class ModelCard:
 
     def build(self) -> nn.Module:
         """Return the network of this card, untrained."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.architecture.items()}
+        values: dict[str, Any] = {k: _tuples(v) for k, v in self.architecture.items()}
         try:
             if self.network == "primal-dual":
                 return PrimalDual(Architecture(**values))
@@ -224,6 +224,11 @@ def load_tensors_of(name: str | Path) -> tuple[dict[str, torch.Tensor], ModelCar
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a safetensors file: {error}.") from error
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}, card
+
+
+def _tuples(value: Any) -> Any:
+    """Return a JSON value with tuples for its lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def load_network(name: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, ModelCard]:
