@@ -9,7 +9,7 @@ from sinotherm.errors import SpokeError
 from sinotherm.operators import backprojection
 from sinotherm.operators.backprojection import BackProjector, interleave_coils
 from sinotherm.operators.crew import Crew
-from sinotherm.operators.density import radial_weights
+from sinotherm.operators.density import parallel_shift, radial_weights, readout_weights
 from sinotherm.operators.nufft import radial_points
 
 pytestmark = pytest.mark.kernel
@@ -22,7 +22,11 @@ def spokes(n_coils: int, n_spokes: int, n_readout: int, seed: int = 0) -> tuple[
 
 
 def truth(data, angles, sampling, shape, shifts=None, **rules) -> np.ndarray:
-    weights = radial_weights(angles, sampling, shifts=shifts, **rules)
+    weights = radial_weights(angles, sampling, **rules)
+    if shifts is not None:
+        # Spokes are weighed one by one as they come: by what runs along each.
+        gap = radial_weights(angles, sampling)[0, 0] / readout_weights(sampling)[0]
+        weights = gap * readout_weights(sampling, offset=parallel_shift(angles, shifts), **rules)
     points = radial_points(angles, sampling, shifts).reshape(-1, 2)
     return direct_sum(points, (data * weights).reshape(len(data), -1), shape)
 

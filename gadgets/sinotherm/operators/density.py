@@ -1,7 +1,7 @@
 """Density compensation of radial samples: the area of k-space that each sample stands for."""
 
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -9,11 +9,14 @@ from sinotherm.core.arrays import FloatArray, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling, angular_gaps
 
 __all__ = [
+    "MOST_ACROSS",
     "AngularWeights",
     "CentreRule",
     "RadialFilter",
+    "central_weights",
     "parallel_shift",
     "radial_weights",
+    "ramp_shift",
     "readout_weights",
     "resolution",
 ]
@@ -21,6 +24,11 @@ __all__ = [
 RadialFilter: TypeAlias = Literal["ramp", "hann"]
 AngularWeights: TypeAlias = Literal["equal", "gaps"]
 CentreRule: TypeAlias = Literal["area", "exact"]
+
+MOST_ACROSS: Final = 0.25
+"""Samples by which a spoke may miss the centre of k-space sideways before its weights are made anew."""
+_ROUNDS: Final = 10
+_LEAST_DENSITY: Final = 1e-3
 
 
 def readout_weights(
@@ -66,6 +74,22 @@ def parallel_shift(angles: SpokeAngles, shifts: SpokeShifts) -> FloatArray:
     return np.cos(angles) * shifts[..., 0] + np.sin(angles) * shifts[..., 1]
 
 
+def ramp_shift(angles: SpokeAngles, shifts: SpokeShifts) -> FloatArray:
+    """Return by how much the ramp of each spoke is displaced, cycles per pixel, (spoke,).
+
+    Samples k = κ·n + d(θ) stand for |∂k/∂κ × ∂k/∂θ| = |κ + n⊥·∂d/∂θ|. A delay of the gradients is linear in the
+    direction, d = M·n, so that ∂d/∂θ = M·n⊥: where the delays of x and y differ, the ramp of a spoke along x is
+    displaced by the delay of y. What is not linear in n counts along the spoke.
+    """
+    along = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    across = np.stack([-along[:, 1], along[:, 0]], axis=-1)
+    shifts = np.asarray(shifts, dtype=np.float64)
+    matrix, _, rank, _ = np.linalg.lstsq(along, shifts, rcond=1e-6)
+    if rank < along.shape[1]:
+        return np.asarray(np.sum(along * shifts, axis=-1))
+    return np.asarray(np.sum(across * (across @ matrix) + along * (shifts - along @ matrix), axis=-1))
+
+
 def radial_weights(
     angles: SpokeAngles,
     sampling: RadialSampling,
@@ -88,11 +112,64 @@ def radial_weights(
     radial_filter, centre
         As in `readout_weights`.
     shifts
-        Offsets of the spokes, cycles per pixel, (spoke, 2); their part along the spoke counts.
+        Offsets of the spokes, cycles per pixel, (spoke, 2); their part along the spoke displaces the ramp. Where any
+        spoke misses the centre sideways by more than a quarter of a sample, the ramp follows the Jacobian
+        (`ramp_shift`) and the weights around the centre are made anew (`central_weights`).
     """
     gaps = np.full(len(angles), math.pi / len(angles)) if weights == "equal" else angular_gaps(angles)
-    offset = np.zeros(len(angles)) if shifts is None else parallel_shift(angles, shifts)
-    return gaps[:, None] * readout_weights(sampling, radial_filter, centre=centre, offset=offset)
+    rule: dict[str, Any] = {"radial_filter": radial_filter, "centre": centre}
+    if shifts is None:
+        return gaps[:, None] * readout_weights(sampling, **rule)
+    across = np.cos(angles) * shifts[..., 1] - np.sin(angles) * shifts[..., 0]
+    if np.abs(across).max() <= MOST_ACROSS * sampling.spacing:
+        return gaps[:, None] * readout_weights(sampling, offset=parallel_shift(angles, shifts), **rule)
+    found = gaps[:, None] * readout_weights(sampling, offset=ramp_shift(angles, shifts), **rule)
+    return central_weights(angles, sampling, shifts, found)
+
+
+def central_weights(
+    angles: SpokeAngles, sampling: RadialSampling, shifts: SpokeShifts, weights: FloatArray
+) -> FloatArray:
+    """Return density weights, float64 (spoke, readout), made anew where spokes miss the centre of k-space.
+
+    Where neighbours cross, no spoke's own sector tells the area of a sample. Pipe and Menon 1999,
+    10.1002/(SICI)1522-2594(199901)41:1<179::AID-MRM25>3.0.CO;2-V: w ← w/(C∗w), until what all samples stand
+    for adds up to 1 at each of them. C is a jinc², the transform of the overlap of two discs half as wide as
+    the field of view that the readout resolves. Only where spokes lie as close as that, within
+    S/(π·matrix) of the centre and a quarter of its edge, and blended into the given weights outside.
+
+    Parameters
+    ----------
+    angles, shifts
+        As in `radial_weights`.
+    weights
+        float64 (spoke, readout), cycles² per pixel²: those of spokes through the centre.
+    """
+    from sinotherm.operators.nufft import FinufftPlan, radial_points
+
+    points = radial_points(angles, sampling, shifts)
+    edge = 0.5 * sampling.n_readout * sampling.spacing
+    reach = min(0.25 * edge, 2.0 * len(angles) * sampling.spacing / math.pi)
+    radius = np.hypot(points[..., 0], points[..., 1])
+    near = radius < 1.5 * reach
+    # The neighbourhood of the centre is an image of its own, with pixels as large as its k-space is small.
+    scale = 0.45 / (1.5 * reach)
+    radius_px = 0.5 / (sampling.spacing * scale)
+    side = 2 * math.ceil(radius_px)
+    place = np.arange(side) - side // 2
+    distance = np.minimum(np.hypot(place[:, None], place) / radius_px, 1.0)
+    overlap = (np.arccos(distance) - distance * np.sqrt(1.0 - distance**2)) * (2.0 / math.pi)
+    overlap = overlap.astype(np.float32)
+    plan = FinufftPlan((side, side), 1).set_points(points[near] * scale)
+    given = weights[near] * scale**2
+    blend = np.clip((radius[near] - reach) / (0.5 * reach), 0.0, 1.0)
+    found = given
+    for _ in range(_ROUNDS):
+        density = plan.forward(plan.adjoint(found[None].astype(np.complex64)) * overlap)[0].real
+        found = blend * given + (1.0 - blend) * found / np.maximum(density, _LEAST_DENSITY)
+    result = weights.copy()
+    result[near] = found / scale**2
+    return result
 
 
 def resolution(sampling: RadialSampling, radial_filter: RadialFilter = "ramp") -> float:

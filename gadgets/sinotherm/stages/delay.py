@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 _WIDE_MISS: Final = 0.5
-"""Samples beside k = 0: one makes gridding's error half as large again."""
+"""Samples beside k = 0: one makes back-projection's error half as large again."""
 _RESOLUTION: Final = 0.02
 """Samples."""
 
@@ -65,8 +65,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         logger.info("gradient delay of echo %d: %s", echo, note)
         if delays[echo].across > _WIDE_MISS:
             logger.warning(
-                "echo %d: spokes miss the centre of k-space by up to %.1f samples; the weights of filtered "
-                "back-projection and gridding are wrong there: take reconstruction.method = cg_sense",
+                "echo %d: spokes miss the centre of k-space by up to %.1f samples; filtered back-projection, "
+                "which weighs each spoke by itself, is wrong there: take reconstruction.method = gridding or cg_sense",
                 *(echo, delays[echo].across),
             )
     for item in released(held, items):
