@@ -241,19 +241,27 @@ def test_the_intensity_scale_of_nothing_is_one():
     torch.testing.assert_close(scale, torch.ones(2, dtype=torch.complex64))
 
 
-def test_settling_takes_the_phase_that_the_blocks_left_in_the_residual():
-    """A guided network that finds nothing still shows a smooth change, and does not touch what fits already."""
+SMALL_GUIDED = Architecture(iterations=2, primal_features=(4, 8), dual_features=4, reference=True)
+
+
+def _heated_body(width):
+    """Return side, body, phase of 1 rad at most of this SD in pixels, operator and measurement."""
     n = 64
     y, x = torch.meshgrid(torch.arange(n) - n // 2, torch.arange(n) - n // 2, indexing="ij")
     body = ((x / 26.0) ** 2 + (y / 22.0) ** 2 < 1) * (0.7 + 0.3 * torch.cos(x / 3.0)) + 0j
-    phase = torch.exp(-((x - 4.0) ** 2 + (y + 3.0) ** 2) / (2 * 7.0**2))
+    phase = torch.exp(-((x - 4.0) ** 2 + (y + 3.0) ** 2) / (2 * width**2))
     sampling = RadialSampling(n_readout=2 * n, spacing=0.5 / n, centre=float(n))
     operator = RadialSinogram(sampling, np.arange(24) * GOLDEN_ANGLE, n_pixels=n)
     measured = operator.forward((body * torch.polar(torch.ones(n, n), phase))[None])
-    small = Architecture(iterations=2, primal_features=(4, 8), dual_features=4, reference=True)
+    return n, body, phase, operator, measured
+
+
+def test_settling_takes_the_phase_that_the_blocks_left_in_the_residual():
+    """A guided network that finds nothing still shows a smooth change, and does not touch what fits already."""
+    _, body, phase, operator, measured = _heated_body(7.0)
     images = {}
     for rounds in (0, 2, 6):
-        network = PrimalDual(dataclasses.replace(small, closing=((3.0, 0.0),) * rounds)).eval()
+        network = PrimalDual(dataclasses.replace(SMALL_GUIDED, closing=((3.0, 0.0),) * rounds)).eval()
         with torch.inference_mode():
             images[rounds] = network(measured, operator, reference=body[None])[0]
     inside = body.abs() > 0.3
@@ -269,19 +277,12 @@ def test_settling_takes_the_phase_that_the_blocks_left_in_the_residual():
 
 
 def test_narrow_closing_rounds_take_what_stands_out_of_the_noise_only():
-    n = 64
-    y, x = torch.meshgrid(torch.arange(n) - n // 2, torch.arange(n) - n // 2, indexing="ij")
-    body = ((x / 26.0) ** 2 + (y / 22.0) ** 2 < 1) * (0.7 + 0.3 * torch.cos(x / 3.0)) + 0j
-    phase = torch.exp(-((x - 4.0) ** 2 + (y + 3.0) ** 2) / (2 * 2.0**2))
-    sampling = RadialSampling(n_readout=2 * n, spacing=0.5 / n, centre=float(n))
-    operator = RadialSinogram(sampling, np.arange(24) * GOLDEN_ANGLE, n_pixels=n)
-    measured = operator.forward((body * torch.polar(torch.ones(n, n), phase))[None])
+    n, body, phase, operator, measured = _heated_body(2.0)
     measured = measured + 0.12 * torch.randn(measured.shape, generator=torch.Generator().manual_seed(2)) * (1 + 1j)
-    small = Architecture(iterations=2, primal_features=(4, 8), dual_features=4, reference=True)
     away = (body.abs() > 0.3) & (phase < 1e-3)
     found = {}
     for least in (0.0, 3.0):
-        network = PrimalDual(dataclasses.replace(small, closing=((1.5, least),) * 4)).eval()
+        network = PrimalDual(dataclasses.replace(SMALL_GUIDED, closing=((1.5, least),) * 4)).eval()
         with torch.inference_mode():
             image = network(measured, operator, reference=body[None])[0]
         turned = (image * body.conj()).angle()

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import monotonic, sleep
@@ -335,6 +336,14 @@ def _unwatched(items: Iterator[Any], **_: Any) -> Iterator[Any]:
     return items
 
 
+def _watched(items: Iterator[Any], protocol: Protocol, watch: Callable[..., Iterator[Any]], what: str) -> Iterator[Any]:
+    return watch(items, total=protocol.n_readouts, what=f"readouts {what}, {protocol.spokes} a frame")
+
+
+def _simulate(scan: Scan, path: Path, watch: Callable[..., Iterator[Any]]) -> None:
+    simulate(scan, path, watch=lambda items: _watched(items, scan.protocol, watch, "simulated"))
+
+
 def demonstrate(
     folder: Path,
     protocol: Protocol = DEMO,
@@ -367,17 +376,13 @@ def demonstrate(
     start_s = monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     scan, path, images = Scan(protocol=protocol), folder / "scan.h5", folder / "images.h5"
-    simulate(scan, path, watch=lambda items: watch(items, total=protocol.n_readouts, what="readouts simulated"))
+    _simulate(scan, path, watch)
     speed = _warmed_pace(path, images, protocol) if pace is None else pace
     logger.info("the scan is sent %.1f times faster than the scanner would", speed)
     clock = Clock()
     with _serving(clock.around(open_pipeline(values=_settings(protocol)))) as address:
-
-        def items(readouts: Iterator[Any]) -> Iterator[Any]:
-            sent = _like_a_scanner(readouts, protocol, speed, clock)
-            return watch(sent, total=protocol.n_readouts, what="readouts sent")
-
-        _send(path, images, address, items)
+        pacing = partial(_like_a_scanner, protocol=protocol, pace=speed, clock=clock)
+        _send(path, images, address, lambda items: _watched(pacing(items), protocol, watch, "sent"))
     comparison = compare(scan, read_images(images))
     latency_ms = clock.latency_ms
     received = len(comparison.temperature)
@@ -426,23 +431,13 @@ def accelerated(
     """
     folder.mkdir(parents=True, exist_ok=True)
     scan, path, images = Scan(protocol=protocol), folder / "accelerated_scan.h5", folder / "accelerated.h5"
-    simulate(
-        scan,
-        path,
-        watch=lambda items: watch(
-            items, total=protocol.n_readouts, what=f"readouts simulated, {protocol.spokes} a frame"
-        ),
-    )
+    _simulate(scan, path, watch)
     settings, clock = _settings(protocol) | {"reconstruction": {"method": "pdunet"}}, Clock()
     # Time runs faster than a scanner's: while the network makes the baseline's images, 60 frames would pass.
     settings["thermometry"]["stale_intervals"] = "1000"
     with _serving(clock.around(open_pipeline(values=settings))) as address:
-
-        def items(readouts: Iterator[Any]) -> Iterator[Any]:
-            sent = _resting_after_the_baseline(readouts, protocol, clock)
-            return watch(sent, total=protocol.n_readouts, what=f"readouts sent, {protocol.spokes} a frame")
-
-        _send(path, images, address, items)
+        pacing = partial(_resting_after_the_baseline, protocol=protocol, clock=clock)
+        _send(path, images, address, lambda items: _watched(pacing(items), protocol, watch, "sent"))
     return accelerated_figures(scan, images)
 
 

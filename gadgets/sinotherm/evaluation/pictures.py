@@ -1,5 +1,7 @@
 """Pictures of results, drawn without a display."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +40,22 @@ _STYLE: Final[dict[Any, Any]] = {
 }
 
 
+@contextmanager
+def _page(path: Path, title: str, *, height_in: float, dpi: int) -> Iterator[Any]:
+    """Yield a figure in the pictures' style; it is written when all is drawn."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with plt.rc_context(_STYLE):
+        figure = plt.figure(figsize=(15.0, height_in), layout="constrained", facecolor="white")
+        yield figure
+        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+        figure.savefig(path, dpi=dpi)
+        plt.close(figure)
+
+
 def overview(demonstration: Demonstration, path: Path, *, title: str) -> None:
     """Draw the demonstration on one page.
 
@@ -51,16 +69,10 @@ def overview(demonstration: Demonstration, path: Path, *, title: str) -> None:
     title
         One line above it all.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     shown = demonstration.comparison
     peak = int(np.nanargmax([np.nanmedian(frame[shown.tumour]) for frame in shown.truth]))
     crop = _crop(shown.body)
-    with plt.rc_context(_STYLE):
-        figure = plt.figure(figsize=(15.0, 8.3), layout="constrained", facecolor="white")
+    with _page(path, title, height_in=8.3, dpi=110) as figure:
         halves: Any = figure.subfigures(2, 1, height_ratios=(1.0, 0.95))
         upper, lower = halves
         pictures = upper.subplots(1, 3)
@@ -71,9 +83,6 @@ def overview(demonstration: Demonstration, path: Path, *, title: str) -> None:
         _curves(charts[0], shown, peak)
         _spread(charts[1], demonstration)
         _latency(charts[2], demonstration)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
 
 
 def side_by_side(found: Acceleration, path: Path, *, title: str) -> None:
@@ -86,17 +95,11 @@ def side_by_side(found: Acceleration, path: Path, *, title: str) -> None:
     title
         One line above it all.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     gridding, network = found.comparisons["gridding"], found.comparisons["pdunet"]
     truth = replace(gridding, magnitude=found.magnitude, temperature=gridding.truth)
     columns = {"Truth": truth, "Gridding": gridding, "PDUNet": network}
     crop = _crop(gridding.body)
-    with plt.rc_context(_STYLE):
-        figure = plt.figure(figsize=(15.0, 12.0), layout="constrained", facecolor="white")
+    with _page(path, title, height_in=12.0, dpi=90) as figure:
         axes = figure.subplots(3, 3)
         for place, (name, shown) in enumerate(columns.items()):
             upper, middle, lower = axes[:, place]
@@ -110,9 +113,6 @@ def side_by_side(found: Acceleration, path: Path, *, title: str) -> None:
             _error(figure, lower, shown, found.frame, crop)
             figures = shown.figures()
             lower.set_title(f"{name}: error, RMSE {figures['tumour_rmse_degC']:.2f} °C in the tumour")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
-        figure.savefig(path, dpi=90)
-        plt.close(figure)
 
 
 def _crop(body: np.ndarray) -> tuple[slice, slice]:
