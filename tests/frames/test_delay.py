@@ -20,15 +20,14 @@ def error(found, true):
     return max(abs(a - b) for a, b in zip((found.x, found.y, found.xy), true, strict=True))
 
 
-@pytest.mark.parametrize(("n_coils", "bound"), [(1, 0.1), (4, 0.05)])
+@pytest.mark.parametrize("n_coils", [1, 4])
 @pytest.mark.parametrize("schedule", ["uniform180", "uniform360", "golden", "tiny_golden", "raga"])
-def test_ring_recovers_delays_at_snr_20_to_a_twentieth_sample(schedule, n_coils, bound):
-    # One real-valued coil image says little: its spokes are all flat where they cross.
+def test_ring_recovers_delays_at_snr_20_to_a_twentieth_sample(schedule, n_coils):
     angles = spoke_angles(schedule, 34)
     noise = noise_for_snr(N, 20.0, n_coils)
     for seed, delay in enumerate(DELAYS):
         data, sampling = ellipse_scan(N, angles, n_coils=n_coils, delay=delay, noise=noise, seed=seed)
-        assert error(ring_delay(data, angles, sampling), delay) <= bound
+        assert error(ring_delay(data, angles, sampling), delay) <= 0.05
 
 
 @settings(max_examples=8, deadline=None)

@@ -33,6 +33,10 @@ _COARSE_PAIRS: Final = 120
 _LEAST_SINE: Final = 0.35
 _COARSE_STEPS: Final = (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
 _STARTS: Final = 24
+_REACH: Final = 12.0
+_MOST_SPOKES: Final = 64
+_CLEARANCE: Final = 3
+_RIDGE: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,10 @@ def ring_delay(
     then Gauss-Newton), which uses every pair with the weight that its signal deserves.
     Rosenzweig, Holme and Uecker 2019, 10.1002/mrm.27506.
 
+    At the crossings a single coil is flat and says little, so what was found is refined on all samples around
+    k = 0: there the spokes are denser than an object of this extent needs, and only with the right delays
+    does one small image explain them all (Ianni and Grissom 2016, 10.1002/mrm.25951, for the central part).
+
     Parameters
     ----------
     data
@@ -110,6 +118,7 @@ def ring_delay(
     ends = [coarse.refine(grid[start]) for start in order[:_STARTS]]
     crossings = _Crossings(values, slopes, angles, pairs, basis)
     found = crossings.refine(min(ends, key=coarse.mismatch))
+    found = _CentralFit(data, angles, sampling, basis).refine(found)
     x, y, xy = found @ basis
     return GradientDelay(x=float(x), y=float(y), xy=float(xy), mismatch=crossings.mismatch(found))
 
@@ -211,16 +220,86 @@ def _centre_of_spokes(data: FrameData, sampling: RadialSampling) -> tuple[Comple
     The grid spans ± `_MARGIN` samples in steps of 1/`_OVERSAMPLING`, by zero-padding the projections.
     """
     n = sampling.n_readout
-    middle = round(sampling.centre)
-    near = data[:, :, max(0, middle - _MARGIN) : middle + _MARGIN].reshape(len(data), -1)
-    # What tells the delays apart is the strong signal near k = 0, and few virtual coils hold it.
-    _, vectors = np.linalg.eigh(near @ near.conj().T)
-    data = np.tensordot(vectors[:, ::-1][:, :_MOST_COILS].conj().T, data, axes=1)
+    data = _few_coils(data, sampling)
     frequencies = np.fft.fftfreq(n)
     fine = np.arange(-_MARGIN * _OVERSAMPLING, _MARGIN * _OVERSAMPLING + 1) / _OVERSAMPLING + sampling.centre
     kernel = np.exp(2j * math.pi * np.outer(frequencies, fine)) / n
     projections = np.fft.fft(data, axis=-1)
     return projections @ kernel, projections @ (2j * math.pi * frequencies[:, None] * kernel)
+
+
+def _few_coils(data: FrameData, sampling: RadialSampling) -> ComplexArray:
+    """Return virtual coils (coil, spoke, readout): few hold the strong signal near k = 0 that tells delays apart."""
+    middle = round(sampling.centre)
+    near = data[:, :, max(0, middle - _MARGIN) : middle + _MARGIN].reshape(len(data), -1)
+    _, vectors = np.linalg.eigh(near @ near.conj().T)
+    return np.tensordot(vectors[:, ::-1][:, :_MOST_COILS].conj().T, data, axes=1)
+
+
+def _extent(data: FrameData) -> float:
+    """Return the radius of the object relative to the readout's whole field of view, at most 1/2."""
+    n = data.shape[-1]
+    energy = np.sum(np.abs(np.fft.ifft(data, axis=-1)) ** 2, axis=(0, 1))
+    radius = np.abs(np.fft.fftfreq(n))
+    order = np.argsort(radius, kind="stable")
+    noise = float(np.median(energy[order][-max(1, n // 8) :]))
+    inside = np.cumsum(np.maximum(energy[order] - 1.5 * noise, 0.0))
+    if inside[-1] <= 0.0:
+        return 0.5
+    edge = float(radius[order][np.searchsorted(inside, 0.9995 * inside[-1])])
+    return min(0.5, 1.05 * edge + 1.0 / n)
+
+
+class _CentralFit:
+    """How well one small image of each coil explains the samples around k = 0, as a function of the delays."""
+
+    def __init__(self, data: FrameData, angles: SpokeAngles, sampling: RadialSampling, basis: FloatArray) -> None:
+        extent = _extent(data)
+        order = np.argsort(np.mod(angles, math.pi), kind="stable")
+        kept = order[:: math.ceil(len(angles) / _MOST_SPOKES)]
+        # Farther out the spokes are sparser than the object needs.
+        reach = min(_REACH, len(kept) / (2.0 * math.pi * extent))
+        first, last = math.ceil(sampling.centre - reach), math.floor(sampling.centre + reach)
+        index = np.arange(max(0, first), min(sampling.n_readout - 1, last) + 1)
+        values = _few_coils(data, sampling)[:, kept][:, :, index]
+        self._values = values.reshape(len(values), -1).T.astype(np.complex128)
+        chosen = np.asarray(angles)[kept]
+        self._direction = np.repeat(np.stack((np.cos(chosen), np.sin(chosen)), axis=-1), len(index), axis=0)
+        self._along = np.tile(index - sampling.centre, len(kept))[:, None] * self._direction
+        half = math.ceil(reach) + _CLEARANCE
+        axis = (np.arange(2 * half) - half + 0.5) / (2 * half)
+        y, x = np.meshgrid(axis, axis, indexing="ij")
+        # At least the pixels around the middle: an object may be smaller than one.
+        within = np.hypot(x, y) <= max(extent, 1.0 / (2 * half))
+        self._place = np.stack((x[within], y[within]))
+        # (parameter, sample, 2): where each delay moves each sample, k = κ·n − D·n.
+        self._moves = -np.einsum("pk,kij,sj->psi", basis, _ELEMENTS, self._direction)
+
+    def refine(self, delays: FloatArray, iterations: int = 5) -> FloatArray:
+        """Return the least-squares delays near ``delays``: variable projection, Gauss-Newton."""
+        from scipy.linalg import cho_factor, cho_solve
+
+        for _ in range(iterations):
+            points = self._along + np.einsum("p,psi->si", delays, self._moves)
+            model = np.exp(-2j * math.pi * (points @ self._place))
+            normal = model.conj().T @ model
+            normal[np.diag_indices_from(normal)] += _RIDGE * len(model)
+            factor = cho_factor(normal)
+            image = cho_solve(factor, model.conj().T @ self._values)
+            rest = self._values - model @ image
+            turned = [model @ (-2j * math.pi * axis[:, None] * image) for axis in self._place]
+            columns = []
+            for move in self._moves:
+                column = move[:, :1] * turned[0] + move[:, 1:] * turned[1]
+                columns.append((column - model @ cho_solve(factor, model.conj().T @ column)).ravel())
+            jacobian = np.stack(columns, axis=1)
+            step = np.linalg.lstsq(
+                np.real(jacobian.conj().T @ jacobian), np.real(jacobian.conj().T @ rest.ravel()), rcond=1e-9
+            )[0]
+            delays = np.clip(delays + step * min(1.0, 1.0 / max(float(np.abs(step).max()), 1e-12)), -SEARCH, SEARCH)
+            if np.abs(step).max() < 1e-3:
+                break
+        return delays
 
 
 class _Crossings:
