@@ -134,10 +134,27 @@ def test_scans_are_made_on_the_gpu(images, kind):
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_foci_are_narrow_in_pixels_whatever_the_grid(size):
-    spots = RadialSimulator.focus(_random(), 64, size)
+    spots = RadialSimulator.focus(_random(), torch.zeros(64, size, size, dtype=torch.bool))
     peak = spots.abs().amax(dim=(1, 2))
     assert 0.5 < float((peak > 0.05).float().mean()) < 1.0
     assert float(peak.max()) < 3.6
     # A Gaussian of SD s covers 2πs² pixels of its peak: 9 to 157 for one of 1.2 to 5 pixels.
     area = spots.sum(dim=(1, 2)).abs() / peak.clamp_min(1e-3)
     assert float(area[peak > 0.1].max()) < 3 * 2 * math.pi * 5.1**2
+
+
+def test_some_foci_lie_where_they_are_asked_to() -> None:
+    corner = torch.zeros(64, 96, 96, dtype=torch.bool)
+    corner[:, :4, :4] = True
+    spots = RadialSimulator.focus(_random(), corner).abs()
+    assert 0.2 < float((spots[:, :4, :4].amax(dim=(1, 2)) > 0.05).float().mean()) < 0.8
+
+
+def test_fat_under_the_skin_stays_cold_in_some_objects() -> None:
+    body = torch.zeros(64, 64, 64)
+    body[:, 8:56, 8:56] = 1.0
+    change = RadialSimulator.change(_random(), body)
+    # Nothing but heat varies from pixel to pixel: drift is smooth.
+    step = (change[:, 8:56, 9:56] - change[:, 8:56, 8:55]).abs().amax(dim=(1, 2))
+    assert float((step > 0.1).float().mean()) > 0.2
+    assert torch.isfinite(change).all()
