@@ -109,7 +109,9 @@ def test_other_pixels_than_encoded():
     (spoke,) = run([readout(positions(0.0))], scan)
     assert spoke.sampling.spacing == pytest.approx(1 / 128)
     (stated,) = run([readout(center_sample=32)], scan)
-    assert stated.sampling == spoke.sampling
+    # The measured spacing is a fit, whose last digit depends on the processor.
+    assert stated.sampling.spacing == pytest.approx(spoke.sampling.spacing, rel=1e-12)
+    assert dataclasses.replace(stated.sampling, spacing=spoke.sampling.spacing) == spoke.sampling
 
 
 def test_samples_beyond_half_a_cycle_are_left_out(caplog):
