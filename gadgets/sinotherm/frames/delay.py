@@ -276,9 +276,14 @@ class _CentralFit:
         self._moves = -np.einsum("pk,kij,sj->psi", basis, _ELEMENTS, self._direction)
 
     def refine(self, delays: FloatArray, iterations: int = 5) -> FloatArray:
-        """Return the least-squares delays near ``delays``: variable projection, Gauss-Newton."""
+        """Return the least-squares delays near ``delays``: variable projection, Gauss-Newton.
+
+        With fewer than two samples for each pixel an image explains nearly anything: the delays stay.
+        """
         from scipy.linalg import cho_factor, cho_solve
 
+        if len(self._values) < 2 * self._place.shape[1]:
+            return delays
         for _ in range(iterations):
             points = self._along + np.einsum("p,psi->si", delays, self._moves)
             model = np.exp(-2j * math.pi * (points @ self._place))
