@@ -107,7 +107,8 @@ def ring_delay(
     pairs = _crossing_pairs(np.asarray(angles))
     if len(pairs) < 2:
         raise SpokeError(f"{len(angles)} spokes without two crossings: give the gradient delay or turn it off.")
-    values, slopes = _centre_of_spokes(data, sampling)
+    virtual = _few_coils(data, sampling)
+    values, slopes = _centre_of_spokes(virtual, sampling)
     if not np.any(values):
         raise SpokeError("the spokes carry no signal near k = 0: give the gradient delay or turn its estimation off.")
     basis = _basis(model)
@@ -118,7 +119,7 @@ def ring_delay(
     ends = [coarse.refine(grid[start]) for start in order[:_STARTS]]
     crossings = _Crossings(values, slopes, angles, pairs, basis)
     found = crossings.refine(min(ends, key=coarse.mismatch))
-    found = _CentralFit(data, angles, sampling, basis).refine(found)
+    found = _CentralFit(virtual, angles, sampling, basis, extent=_extent(data)).refine(found)
     x, y, xy = found @ basis
     return GradientDelay(x=float(x), y=float(y), xy=float(xy), mismatch=crossings.mismatch(found))
 
@@ -220,7 +221,6 @@ def _centre_of_spokes(data: FrameData, sampling: RadialSampling) -> tuple[Comple
     The grid spans ± `_MARGIN` samples in steps of 1/`_OVERSAMPLING`, by zero-padding the projections.
     """
     n = sampling.n_readout
-    data = _few_coils(data, sampling)
     frequencies = np.fft.fftfreq(n)
     fine = np.arange(-_MARGIN * _OVERSAMPLING, _MARGIN * _OVERSAMPLING + 1) / _OVERSAMPLING + sampling.centre
     kernel = np.exp(2j * math.pi * np.outer(frequencies, fine)) / n
@@ -253,15 +253,16 @@ def _extent(data: FrameData) -> float:
 class _CentralFit:
     """How well one small image of each coil explains the samples around k = 0, as a function of the delays."""
 
-    def __init__(self, data: FrameData, angles: SpokeAngles, sampling: RadialSampling, basis: FloatArray) -> None:
-        extent = _extent(data)
+    def __init__(
+        self, data: ComplexArray, angles: SpokeAngles, sampling: RadialSampling, basis: FloatArray, *, extent: float
+    ) -> None:
         order = np.argsort(np.mod(angles, math.pi), kind="stable")
         kept = order[:: math.ceil(len(angles) / _MOST_SPOKES)]
         # Farther out the spokes are sparser than the object needs.
         reach = min(_REACH, len(kept) / (2.0 * math.pi * extent))
         first, last = math.ceil(sampling.centre - reach), math.floor(sampling.centre + reach)
         index = np.arange(max(0, first), min(sampling.n_readout - 1, last) + 1)
-        values = _few_coils(data, sampling)[:, kept][:, :, index]
+        values = data[:, kept][:, :, index]
         self._values = values.reshape(len(values), -1).T.astype(np.complex128)
         chosen = np.asarray(angles)[kept]
         self._direction = np.repeat(np.stack((np.cos(chosen), np.sin(chosen)), axis=-1), len(index), axis=0)
