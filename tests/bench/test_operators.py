@@ -31,12 +31,12 @@ def measured(*candidates: str, **sizes) -> dict[tuple[str, str], dict]:
 
 
 def test_ours_and_finufft_are_within_the_stated_error() -> None:
-    found = measured("sinotherm kernel", "finufft tuned", "finufft tuned, eps 1e-3")
-    for name in ("sinotherm", "sinotherm kernel", "finufft tuned"):
+    found = measured("sinotherm back-projection", "finufft tuned", "finufft tuned, eps 1e-3")
+    for name in ("sinotherm", "sinotherm back-projection", "finufft tuned"):
         assert found[name, "adjoint"]["error_to_direct_sum"] < 5e-4
     assert found["sinotherm", "forward"]["error_to_direct_sum"] < 5e-4
     assert found["sinotherm", "adjoint"]["ratio_to_sinotherm"] == 1.0
-    assert ("sinotherm kernel", "forward") not in found
+    assert ("sinotherm back-projection", "forward") not in found
     assert found["sinotherm", "adjoint"]["floor_ms"] > 0.0
     assert found["sinotherm", "forward"]["floor_ms"] is None
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sinotherm.operators.backend import backends, nufft_backend
+from sinotherm.operators.backend import backends, frame_backend, nufft_backend
 
 
 @pytest.mark.parametrize("cuda", [False, True])
@@ -18,3 +18,8 @@ def test_gridding_serves_single_precision_on_the_cpu_and_no_other() -> None:
     assert nufft_backend("cpu", single=False, accuracy=5e-4) == "finufft"
     assert nufft_backend("cpu", single=True, accuracy=1e-6) == "finufft"
     assert nufft_backend("cuda", single=True, accuracy=5e-4) == "sparse"
+
+
+def test_back_projection_serves_few_spokes_of_many_coils() -> None:
+    assert frame_backend(8, 16) == frame_backend(16, 32) == "back-projection"
+    assert frame_backend(1, 16) == frame_backend(8, 64) == frame_backend(16, 402) == "gridded"

@@ -171,6 +171,26 @@ def test_gridding_and_back_projection_agree() -> None:
         assert relative_error(one.data, other.data) < 1e-3
 
 
+@pytest.mark.parametrize("delay", [(0.0, 0.0), (0.3, 0.3), (0.6, -0.2)])
+def test_the_choice_of_a_kernel_does_not_show(delay: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the delays of x and y differ, spokes miss the centre, and gridding is the one that serves."""
+    given = frame(noise=1.0)
+    moved = tuple(
+        dataclasses.replace(
+            s, shift=(delay[0] * np.cos(s.angle_rad) / READOUT, delay[1] * np.sin(s.angle_rad) / READOUT)
+        )
+        for s in given.spokes
+    )
+    given = dataclasses.replace(given, spokes=moved)
+    images = {}
+    for backend in ("gridded", "back-projection"):
+        monkeypatch.setattr(gridding, "frame_backend", lambda n_coils, n_spokes, backend=backend: backend)
+        (images[backend],) = run(gridding, [given], combine="none", weights="gaps", filter="hann")
+    difference = relative_error(images["back-projection"].data, images["gridded"].data)
+    assert difference < 1e-3
+    assert (difference < 2e-6) == (delay[0] != delay[1])
+
+
 def test_a_change_of_coils_makes_a_new_plan() -> None:
     fewer = dataclasses.replace(
         frame(1), spokes=tuple(dataclasses.replace(s, data=s.data[:2]) for s in frame(1).spokes)

@@ -22,6 +22,7 @@ import numpy as np
 
 from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.core.geometry import RadialSampling, spoke_angles
+from sinotherm.operators.backend import frame_backend
 from sinotherm.operators.backprojection import BackProjector
 from sinotherm.operators.density import readout_weights
 from sinotherm.operators.gridded import GriddedPlan
@@ -215,9 +216,18 @@ def _read_cfl(path: Path) -> ComplexArray:
     return np.fromfile(path.with_suffix(".cfl"), np.complex64)
 
 
+def _chosen(problem: Problem) -> Candidate:
+    """Return what the product takes for a whole frame."""
+    gridded = _gridded(problem)
+    if frame_backend(*problem.data.shape[:2]) == "gridded":
+        return gridded
+    return Candidate(_kernel(problem).adjoint, gridded.forward)
+
+
 CANDIDATES: Final[dict[str, Callable[[Problem], Candidate]]] = {
-    "sinotherm": _gridded,
-    "sinotherm kernel": _kernel,
+    "sinotherm": _chosen,
+    "sinotherm back-projection": _kernel,
+    "sinotherm gridding": _gridded,
     "finufft tuned": _finufft,
     "finufft tuned, eps 1e-3": functools.partial(_finufft, accuracy=1e-3),
     "torchkbnufft": _torchkbnufft,

@@ -27,7 +27,7 @@ from sinotherm.core.arrays import ComplexArray, FloatArray, SpokeAngles, SpokeSh
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import SpokeError
 from sinotherm.operators.crew import crew
-from sinotherm.operators.density import CentreRule, RadialFilter, parallel_shift, readout_weights
+from sinotherm.operators.density import CentreRule, RadialFilter, parallel_shift, perpendicular_shift, readout_weights
 
 __all__ = ["BackProjector", "Taps", "interleave_coils"]
 
@@ -489,7 +489,7 @@ class BackProjector:
         kernel = _accumulator(self._lanes, self._n_taps)
         phases: tuple[ComplexArray, ...] = ()
         if moved and shifts is not None:
-            across = cosine * shifts[:, 1] - sine * shifts[:, 0]
+            across = perpendicular_shift(angles, shifts)
             if np.any(np.abs(across) * max(self.shape) > 1e-6):
                 kernel = _turning_accumulator(self._lanes, self._n_taps)
                 phases = self._phases(-sine * across, self.shape[1]), self._phases(cosine * across, self.shape[0])

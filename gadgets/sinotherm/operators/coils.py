@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sinotherm.core.arrays import ComplexArray
 from sinotherm.errors import SettingsError
+from sinotherm.operators.crew import crew
 from sinotherm.operators.fourier import fft2
 from sinotherm.operators.linear import LinearOperator
 
@@ -31,7 +32,21 @@ def rss(images: ComplexArray, axis: int = 0) -> Float32[np.ndarray, "..."]:
 
 def combine(images: PlaneImages, maps: PlaneImages) -> Complex64[np.ndarray, "y x"]:
     """Return Σ_c conj(s_c)·x_c, complex64 (y, x): the least-squares image where Σ_c |s_c|² = 1."""
-    return np.einsum("cyx,cyx->yx", maps.conj(), images, dtype=np.complex64)
+    out = np.zeros(images.shape[1:], np.complex64)
+    height = -(-len(out) // (2 * crew.size))
+    crew.run(
+        lambda number: _add_products(images, maps, out, (number * height, min((number + 1) * height, len(out)))),
+        -(-len(out) // height),
+    )
+    return out
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
+def _add_products(images: Any, maps: Any, out: Any, rows: Any) -> None:
+    for y in range(rows[0], rows[1]):
+        for coil in range(len(images)):
+            for x in range(out.shape[1]):
+                out[y, x] += np.conj(maps[coil, y, x]) * images[coil, y, x]
 
 
 def maps_name(maps: PlaneImages) -> str:

@@ -13,8 +13,10 @@ __all__ = [
     "AngularWeights",
     "CentreRule",
     "RadialFilter",
+    "angular_weights",
     "central_weights",
     "parallel_shift",
+    "perpendicular_shift",
     "radial_weights",
     "ramp_shift",
     "readout_weights",
@@ -74,6 +76,11 @@ def parallel_shift(angles: SpokeAngles, shifts: SpokeShifts) -> FloatArray:
     return np.cos(angles) * shifts[..., 0] + np.sin(angles) * shifts[..., 1]
 
 
+def perpendicular_shift(angles: SpokeAngles, shifts: SpokeShifts) -> FloatArray:
+    """Return by how much each spoke misses the centre of k-space, to its left, cycles per pixel, (…, spoke)."""
+    return np.cos(angles) * shifts[..., 1] - np.sin(angles) * shifts[..., 0]
+
+
 def ramp_shift(angles: SpokeAngles, shifts: SpokeShifts) -> FloatArray:
     """Return by how much the ramp of each spoke is displaced, cycles per pixel, (spoke,).
 
@@ -88,6 +95,11 @@ def ramp_shift(angles: SpokeAngles, shifts: SpokeShifts) -> FloatArray:
     if rank < along.shape[1]:
         return np.asarray(np.sum(along * shifts, axis=-1))
     return np.asarray(np.sum(across * (across @ matrix) + along * (shifts - along @ matrix), axis=-1))
+
+
+def angular_weights(angles: SpokeAngles, weights: AngularWeights) -> FloatArray:
+    """Return the angle that each spoke stands for, rad, float64 (spoke,); see `radial_weights`."""
+    return np.full(len(angles), math.pi / len(angles)) if weights == "equal" else angular_gaps(angles)
 
 
 def radial_weights(
@@ -116,12 +128,11 @@ def radial_weights(
         spoke misses the centre sideways by more than a quarter of a sample, the ramp follows the Jacobian
         (`ramp_shift`) and the weights around the centre are made anew (`central_weights`).
     """
-    gaps = np.full(len(angles), math.pi / len(angles)) if weights == "equal" else angular_gaps(angles)
+    gaps = angular_weights(angles, weights)
     rule: dict[str, Any] = {"radial_filter": radial_filter, "centre": centre}
     if shifts is None:
         return gaps[:, None] * readout_weights(sampling, **rule)
-    across = np.cos(angles) * shifts[..., 1] - np.sin(angles) * shifts[..., 0]
-    if np.abs(across).max() <= MOST_ACROSS * sampling.spacing:
+    if np.abs(perpendicular_shift(angles, shifts)).max() <= MOST_ACROSS * sampling.spacing:
         return gaps[:, None] * readout_weights(sampling, offset=parallel_shift(angles, shifts), **rule)
     found = gaps[:, None] * readout_weights(sampling, offset=ramp_shift(angles, shifts), **rule)
     return central_weights(angles, sampling, shifts, found)

@@ -69,13 +69,16 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
                 "which weighs each spoke by itself, is wrong there: take reconstruction.method = gridding or cg_sense",
                 *(echo, delays[echo].across),
             )
+    noted: dict[int, Mapping[str, MetaValue]] = {}
+    before: Mapping[str, MetaValue] | None = None
     for item in released(held, items):
         if isinstance(item, Spoke) and delays:
             echo = item.echo if item.echo in delays else min(delays)
+            if item.calibration is not before:
+                before = item.calibration
+                noted = {number: {**before, **note} for number, note in notes.items()}
             yield dataclasses.replace(
-                item,
-                shift=delays[echo].shift(item.angle_rad, item.sampling),
-                calibration={**item.calibration, **notes[echo]},
+                item, shift=delays[echo].shift(item.angle_rad, item.sampling), calibration=noted[echo]
             )
         else:
             yield item

@@ -1,23 +1,25 @@
 """Stage: reconstructs frames by NUFFT gridding; and what every linear reconstruction of a frame shares."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from sinotherm.core.arrays import ComplexArray, FloatArray
-from sinotherm.core.geometry import angular_gaps
+from sinotherm.core.arrays import ComplexArray, FloatArray, SpokeAngles, SpokeShifts
+from sinotherm.core.geometry import RadialSampling
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
-from sinotherm.operators.backprojection import interleave_coils
+from sinotherm.operators.backend import frame_backend
+from sinotherm.operators.backprojection import BackProjector, interleave_coils
 from sinotherm.operators.coils import adaptive_maps, combine, espirit_maps, maps_name, rss
 from sinotherm.operators.density import (
     AngularWeights,
     CentreRule,
     RadialFilter,
+    angular_weights,
+    perpendicular_shift,
     radial_weights,
     readout_weights,
     resolution,
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 Combination: TypeAlias = Literal["maps", "rss", "none"]
 MapMethod: TypeAlias = Literal["adaptive", "espirit"]
+
+_STILL: Final = 1e-6
+"""Samples beside k = 0 that are none."""
 
 
 class LinearSettings(StageSettings):
@@ -226,9 +231,7 @@ class FrameImager:
             weights = readout_weights(frame.sampling, settings.filter, centre=settings.centre)
             # What a partial echo lacks was filled with zeros, which carry no noise.
             self._readout_noise = float(np.linalg.norm(weights[np.any(frame.spokes[0].data, axis=0)]))
-        n = frame.n_spokes
-        gaps = angular_gaps(frame.angles()) if settings.weights == "gaps" else np.full(n, math.pi / n)
-        level = self._readout_noise * float(np.linalg.norm(gaps))
+        level = self._readout_noise * float(np.linalg.norm(angular_weights(frame.angles(), settings.weights)))
         if self._noise_map is None or self._noise_map[0] != level:
             self._noise_map = level, np.full((1, *image_shape(self._scan)), level, np.float32)
             self._noise_map[1].flags.writeable = False
@@ -250,7 +253,7 @@ class FrameImager:
 
 
 class Gridder:
-    """Coil images of frames by one many-coil NUFFT.
+    """Coil images of frames: the whole adjoint at once, by what is fastest for its coils and spokes.
 
     Parameters
     ----------
@@ -264,10 +267,15 @@ class Gridder:
         self._shape = shape
         self._settings = settings
         self._plan: tuple[bytes, GriddedPlan] | None = None
+        self._projector: BackProjector | None = None
 
     def coil_images(self, frame: Frame) -> ComplexArray:
         """Return complex64 (coil, y, x) in units of the object."""
         data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
+        # Spokes beside k = 0 need weights that back-projection does not know, and a phase in every pixel.
+        straight = np.abs(perpendicular_shift(angles, shifts)).max() < _STILL * frame.sampling.spacing
+        if straight and frame_backend(*data.shape[:2]) == "back-projection":
+            return self._projected(data, angles, shifts, frame.sampling)
         key = angles.tobytes() + shifts.tobytes() + repr(frame.sampling).encode()
         if self._plan is None or self._plan[0] != key:
             settings = self._settings
@@ -282,6 +290,18 @@ class Gridder:
             points = radial_points(angles, frame.sampling, shifts)
             self._plan = key, GriddedPlan(points, self._shape, factors=weights)
         return self._plan[1].adjoint(data.reshape(len(data), -1))
+
+    def _projected(
+        self, data: ComplexArray, angles: SpokeAngles, shifts: SpokeShifts, sampling: RadialSampling
+    ) -> ComplexArray:
+        settings, projector = self._settings, self._projector
+        if projector is None or projector.n_coils != len(data) or projector.sampling != sampling:
+            projector = self._projector = BackProjector(
+                self._shape, len(data), sampling, radial_filter=settings.filter, centre=settings.centre
+            )
+        projector.reset()
+        projector.add_batch(data, angles, angular_weights(angles, settings.weights), shifts)
+        return projector.coil_images()
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
