@@ -7,7 +7,7 @@ import torch
 from direct_radial import coil_maps, ellipse_scan
 from sinotherm.core.geometry import spoke_angles
 from sinotherm.errors import DataError, SettingsError, WeightsError
-from sinotherm.networks.blocks import DualBlock
+from sinotherm.networks.blocks import DualBlock, as_complex, as_real
 from sinotherm.networks.fused import FusedDualBlock, FusedUNet, fusable
 from sinotherm.networks.guard import Guard, held_out_spokes, noise_energy, relative_residual
 from sinotherm.networks.inference import RadialReconstructor, choose_device, sped_up
@@ -65,39 +65,59 @@ needs_fusion = pytest.mark.skipif(not fusable(), reason="no fused bfloat16 convo
 
 
 @needs_fusion
+@pytest.mark.kernel
 @pytest.mark.parametrize("memory_in", [0, 4])
 @pytest.mark.parametrize("memory_out", [0, 6])
 def test_fused_unet_equals_the_eager_one_to_rounding(memory_in, memory_out):
     torch.manual_seed(0)
     block = UNet(4, 2, features=(8, 16, 24), memory_in=memory_in, memory_out=memory_out)
     torch.nn.init.normal_(block.head.weight, std=0.2)
-    for shape in ((1, 4, 32, 48), (2, 4, 16, 16)):
-        image = torch.randn(shape)
-        memory = torch.randn(shape[0], memory_in, shape[2] // 2, shape[3] // 2) if memory_in else None
+    for shape in ((1, 32, 48), (2, 16, 16)):
+        images = torch.randn((2, *shape), dtype=torch.complex64)
+        channels = torch.cat([as_real(image) for image in images], dim=1)
+        memory = torch.randn(shape[0], memory_in, shape[1] // 2, shape[2] // 2) if memory_in else None
         fused = FusedUNet(copy.deepcopy(block))
         with torch.inference_mode():
-            expected, found = block(image, memory), fused(image.bfloat16(), memory)
+            (expected, kept), (found, other) = block(channels, memory), fused(list(images), memory)
         assert (fused.multiple, fused.memory_out) == (block.multiple, block.memory_out)
-        for one, other in zip(expected, found, strict=True):
-            assert (one is None) == (other is None)
-            if one is not None:
-                assert one.shape == other.shape
-                assert (one - other).norm() < 2e-2 * one.norm()
+        assert found.dtype == torch.complex64
+        assert (as_complex(expected) - found).norm() < 2e-2 * expected.norm()
+        assert (kept is None) == (other is None) == (memory_out == 0)
+        if kept is not None:
+            assert kept.shape == other.shape
+            assert (kept - other).norm() < 2e-2 * kept.norm()
 
 
 @needs_fusion
-@pytest.mark.parametrize("wrap", ["mirror", "circular", "none"])
-@pytest.mark.parametrize("detector", [24, 25])
-def test_fused_dual_block_equals_the_eager_one_to_rounding(wrap, detector):
+@pytest.mark.kernel
+def test_fused_unet_pads_images_of_any_size_with_zeros():
     torch.manual_seed(0)
-    block = DualBlock(5, features=12, wrap=wrap)
+    block = UNet(2, 2, features=(8, 16))
+    torch.nn.init.normal_(block.head.weight, std=0.2)
+    image = torch.randn(1, 13, 18, dtype=torch.complex64)
+    with torch.inference_mode():
+        expected = block(torch.nn.functional.pad(as_real(image), (0, 2, 0, 3)))[0][..., :13, :18]
+        found, _ = FusedUNet(copy.deepcopy(block))([image])
+    assert (as_complex(expected) - found).norm() < 2e-2 * expected.norm()
+
+
+@needs_fusion
+@pytest.mark.kernel
+@pytest.mark.parametrize("wrap", ["mirror", "circular", "none"])
+@pytest.mark.parametrize(("angles", "detector"), [(7, 24), (7, 25), (2, 24)])
+def test_fused_dual_block_equals_the_eager_one_to_rounding(wrap, angles, detector):
+    torch.manual_seed(0)
+    block = DualBlock(6, features=12, wrap=wrap)
     torch.nn.init.normal_(block.convolutions[-1].weight, std=0.2)
-    channels = torch.randn(3, 5, 7, detector)
+    residual, measured = torch.randn((2, 1, 3, angles, detector), dtype=torch.complex64)
+    context = torch.randn(2, angles, 1)
+    known = context.expand(3, 2, angles, detector)
+    channels = torch.cat([as_real(residual[0]), as_real(measured[0]), known], dim=1)
     fused = FusedDualBlock(copy.deepcopy(block))
     with torch.inference_mode():
-        expected, found = block(channels), fused(channels)
-    assert found.shape == expected.shape
-    assert (found - expected).norm() < 1e-2 * expected.norm()
+        correction, found = as_complex(block(channels)), fused(residual, measured, context)
+    assert found.shape == residual.shape
+    assert (found[0] - residual[0] - correction).norm() < 1e-2 * correction.norm()
 
 
 def test_blocks_run_eagerly_where_convolutions_cannot_be_fused(monkeypatch):

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sinotherm.networks.blocks import AngleWrap, DualBlock, as_complex, as_real
 from sinotherm.networks.complex_layers import ComplexDualBlock, ComplexImageBlock, ComplexUNet
+from sinotherm.networks.fused import FusedDualBlock, FusedUNet
 from sinotherm.networks.unet import ImageBlock, UNet
 
 __all__ = ["Architecture", "MeasurementOperator", "PrimalDual"]
@@ -146,6 +147,8 @@ class PrimalDual(nn.Module):
 
     def _correct(self, index: int, images: list[Tensor], memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         block: Any = self.primal[index]
+        if isinstance(block, FusedUNet):
+            return block(images, memory)
         rows, columns = images[0].shape[-2:]
         bottom, right = -rows % block.multiple, -columns % block.multiple
         channels = torch.cat([as_real(image) for image in images], dim=1)
@@ -156,6 +159,9 @@ class PrimalDual(nn.Module):
         return as_complex(correction)[..., :rows, :columns], memory
 
     def _refine(self, index: int, residual: Tensor, measured: Tensor, context: Tensor) -> Tensor:
+        block = self.dual[index]
+        if isinstance(block, FusedDualBlock):
+            return block(residual, measured, context)
         batch, coils, angles, detector = residual.shape
         flat = residual.reshape(batch * coils, angles, detector)
         known = context.to(flat.real.dtype).expand(-1, angles, detector)
@@ -168,7 +174,7 @@ class PrimalDual(nn.Module):
             dim=1,
         )
         with self._precision(channels.device):
-            correction = self.dual[index](channels.to(_dtype_of(self.dual[index])))
+            correction = block(channels.to(_dtype_of(block)))
         return residual + as_complex(correction).reshape(residual.shape)
 
     def forward(
