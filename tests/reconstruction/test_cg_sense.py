@@ -54,8 +54,9 @@ def test_converges_to_the_regularised_least_squares_solution(density):
     matrix = dense_sense(angles, sampling, maps, shifts)
     data = (matrix @ (ellipse_image(N) * np.exp(0.4j)).ravel()).reshape(3, 9, -1)
     data += 0.5 * (rng.standard_normal(data.shape) + 1j * rng.standard_normal(data.shape))
-    weights = np.tile(np.broadcast_to(sample_weights(sampling, density), data.shape[1:]).ravel(), 3)
-    scale = SenseNormal(angles, sampling, maps, shifts=shifts, weights=sample_weights(sampling, density)).scale
+    given = sample_weights(angles, sampling, density, shifts)
+    weights = np.tile(given.ravel(), 3)
+    scale = SenseNormal(angles, sampling, maps, shifts=shifts, weights=given).scale
     normal = matrix.conj().T @ (weights[:, None] * matrix) / scale + 1e-2 * np.eye(N * N)
     expected = np.linalg.solve(normal, matrix.conj().T @ (weights * data.ravel()) / scale).reshape(N, N)
     found = cg_sense(
@@ -80,6 +81,16 @@ def test_amplitude_is_kept_and_streaks_go():
     found = cg_sense(data, angles, sampling, maps, iterations=15).image
     body = true > 0
     assert np.linalg.norm((found - true)[body]) < 0.12 * np.linalg.norm(true[body])
+
+
+def test_weights_follow_the_distance_from_the_centre():
+    angles = np.array([0.0, np.pi / 2])
+    sampling = RadialSampling(n_readout=8, spacing=0.1, centre=4.0)
+    shifts = np.array([[0.0, 0.3], [0.0, 0.0]])
+    beside, through = sample_weights(angles, sampling, 1.0, shifts)
+    assert through[0] == pytest.approx(1.0)
+    assert through[4] == pytest.approx(0.025 / 0.4)
+    np.testing.assert_allclose(beside, np.hypot(sampling.positions, 0.3) / 0.4, rtol=1e-6)
 
 
 def test_warm_start_needs_fewer_iterations():

@@ -18,6 +18,7 @@ from torch import Tensor
 from sinotherm.core.arrays import ComplexArray, FloatArray, FrameData, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import DataError, SettingsError
+from sinotherm.operators.nufft import radial_points
 from sinotherm.reconstruction.sense_normal import SenseNormal
 
 __all__ = [
@@ -53,19 +54,22 @@ class IterativeImage:
     in_time: bool = True
 
 
-def sample_weights(sampling: RadialSampling, density: float) -> FloatArray:
-    """Return |κ|^density per sample, float32 (1, readout), 1 at the end of the spoke.
+def sample_weights(
+    angles: SpokeAngles, sampling: RadialSampling, density: float, shifts: SpokeShifts | None = None
+) -> FloatArray:
+    """Return |k|^density per sample, float32 (spoke, readout), 1 at the end of the spoke.
 
+    With the distance |k| from the centre itself: where gradient delays make spokes miss it, the distance κ
+    along the spoke would give what lies nearest to the centre next to no weight.
     The ramp (density 1) makes the normal operator of a full set of spokes nearly the identity: fewest
     iterations, more noise; density 0 is the maximum-likelihood solution and converges slowly; ½ is
     within a percent of the best error of either after a dozen iterations.
     """
     if not 0.0 <= density <= 1.0:
         raise SettingsError(f"density exponent = {density:g}: give 0 (no compensation) to 1 (ramp).")
-    radius = np.abs(sampling.positions)
-    floor = sampling.spacing / 4.0
-    weights = (np.maximum(radius, floor) / radius.max()) ** density
-    return weights.astype(np.float32)[None]
+    radius = np.linalg.norm(radial_points(angles, sampling, shifts), axis=-1)
+    floor, edge = sampling.spacing / 4.0, np.abs(sampling.positions).max()
+    return np.asarray((np.maximum(radius, floor) / edge) ** density, dtype=np.float32)
 
 
 def grid_size(data: FrameData, angles: SpokeAngles, sampling: RadialSampling, matrix: int) -> int:
@@ -191,7 +195,7 @@ def cg_sense(
     """
     deadline = time.perf_counter() + time_budget_s
     return iterate_cg(
-        SenseNormal(angles, sampling, maps, shifts=shifts, weights=sample_weights(sampling, density)),
+        SenseNormal(angles, sampling, maps, shifts=shifts, weights=sample_weights(angles, sampling, density, shifts)),
         data,
         regularisation=regularisation,
         iterations=iterations,

@@ -84,7 +84,8 @@ def kspace_hybrid(
     amplitude = float(np.percentile(np.abs(baseline), 99.0))
     if amplitude == 0.0:
         raise DataError("the baseline is empty: acquire it before heating.")
-    normal = SenseNormal(angles, sampling, maps, shifts=shifts, weights=sample_weights(sampling, density))
+    weights = sample_weights(angles, sampling, density, shifts)
+    normal = SenseNormal(angles, sampling, maps, shifts=shifts, weights=weights)
     model = _Model(
         normal,
         normal.right_hand_side(data) / amplitude,

@@ -49,10 +49,15 @@ def tcr(
     """
     if len(data) != len(angles):
         raise DataError(f"{len(data)} frames of data and {len(angles)} of angles: they must be equal.")
-    weights = sample_weights(sampling, density)
     offsets = [None] * len(data) if shifts is None else list(shifts)
     normals = [
-        SenseNormal(frame_angles, sampling, maps, shifts=frame_shifts, weights=weights)
+        SenseNormal(
+            frame_angles,
+            sampling,
+            maps,
+            shifts=frame_shifts,
+            weights=sample_weights(frame_angles, sampling, density, frame_shifts),
+        )
         for frame_angles, frame_shifts in zip(angles, offsets, strict=True)
     ]
     rights = [normal.right_hand_side(frame) for normal, frame in zip(normals, data, strict=True)]

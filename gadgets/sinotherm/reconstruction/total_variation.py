@@ -167,7 +167,7 @@ def tv_sense(
     """
     deadline = time.perf_counter() + time_budget_s
     return iterate_tv(
-        SenseNormal(angles, sampling, maps, shifts=shifts, weights=sample_weights(sampling, density)),
+        SenseNormal(angles, sampling, maps, shifts=shifts, weights=sample_weights(angles, sampling, density, shifts)),
         data,
         strength=strength,
         iterations=iterations,

@@ -161,7 +161,7 @@ def _solve(
     key = angles.tobytes() + shifts.tobytes()
     if plane.normal is None or key != plane.key:
         # A partial echo is filled with zeros, which nobody measured.
-        weights = sample_weights(sampling, settings.density) * np.any(data, axis=(0, 1))
+        weights = sample_weights(angles, sampling, settings.density, shifts) * np.any(data, axis=(0, 1))
         plane.normal = SenseNormal(angles, sampling, plane.maps, shifts=shifts, weights=weights)
         plane.key = key
     if settings.regularisation == "l2":
