@@ -61,6 +61,12 @@ def test_linear_methods_restore_the_amplitude():
         assert np.vdot(image, scan.truth).real / np.vdot(image, image).real == pytest.approx(1, abs=0.05), name
 
 
+def test_more_total_variation_makes_smoother_images():
+    scan = simulate_scan(_image(), setting="real", coils=1, angles="golden", spokes=20)
+    weak, strong = (methods(["cg-sense-tv"], tv_strength=s)["cg-sense-tv"](scan) for s in (1e-4, 3e-2))
+    assert np.abs(np.diff(strong)).sum() < 0.9 * np.abs(np.diff(weak)).sum()
+
+
 def test_unknown_methods_and_missing_weights_are_named(monkeypatch, tmp_path):
     with pytest.raises(SettingsError, match="known: fbp"):
         methods(["bart"])

@@ -16,6 +16,8 @@ __all__ = ["scanning"]
 _COUNTER: Final = struct.Struct("<I")
 _COUNTER_AT: Final = 2 + 14
 _CLOSE: Final = b"\x04\x00"
+_GRACE_S: Final = 60.0
+"""Time beyond the scan's own in which the other side has to close."""
 
 
 def _swallow(sock: socket.socket) -> None:
@@ -75,7 +77,7 @@ def scanning(
     process.start()
     try:
         yield
-        process.join(60)
+        process.join(_GRACE_S + repeats * len(readouts) * repetition_time_s)
     finally:
         if process.is_alive():
             process.kill()

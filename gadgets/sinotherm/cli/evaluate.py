@@ -63,6 +63,9 @@ def radial(
     network: Annotated[
         str, typer.Option(help="Weights of method pdunet: a shipped name or a .safetensors file with its card.")
     ] = "pdunet-radial",
+    tv_strength: Annotated[
+        float, typer.Option("--tv-strength", help="Strength of method cg-sense-tv, for all numbers of spokes.", min=0.0)
+    ] = 2e-3,
     per_person: PerPerson = None,
     output: Output = None,
     json: Json = None,
@@ -82,6 +85,7 @@ def radial(
         snr=snr,
         names=names,
         network=network,
+        tv_strength=tv_strength,
         per_person=per_person,
         output=output,
         json=json,

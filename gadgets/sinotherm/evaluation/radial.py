@@ -6,8 +6,9 @@ body, smooth object phase, noise of a stated SNR).
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -226,13 +227,17 @@ def _paper_network(name: str) -> Reconstruction:
     return reconstruct
 
 
-def methods(names: Sequence[str], network: str = "pdunet-radial") -> dict[str, Reconstruction]:
+def methods(
+    names: Sequence[str], network: str = "pdunet-radial", *, tv_strength: float = TV_STRENGTH
+) -> dict[str, Reconstruction]:
     """Return the reconstructions of these names, ready to run.
 
     Parameters
     ----------
     network
         Weights of method ``pdunet``: the name of shipped ones, or a ``.safetensors`` file.
+    tv_strength
+        Of method ``cg-sense-tv``.
 
     Raises
     ------
@@ -250,7 +255,7 @@ def methods(names: Sequence[str], network: str = "pdunet-radial") -> dict[str, R
         elif name == "gridding":
             found[name] = _gridding
         elif name == "cg-sense-tv":
-            found[name] = _cg_sense_tv
+            found[name] = partial(_cg_sense_tv, strength=tv_strength)
         elif name == "pdunet":
             found[name] = _network(network)
         elif name == "fourier-pdunet":
@@ -260,12 +265,12 @@ def methods(names: Sequence[str], network: str = "pdunet-radial") -> dict[str, R
     return found
 
 
-def _cg_sense_tv(scan: RadialScan) -> ComplexArray:
-    """Return CG-SENSE with total variation; its strength was tuned on validation people."""
+def _cg_sense_tv(scan: RadialScan, strength: float) -> ComplexArray:
+    """Return CG-SENSE with total variation; `TV_STRENGTH`, for all numbers of spokes, was tuned on val people."""
     from sinotherm.reconstruction.total_variation import tv_sense
 
     return tv_sense(
-        scan.samples, scan.angles, scan.sampling, scan.maps, strength=TV_STRENGTH, iterations=TV_ITERATIONS
+        scan.samples, scan.angles, scan.sampling, scan.maps, strength=strength, iterations=TV_ITERATIONS
     ).image
 
 
@@ -280,15 +285,16 @@ def evaluate(
     snr: float = 30.0,
     names: Sequence[str] = METHODS,
     network: str = "pdunet-radial",
+    tv_strength: float = TV_STRENGTH,
     per_person: int | None = None,
 ) -> Iterator[tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]]:
     """Yield one row for each set, method, number of coils, angle scheme and number of spokes.
 
     Beside the row come the scores of each slice. Means and SDs are over people.
     """
-    ready = methods(names, network)
+    ready = methods(names, network, tv_strength=tv_strength)
     if "cg-sense-tv" in ready:
-        log.info("cg-sense-tv, tuned on val: strength %g, %d rounds", TV_STRENGTH, TV_ITERATIONS)
+        log.info("cg-sense-tv: strength %g (tuned on val: %g), %d rounds", tv_strength, TV_STRENGTH, TV_ITERATIONS)
     slices = magnitude_slices(path, split=split, per_person=per_person)
     split = split or default_split(path)
     cases = [(c, a, s) for c in coils for a in angles for s in spokes]
@@ -335,7 +341,8 @@ def run(
         pictures.append((row, scores))
     if output is not None:
         write_table(rows, output, "radial")
-        _figure(pictures, output / "radial.png", options.get("network", "pdunet-radial"))
+        settings: dict[str, Any] = {name: options[name] for name in ("network", "tv_strength") if name in options}
+        _figure(pictures, output / "radial.png", settings)
     if json is not None:
         write_record(json, figures_record(command_line(), rows))
     return rows
@@ -344,14 +351,14 @@ def run(
 def _figure(
     results: Sequence[tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]],
     file: Path,
-    network: str,
+    settings: Mapping[str, Any],
 ) -> None:
     """Worst, median and best slice of the last method of each set, for every method of its last case."""
     from matplotlib.figure import Figure
 
     row, scores = results[-1]
     case = [(r, s) for r, s in results if all(r[key] == row[key] for key in ("dataset", "coils", "angles", "spokes"))]
-    ready = methods([r["method"] for r, _ in case], network)
+    ready = methods([r["method"] for r, _ in case], **settings)
     ranking = sorted(range(len(scores)), key=lambda place: scores[place][1].ssim)
     chosen = [ranking[0], ranking[len(ranking) // 2], ranking[-1]]
     figure = Figure(figsize=(2.4 * (len(case) + 1), 7.6), layout="constrained")
