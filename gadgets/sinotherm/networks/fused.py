@@ -162,7 +162,7 @@ class FusedUNet(nn.Module):
         Parameters
         ----------
         images
-            complex64 (batch, y, x) of any size each: zeros beyond it.
+            complex64 (batch, y, x), of one size, whatever it is: zeros beyond it.
         memory
             As returned by the iteration before.
         """
@@ -228,10 +228,7 @@ class FusedDualBlock(nn.Module):
             float32 (channel, angle, 1).
         """
         n_angles, detector = residual.shape[-2:]
-        residuals, sinograms = (
-            values.resolve_conj().contiguous().numpy().reshape(-1, n_angles, detector)
-            for values in (residual, measured)
-        )
+        residuals, sinograms = (_array(values).reshape(-1, n_angles, detector) for values in (residual, measured))
         known = np.ascontiguousarray(context[..., 0].numpy(), np.float32)
         rows = _padded_rows(n_angles, len(self._convolutions), self.block.wrap)
         places = mirror_detector(torch.arange(detector)).numpy()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sinotherm.core.arrays import ComplexArray, SpokeAngles, SpokeShifts
-from sinotherm.core.geometry import RadialSampling, angular_gaps, angular_order
+from sinotherm.core.geometry import RadialSampling, angular_order
 from sinotherm.networks.blocks import mirror_detector
-from sinotherm.operators.density import AngularWeights, radial_weights
+from sinotherm.operators.density import AngularWeights, angular_weights, radial_weights
 from sinotherm.operators.gridded import GriddedSinogram
 from sinotherm.operators.nufft import Nufft, NufftBackend, radial_points
 
@@ -86,7 +86,8 @@ class RadialSinogram:
         self.n_spokes = len(angles)
         device = maps.device if device is None and maps is not None else torch.device(device or "cpu")
         order, flipped = angular_order(angles)
-        gaps = np.full(len(angles), math.pi / len(angles)) if equal else angular_gaps(angles)
+        spread: AngularWeights = "equal" if equal else "gaps"
+        gaps = angular_weights(angles, spread)
         self.nufft = Nufft.radial(
             np.asarray(angles)[order],
             sampling,
@@ -97,7 +98,6 @@ class RadialSinogram:
         self.order_index = torch.from_numpy(np.ascontiguousarray(order)).to(device)
         self._flipped = torch.from_numpy(flipped[order]).to(device) if flipped.any() else None
         n = sampling.n_readout
-        spread: AngularWeights = "equal" if equal else "gaps"
         weights = radial_weights(angles, sampling, weights=spread, centre="exact", shifts=shifts)[order]
         kappa = np.abs(sampling.positions)
         self.weights = torch.from_numpy(weights.astype(np.float32)).to(device)
