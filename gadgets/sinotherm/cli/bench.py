@@ -30,6 +30,7 @@ def _report(title: str, figures: dict[str, Any], json: Path | None) -> None:
     from rich.table import Table
 
     from sinotherm.core.record import figures_record, write_record
+    from sinotherm.evaluation.tables import command_line
 
     rows = figures["results"]
     table = Table(*rows[0], title=title)
@@ -40,7 +41,7 @@ def _report(title: str, figures: dict[str, Any], json: Path | None) -> None:
         if name != "results":
             typer.echo(f"{name}: {value}")
     if json is not None:
-        write_record(json, figures_record(f"sinotherm bench {title}", figures))
+        write_record(json, figures_record(command_line(), figures))
 
 
 @app.command()
