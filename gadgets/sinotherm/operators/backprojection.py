@@ -516,12 +516,7 @@ class BackProjector:
 
     def _by_rows(self, work: Callable[[tuple[int, int]], None]) -> None:
         threads = self.threads if self._image.size > _WORK_FOR_THREADS else 1
-        height = -(-self.shape[0] // (2 * threads)) if threads > 1 else self.shape[0]
-        crew.run(
-            lambda number: work((number * height, min((number + 1) * height, self.shape[0]))),
-            -(-self.shape[0] // height),
-            threads,
-        )
+        crew.by_rows(work, self.shape[0], threads)
 
     def _profile(self, along: FloatArray) -> tuple[FloatArray, ComplexArray]:
         """Return the weights (spoke, readout) over the window's transform, and the carrier (spoke, element)."""

@@ -33,11 +33,7 @@ def rss(images: ComplexArray, axis: int = 0) -> Float32[np.ndarray, "..."]:
 def combine(images: PlaneImages, maps: PlaneImages) -> Complex64[np.ndarray, "y x"]:
     """Return Σ_c conj(s_c)·x_c, complex64 (y, x): the least-squares image where Σ_c |s_c|² = 1."""
     out = np.zeros(images.shape[1:], np.complex64)
-    height = -(-len(out) // (2 * crew.size))
-    crew.run(
-        lambda number: _add_products(images, maps, out, (number * height, min((number + 1) * height, len(out)))),
-        -(-len(out) // height),
-    )
+    crew.by_rows(lambda rows: _add_products(images, maps, out, rows), len(out))
     return out
 
 

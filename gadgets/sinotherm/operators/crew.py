@@ -42,6 +42,14 @@ class Crew:
             if not future.cancel():
                 future.result()
 
+    def by_rows(self, work: Callable[[tuple[int, int]], None], n_rows: int, threads: int | None = None) -> None:
+        """Call ``work`` with the first row and the one after the last of bands of rows, two for each thread."""
+        n_threads = self.size if threads is None else threads
+        height = -(-n_rows // (2 * n_threads if n_threads > 1 else 1))
+        self.run(
+            lambda number: work((number * height, min((number + 1) * height, n_rows))), -(-n_rows // height), threads
+        )
+
 
 crew = Crew()
 """The one crew of the process: kernels that call one another's threads would only wait."""
