@@ -7,6 +7,7 @@ import torch
 from direct_radial import coil_maps, ellipse_scan
 from sinotherm.core.geometry import spoke_angles
 from sinotherm.errors import DataError, SettingsError, WeightsError
+from sinotherm.networks import inference
 from sinotherm.networks.blocks import DualBlock, as_complex, as_real
 from sinotherm.networks.fused import FusedDualBlock, FusedUNet, fusable
 from sinotherm.networks.guard import Guard, held_out_spokes, noise_energy, relative_residual
@@ -59,6 +60,31 @@ def test_faster_runs_differ_by_at_most_a_hundredth_of_the_correction(runtime, pr
     assert (fast - plain).norm() < 1e-2 * correction
     assert fast.dtype == torch.complex64
     assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_openvino_compiles_the_same_weights_once_in_a_process(monkeypatch):
+    pytest.importorskip("openvino")
+    data, sampling, maps = _scan()
+    operator = RadialSinogram(sampling, ANGLES, n_pixels=N, maps=torch.from_numpy(maps))
+    measured = operator.order(torch.from_numpy(data)[None])
+    compiled = []
+    once = inference._OpenVinoBlock._compile
+    monkeypatch.setattr(
+        inference._OpenVinoBlock, "_compile", lambda self, inputs: compiled.append(1) or once(self, inputs)
+    )
+    first, other = _network(), _network()
+    with torch.no_grad():
+        # No other test has compiled these.
+        next(first.primal[0].parameters()).add_(0.01)
+        next(other.primal[0].parameters()).add_(0.1)
+    answers = []
+    with torch.inference_mode():
+        for network, new in ((first, True), (first, False), (other, True)):
+            compiled.clear()
+            answers.append(sped_up(network, runtime="openvino")(measured, operator))
+            assert bool(compiled) is new
+    assert torch.equal(answers[0], answers[1])
+    assert not torch.equal(answers[0], answers[2])
 
 
 needs_fusion = pytest.mark.skipif(not fusable(), reason="no fused bfloat16 convolutions here")

@@ -248,7 +248,7 @@ def _stamped(wrapper: Any) -> list[float]:
 
 
 OURS: Final = "sinotherm"
-TORCH_ALONE: Final = "sinotherm, torch alone"
+TORCH_ALONE: Final = "sinotherm with torch alone"
 
 CHAINS: Final = {
     OURS: _sinotherm("openvino" if find_spec("openvino") else "torch"),

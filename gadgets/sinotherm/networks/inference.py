@@ -1,8 +1,12 @@
 """Networks at run time: reduced precision, warm-up, operators kept between frames, the guard's residuals."""
 
 import copy
+import hashlib
 import logging
 import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -41,6 +45,9 @@ Precision: TypeAlias = Literal["bfloat16", "float32"]
 Runtime: TypeAlias = Literal["torch", "openvino"]
 
 FEWEST_GUARDED: Final = 8
+
+_KEPT_MODELS: Final = 16
+"""Compiled blocks: those of four networks, or of one network for four sizes."""
 
 
 def choose_device(device: Device) -> torch.device:
@@ -91,8 +98,29 @@ def _openvino_core() -> Any:
     return openvino.Core()
 
 
+class _CompiledModels:
+    """What OpenVINO has compiled in this process, used last at the end: it takes seconds, and a scan would wait."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._models: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+
+    def request(self, key: tuple[Any, ...], compiled: Callable[[], Any]) -> Any:
+        """Return a request of one's own to the model of this key, which is compiled where there is none yet."""
+        with self._lock:
+            self._models[key] = self._models.pop(key) if key in self._models else compiled()
+            model = self._models[key]
+            while len(self._models) > self._size:
+                self._models.popitem(last=False)
+        return model.create_infer_request()
+
+
+_compiled_models = _CompiledModels(_KEPT_MODELS)
+
+
 class _OpenVinoBlock(nn.Module):
-    """A primal block compiled by OpenVINO for the shape of its first input; the same signature as `UNet`."""
+    """A primal block compiled by OpenVINO for the shape of its input; the same signature as `UNet`."""
 
     def __init__(self, block: nn.Module, *, precision: Precision, threads: int) -> None:
         super().__init__()
@@ -104,14 +132,18 @@ class _OpenVinoBlock(nn.Module):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
         }
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        weights = hashlib.sha256(repr(block).encode())
+        for value in block.state_dict().values():
+            weights.update(value.numpy().tobytes())
+        self._kind = (weights.hexdigest(), *self._settings.values())
+        self._requests: dict[tuple[int, ...], Any] = {}
 
     def forward(self, image: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         inputs = [image] if memory is None else [image, memory.float()]
-        key = tuple(image.shape)
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(inputs)
-        answers = self._compiled[key]([value.contiguous().numpy() for value in inputs])
+        shape = tuple(image.shape)
+        if shape not in self._requests:
+            self._requests[shape] = _compiled_models.request((*self._kind, shape), lambda: self._compile(inputs))
+        answers = self._requests[shape].infer([value.contiguous().numpy() for value in inputs])
         correction = torch.from_numpy(np.array(answers[0]))
         return correction, torch.from_numpy(np.array(answers[1])) if self.memory_out else None
 
@@ -149,7 +181,8 @@ def sped_up(network: PrimalDual, *, precision: Precision = "bfloat16", runtime: 
     if network.architecture.layers == "complex":
         # Their parts are mixed anew in every layer; they stay as they are.
         return network
-    if runtime == "openvino":
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    if runtime == "openvino" and on_cpu:
         try:
             import openvino  # noqa: F401
         except ImportError:
@@ -159,7 +192,7 @@ def sped_up(network: PrimalDual, *, precision: Precision = "bfloat16", runtime: 
         )
     if precision == "float32":
         return network
-    if fusable() and next(network.parameters()).device.type == "cpu":
+    if fusable() and on_cpu:
         network.primal = nn.ModuleList(FusedUNet(b) if isinstance(b, UNet) else b for b in network.primal)
         network.dual = nn.ModuleList(FusedDualBlock(b) if isinstance(b, DualBlock) else b for b in network.dual)
     for block in network.primal:
