@@ -201,6 +201,9 @@ def test_losses_vanish_for_the_truth_and_follow_their_definitions():
     assert float(image_loss(target, target, phase_weight=1.0)) < 1e-3
     image = target * np.exp(0.01j)
     assert float(phase_loss(image, target)) == pytest.approx(0.01, rel=0.02)
+    # The modulus has no part in it: neither a wrong one costs anything, nor does a darker image gain.
+    assert float(phase_loss(0.6 * target, target)) < 1e-3
+    assert float(phase_loss(0.6 * image, target)) == pytest.approx(0.01, rel=0.02)
     half = torch.ones((2, 24, 24))
     half[:, :12] = 3.0
     wrong = torch.where(half > 1, image, target)

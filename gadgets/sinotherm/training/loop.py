@@ -71,8 +71,9 @@ class Configuration:
     learning_rate, batch, weight_decay, ssim_weight, phase_weight, average
         Of AdamW, the batch, the loss and the exponential moving average of the weights.
     change_weight
-        Of a guided network: how much more a voxel whose phase truly changes by 1 rad counts in the phase loss.
-        Narrow spots are few voxels; without it they are the last that a network learns.
+        Of a guided network: how much more a voxel whose phase truly changes by 1 rad counts in the phase loss, and
+        how much more one where the change is not that of its surroundings. Narrow spots and the borders of heated
+        tissue are few voxels; without it they are the last that a network learns.
     reduced
         Whether blocks train in bfloat16 (operators and weights stay in single precision).
     validate, checkpoint
@@ -409,7 +410,10 @@ class Trainer:
             group["lr"] = rate
         importance = None
         if batch.reference is not None and c.change_weight > 0:
-            importance = 1.0 + c.change_weight * (batch.target * batch.reference.conj()).angle().abs()
+            change = (batch.target * batch.reference.conj()).angle()
+            around = functional.avg_pool2d(change[:, None], 17, 1, 8, count_include_pad=False)[:, 0]
+            narrow = (change - around).abs()
+            importance = 1.0 + c.change_weight * (change.abs() + narrow / (narrow + 0.1))
         loss = image_loss(
             _answer(self.model, batch),
             batch.target,

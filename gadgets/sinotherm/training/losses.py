@@ -33,11 +33,12 @@ def structural_similarity(image: Tensor, target: Tensor, window: int = 7) -> Ten
 
 
 def phase_loss(image: Tensor, target: Tensor, importance: Tensor | None = None) -> Tensor:
-    """Return the mean of |f − r|/|r| where |r| is above 5 % of its maximum, of voxels and of means over regions.
+    """Return the mean phase error where |r| is above 5 % of its maximum, rad, of voxels and of means over regions.
 
-    For small errors its part across the target's direction is the phase error, which the proportional
-    shift turns into temperature: |ΔT| = |Δφ|/(2π·γ̄·|α|·B0·TE). Noise averages out over regions of 4²
-    and 16² pixels, and what is left there is bias.
+    The error is |sin ∠(f, r)|, which the proportional shift turns into temperature for small angles:
+    |ΔT| = |Δφ|/(2π·γ̄·|α|·B0·TE). A modulus above half the target's does not change it: an image gains nothing
+    by being darker where its phase is noisy. Noise averages out over regions of 4² and 16² pixels, and what is
+    left there is bias.
 
     Parameters
     ----------
@@ -50,12 +51,14 @@ def phase_loss(image: Tensor, target: Tensor, importance: Tensor | None = None) 
     body = (modulus > 0.05 * modulus.amax(dim=(1, 2), keepdim=True)).to(modulus.dtype)
     if importance is not None:
         body = body * importance
-    error = (image - target) * target.conj() * (body / modulus.square().clamp_min(1e-6))
-    parts = torch.stack([error.real, error.imag, body], dim=1)
+    length = (image.real.square() + image.imag.square() + 1e-12).sqrt()
+    scale = modulus * torch.maximum(length, 0.5 * modulus)
+    error = (image * target.conj()).imag * (body / scale.clamp_min(1e-6))
+    parts = torch.stack([error, body], dim=1)
     total = parts.new_zeros(())
     for side in (1, 4, 16):
-        real, imaginary, share = functional.avg_pool2d(parts, side).unbind(dim=1)
-        total = total + (real.square() + imaginary.square() + 1e-8).sqrt().sum() / share.sum()
+        mean, share = functional.avg_pool2d(parts, side).unbind(dim=1)
+        total = total + (mean.square() + 1e-8).sqrt().sum() / share.sum()
     return total / 3
 
 

@@ -212,7 +212,7 @@ class ObjectSource(ABC):
 
     @staticmethod
     def focus(random: torch.Generator, near_edge: Tensor) -> Tensor:
-        """Return up to three foci of ultrasound, rad, (batch, y, x): SD 1.2 to 5 pixels, up to ±1.2 rad.
+        """Return up to three foci of ultrasound, rad, (batch, y, x): SD 1.2 to 5 pixels, half below ±0.3, all ±1.2 rad.
 
         They are as narrow on a small grid as on a large one: what a network has to learn is a number of pixels.
 
@@ -227,7 +227,8 @@ class ObjectSource(ABC):
         total = torch.zeros((batch, size, size), device=random.device)
         for number, share in enumerate((0.7, 0.5, 0.3)):
             draw = torch.rand((batch, 6), generator=random, device=random.device)
-            amplitude = 2.4 * (draw[:, 0] - 0.5) * (draw[:, 1] < share)
+            signed = 2.0 * draw[:, 0] - 1.0
+            amplitude = 1.2 * signed * signed.abs() * (draw[:, 1] < share)
             width = 1.2 * 4.2 ** draw[:, 2]
             edge = draw[:, 5] < 0.4
             row = torch.where(edge, chosen[:, number] // size - size / 2, 0.7 * size * (draw[:, 3] - 0.5))
