@@ -14,6 +14,7 @@ class Settings(StageSettings):
     on: bool = setting(True, "Whether.")
     width: float = setting(0.5, "Width.", unit="m", gt=0.0, le=1.0)
     plain: int = Field(default=1)
+    parts: Literal[1, 2, 4] = setting(1, "One of some numbers.")
     needed: int | None = setting(None, "Without a default value of its own.")
 
 
@@ -21,6 +22,7 @@ def test_text_becomes_values():
     made = Settings.parse("stage", {"spokes": "34", "order": "0, 1,2,", "mode": "off", "on": "False", "width": "1e-2"})
     assert (made.spokes, made.order, made.mode, made.on, made.width) == (34, (0, 1, 2), "off", False, 0.01)
     assert Settings.parse("stage", {"order": (1, 2)}).order == (1, 2)
+    assert Settings.parse("stage", {"parts": " 4"}).parts == Settings.parse("stage", {"parts": 4}).parts == 4
 
 
 def test_settings_are_frozen():
@@ -36,6 +38,7 @@ def test_settings_are_frozen():
         ({"spokes": "many"}, r"stage\.spokes = 'many'"),
         ({"width": "7"}, r"stage\.width \[m\] = '7': .*less than or equal to 1"),
         ({"mode": "on"}, r"stage\.mode = 'on': .*'auto' or 'off'"),
+        ({"parts": "3"}, r"stage\.parts = '3': .*1, 2 or 4"),
         ({"order": "1,x"}, r"stage\.order = 'x'"),
         ({"spokes": "0", "width": "7"}, r"stage\.spokes.*; stage\.width"),
     ],

@@ -46,10 +46,12 @@ def _card(network, **values):
 @pytest.mark.parametrize(
     ("runtime", "precision"), [("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "bfloat16")]
 )
-def test_faster_runs_differ_by_at_most_a_hundredth_of_the_correction(runtime, precision):
+@pytest.mark.parametrize("symmetries", [1, 8])
+def test_faster_runs_differ_by_at_most_a_hundredth_of_the_correction(runtime, precision, symmetries):
     if runtime == "openvino":
         pytest.importorskip("openvino")
     network = _network()
+    network.symmetries = symmetries
     data, sampling, maps = _scan()
     operator = RadialSinogram(sampling, ANGLES, n_pixels=N, maps=torch.from_numpy(maps))
     measured = operator.order(torch.from_numpy(data)[None])

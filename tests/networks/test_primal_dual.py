@@ -236,6 +236,33 @@ def test_reduced_precision_touches_only_the_corrections():
     assert (fast - plain).norm() > 0
 
 
+@pytest.mark.parametrize("symmetries", [2, 4, 8])
+@pytest.mark.parametrize("layers", ["real", "complex"])
+def test_averaged_image_blocks_answer_a_turned_image_with_the_turned_correction(symmetries, layers):
+    network = _network(dataclasses.replace(SMALL, layers=layers))
+    first, update = _random(2, N, N), _random(2, N, N, seed=1)
+
+    def corrections(turned):
+        one, memory = network._correct(0, [turned(first)], None)
+        return one, network._correct(1, [turned(first), turned(update)], memory)[0]
+
+    same = {
+        "mirrored": lambda image: image.flip(-1),
+        "upside down": lambda image: image.flip(-2),
+        "transposed": lambda image: image.transpose(-2, -1),
+        "a quarter turn": lambda image: torch.rot90(image, 1, (-2, -1)),
+    }
+    alone = corrections(lambda image: image)
+    network.symmetries = symmetries
+    plain = corrections(lambda image: image)
+    assert not torch.allclose(plain[1], alone[1], atol=1e-3)
+    for turned in list(same.values())[: {2: 1, 4: 2, 8: 4}[symmetries]]:
+        for found, expected in zip(corrections(turned), plain, strict=True):
+            torch.testing.assert_close(found, turned(expected), atol=1e-5, rtol=1e-4)
+    network.symmetries = 1
+    assert torch.equal(corrections(lambda image: image)[1], alone[1])
+
+
 def test_the_intensity_scale_of_nothing_is_one():
     scale = intensity_scale(torch.zeros(2, 4, 4, dtype=torch.complex64))
     torch.testing.assert_close(scale, torch.ones(2, dtype=torch.complex64))

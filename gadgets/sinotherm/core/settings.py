@@ -6,7 +6,7 @@ The same ``stage.setting`` names work as ``<property>`` in a pipeline's XML, in 
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Self, get_origin
+from typing import Any, Final, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticUndefined
@@ -47,11 +47,13 @@ class StageSettings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _split_text(cls, value: Any, info: Any) -> Any:
-        """Accept "1,2,3" where a tuple is meant: XML and FIRE carry text only."""
-        field = cls.model_fields[info.field_name]
-        if isinstance(value, str) and get_origin(field.annotation) is tuple:
+    def _from_text(cls, value: Any, info: Any) -> Any:
+        """Accept "1,2,3" where a tuple is meant, and "8" where one of some numbers is: XML and FIRE carry text only."""
+        kind = cls.model_fields[info.field_name].annotation
+        if isinstance(value, str) and get_origin(kind) is tuple:
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        if isinstance(value, str) and get_origin(kind) is Literal:
+            return next((choice for choice in get_args(kind) if str(choice) == value.strip()), value)
         return value
 
     @classmethod

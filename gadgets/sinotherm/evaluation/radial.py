@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 Setting: TypeAlias = Literal["paper", "real"]
 Angles: TypeAlias = Literal["uniform", "golden"]
-METHODS: Final = ("fbp", "gridding", "cg-sense-tv", "pd-paper", "pdunet-paper", "fourier-pdunet", "pdunet")
+METHODS: Final = ("fbp", "gridding", "cg-sense-tv", "pd-paper", "pdunet-paper", "fourier-pdunet", "pdunet", "pdunet-8")
 FULL_SPOKES: Final = 402
 TV_STRENGTH: Final = 2e-3
 TV_ITERATIONS: Final = 20
@@ -166,13 +166,16 @@ def _gridded(scan: RadialScan, weights: Any, radial_filter: Any) -> ComplexArray
     return np.sum(images * scan.maps.conj(), axis=0)
 
 
-def _network(name: str) -> Reconstruction:
+def _network(name: str, symmetries: int = 1) -> Reconstruction:
     import torch
 
+    from sinotherm.networks.primal_dual import PrimalDual
     from sinotherm.networks.radial import RadialSinogram
     from sinotherm.networks.weights import load_network
 
     network, _ = load_network(name)
+    if isinstance(network, PrimalDual):
+        network.symmetries = symmetries
 
     def reconstruct(scan: RadialScan) -> ComplexArray:
         operator = RadialSinogram(
@@ -235,7 +238,8 @@ def methods(
     Parameters
     ----------
     network
-        Weights of method ``pdunet``: the name of shipped ones, or a ``.safetensors`` file.
+        Weights of methods ``pdunet`` and ``pdunet-8``, which averages its image blocks' corrections over the eight
+        symmetries of the square: the name of shipped ones, or a ``.safetensors`` file.
     tv_strength
         Of method ``cg-sense-tv``.
 
@@ -258,6 +262,8 @@ def methods(
             found[name] = partial(_cg_sense_tv, strength=tv_strength)
         elif name == "pdunet":
             found[name] = _network(network)
+        elif name == "pdunet-8":
+            found[name] = _network(network, symmetries=8)
         elif name == "fourier-pdunet":
             found[name] = _cartesian_network(name)
         else:

@@ -36,13 +36,23 @@ from sinotherm.operators.coils import adaptive_maps
 from sinotherm.operators.density import readout_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 
-__all__ = ["Device", "Precision", "RadialReconstructor", "Runtime", "choose_device", "estimate_maps", "sped_up"]
+__all__ = [
+    "Device",
+    "Precision",
+    "RadialReconstructor",
+    "Runtime",
+    "Symmetries",
+    "choose_device",
+    "estimate_maps",
+    "sped_up",
+]
 
 logger = logging.getLogger(__name__)
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Precision: TypeAlias = Literal["bfloat16", "float32"]
 Runtime: TypeAlias = Literal["torch", "openvino"]
+Symmetries: TypeAlias = Literal[1, 2, 4, 8]
 
 FEWEST_GUARDED: Final = 8
 
@@ -218,6 +228,8 @@ class RadialReconstructor:
         Where and how its blocks run.
     operators
         What computes T and T⁺; the fastest by default.
+    symmetries
+        Over how many symmetries of the square the image blocks' corrections are averaged: 1, 2, 4 or 8.
 
     Raises
     ------
@@ -233,6 +245,7 @@ class RadialReconstructor:
         precision: Precision = "bfloat16",
         runtime: Runtime = "torch",
         operators: SinogramBackend | None = None,
+        symmetries: Symmetries = 1,
     ) -> None:
         self.device = choose_device(device)
         fastest: SinogramBackend = "fused" if self.device.type == "cpu" else "auto"
@@ -244,6 +257,7 @@ class RadialReconstructor:
                 "a primal-dual network for radial data is needed."
             )
         self.network = sped_up(network, precision=precision, runtime=runtime)
+        self.network.symmetries = symmetries
         self.guard = Guard(self.card)
         self._operators: dict[str, tuple[tuple[Any, ...], RadialSinogram]] = {}
         self._maps: tuple[ComplexArray, Tensor] | None = None

@@ -18,7 +18,7 @@ from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.networks.guard import Verdict
-from sinotherm.networks.inference import Device, Precision, RadialReconstructor, Runtime, estimate_maps
+from sinotherm.networks.inference import Device, Precision, RadialReconstructor, Runtime, Symmetries, estimate_maps
 from sinotherm.operators.coils import PlaneImages, combine, maps_name
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
@@ -47,6 +47,11 @@ class Settings(StageSettings):
         "bfloat16", "Precision of the network's blocks; operators are always in single precision."
     )
     runtime: Runtime = setting("torch", "What runs the blocks on a CPU: PyTorch, or OpenVINO (an extra).")
+    symmetries: Symmetries = setting(
+        1,
+        "Reflections and transposes of the image over which the image blocks' corrections are averaged: more are more "
+        "exact, in so many times the blocks' time.",
+    )
     guard: bool = setting(True, "Check the network's range and the residual of held-out spokes.")
     guard_every: int = setting(1, "Check the residuals of every so many-th frame; the range always.", ge=1)
     fallback: Literal["gridding", "cg_sense"] = setting(
@@ -81,7 +86,11 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     enough spokes for coil maps; a guided network's images of them until its reference is complete.
     """
     network = RadialReconstructor(
-        settings.network, device=settings.device, precision=settings.precision, runtime=settings.runtime
+        settings.network,
+        device=settings.device,
+        precision=settings.precision,
+        runtime=settings.runtime,
+        symmetries=settings.symmetries,
     )
     _warm_up(network, scan)
     slices: dict[int, _Slice] = {}
