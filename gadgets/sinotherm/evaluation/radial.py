@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from sinotherm.evaluation.images import EvaluationSlice, default_split, magnitud
 from sinotherm.evaluation.metrics import ImageScores, body_mask, fit_scale, people_means, score
 from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
 from sinotherm.simulation.image_sets import Split
+
+if TYPE_CHECKING:
+    from sinotherm.networks.inference import Symmetries
 
 __all__ = [
     "METHODS",
@@ -166,24 +169,15 @@ def _gridded(scan: RadialScan, weights: Any, radial_filter: Any) -> ComplexArray
     return np.sum(images * scan.maps.conj(), axis=0)
 
 
-def _network(name: str, symmetries: int = 1) -> Reconstruction:
-    import torch
+def _network(name: str, symmetries: "Symmetries" = 1) -> Reconstruction:
+    """Return a network as the chain runs it."""
+    from sinotherm.networks.inference import RadialReconstructor
 
-    from sinotherm.networks.primal_dual import PrimalDual
-    from sinotherm.networks.radial import RadialSinogram
-    from sinotherm.networks.weights import load_network
-
-    network, _ = load_network(name)
-    if isinstance(network, PrimalDual):
-        network.symmetries = symmetries
+    network = RadialReconstructor(name, symmetries=symmetries)
 
     def reconstruct(scan: RadialScan) -> ComplexArray:
-        operator = RadialSinogram(
-            scan.sampling, scan.angles, n_pixels=scan.maps.shape[-1], maps=torch.from_numpy(scan.maps)
-        )
-        with torch.inference_mode():
-            measured = operator.order(torch.from_numpy(scan.samples)[None])
-            return network(measured, operator)[0].numpy()
+        image, _ = network.reconstruct(scan.samples, scan.sampling, scan.angles, scan.maps)
+        return image
 
     return reconstruct
 
