@@ -93,6 +93,16 @@ def test_gridding_goes_beside_the_network(weights):
     assert network.fingerprint == images[3].fingerprint
 
 
+def test_the_mean_over_symmetries_is_noted_and_no_baseline_of_another_mean_fits_it(weights):
+    scan = [frame(0), frame(1)]
+    plain = run(weights, scan, beside=False, guard=False)[0]
+    mean = run(weights, scan, beside=False, guard=False, symmetries="8")[0]
+    assert (plain.meta["network_symmetries"], mean.meta["network_symmetries"]) == (1, 8)
+    assert plain.fingerprint["method"] != mean.fingerprint["method"]
+    # Blocks that correct nothing have nothing to average.
+    np.testing.assert_allclose(mean.data, plain.data, atol=1e-4 * np.abs(plain.data).max())
+
+
 def test_spokes_end_here_and_the_rest_passes(weights):
     one = frame(0)
     out = run(weights, [*one.spokes, one, None], beside=False, guard=False)

@@ -20,7 +20,7 @@ from sinotherm.networks.unet import ImageBlock, UNet
 
 __all__ = ["Architecture", "MeasurementOperator", "PrimalDual"]
 
-SYMMETRIES: Final = ((), (-1,), (-2,), (-2, -1))
+_MIRRORED: Final = ((), (-1,), (-2,), (-2, -1))
 """Axes that are mirrored; with the transposes of these four the square has eight symmetries."""
 
 _GAUSSIAN_MAD: Final = 1.4826
@@ -155,8 +155,8 @@ class PrimalDual(nn.Module):
         """Return a block's correction, complex64 (batch, y, x), and its memory, which lies as its images did."""
         if self.symmetries == 1:
             return self._corrected(index, images, memory)
-        transposed = self.symmetries > len(SYMMETRIES)
-        mirrored = SYMMETRIES[: self.symmetries]
+        transposed = self.symmetries > len(_MIRRORED)
+        mirrored = _MIRRORED[: self.symmetries]
         lying = [torch.cat([image.flip(axes) for axes in mirrored]) for image in images]
         if transposed:
             lying = [torch.cat([image, image.transpose(-2, -1)]) for image in lying]

@@ -253,8 +253,14 @@ class _Slice:
                 "reference_shift_px": tuple(round(value, 3) for value in guide.shift_px),
             }
         if not verdict.trips:
-            meta = {"network_seconds": round(taken_s, 4), "network_precision": settings.precision, **note}
-            shown = self._frame_image(frame, image, "pdunet", network.card.sha256[:12], None, meta, facts)
+            meta = {
+                "network_seconds": round(taken_s, 4),
+                "network_precision": settings.precision,
+                "network_symmetries": settings.symmetries,
+                **note,
+            }
+            variant = f"{network.card.sha256[:12]} mean of {settings.symmetries}"
+            shown = self._frame_image(frame, image, "pdunet", variant, None, meta, facts)
             if guide is not None:
                 reference, error = self._planes(guide.reference), network.card.change_error
                 shown = replace(shown, reference=reference, change_error=error)
