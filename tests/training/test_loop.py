@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -228,7 +229,9 @@ trainer.run(report=lambda _, loss: losses.append(loss))
 torch.save((losses, trainer.model.state_dict()), run / "end.pt")
 torch.distributed.destroy_process_group()
 """
-    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        number = free.getsockname()[1]
+    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(number), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **port, "RANK": str(rank)})
         for rank in range(2)
