@@ -2,8 +2,9 @@ import socket
 
 import pytest
 
+from sinotherm.bench import scanner
 from sinotherm.bench.ingest import rows
-from sinotherm.bench.scanner import scanning
+from sinotherm.bench.scanner import accepted, scanning
 from sinotherm.errors import WireError
 
 
@@ -27,6 +28,15 @@ def test_a_scanner_that_fails_is_an_error(capfd: pytest.CaptureFixture[str]) -> 
     with pytest.raises(WireError, match="scanner ended with code 1"), scanning(port, b"", []):
         pass
     assert "ConnectionRefusedError" in capfd.readouterr().err
+
+
+def test_a_scanner_that_never_connects_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanner, "_START_S", 0.05)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        pytest.raises(WireError, match=r"has not connected within 0\.05 s"),
+    ):
+        accepted(listener)
 
 
 def test_a_scanner_does_not_outlive_its_measurement() -> None:

@@ -28,3 +28,9 @@ def test_rows_name_the_speed():
     assert row["frames"] == 4
     assert row["faster_than_scanner"] > 0
     assert row["cpu_us_per_readout"] > 0
+
+
+def test_a_network_makes_one_image_a_frame(tmp_path):
+    path = tmp_path / "scan.h5"
+    record_scan(path, coils=2, spokes=32, frames=4, repetition_time_s=3e-3)
+    assert replay(path, "pdunet").images == 4

@@ -9,7 +9,7 @@ from time import perf_counter, thread_time
 from typing import Any, Final
 
 from sinotherm.bench.scan import bench_scan
-from sinotherm.bench.scanner import scanning
+from sinotherm.bench.scanner import accepted, scanning
 from sinotherm.wire.codec import Decoder
 from sinotherm.wire.connection import Connection
 from sinotherm.wire.file import AcquisitionWriter, MrdFile
@@ -55,7 +55,7 @@ def _received(name: str, coils: int, readouts: int) -> tuple[float, float]:
         socket.create_server(("127.0.0.1", 0)) as listener,
         scanning(listener.getsockname()[1], opening, scan.readouts, repeats=repeats),
     ):
-        sock, _ = listener.accept()
+        sock = accepted(listener)
         # What the receiver does before the first byte is not ingest.
         sock.recv(1, socket.MSG_PEEK)
         wall_s, work_s = perf_counter(), thread_time()

@@ -1,4 +1,4 @@
-"""Offline replay: how much faster than the scanner a recorded scan becomes images, without a network.
+"""Offline replay: how much faster than the scanner a recorded scan becomes images.
 
 The chain is the one that `sinotherm recon` runs; the file is read in blocks, and frames that arrive as a
 whole are back-projected or gridded in one batch.
@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
-from sinotherm.bench.scan import bench_scan
+from sinotherm.bench.scan import NETWORK_ALONE, bench_scan
 from sinotherm.frames.header import scan_header
 from sinotherm.pipelines.compose import compose
 from sinotherm.wire.codec import Decoder
@@ -59,8 +59,9 @@ class Replay:
 
 
 def replay(path: Path, method: str = "fbp") -> Replay:
-    """Reconstruct a file and forget the images."""
-    chain = compose("reconstruct", {"reconstruction": {"method": method}, "publish": {"endpoint": ""}})
+    """Reconstruct a file and forget the images; a network's are the only ones of their frames, and not checked."""
+    settings = {"reconstruction": {"method": method}, "publish": {"endpoint": ""}}
+    chain = compose("reconstruct", settings | ({"pdunet": NETWORK_ALONE} if method == "pdunet" else {}))
     n_images, wall_s, cpu_s, early = 0, perf_counter(), process_time(), 0
     with MrdFile(path) as file:
         total = file.n_readouts
@@ -103,7 +104,7 @@ def rows(
     frames
         Frames of each scan; the first one is not timed.
     method
-        Stage that reconstructs.
+        Stage that reconstructs; ``pdunet``: the shipped network for imaging, alone.
     """
     found = []
     for number in spokes:

@@ -10,10 +10,12 @@ from sinotherm.core.geometry import RadialSampling
 from sinotherm.wire.codec import encode
 from sinotherm.wire.messages import AcquisitionHeader, ConfigText, Header, Readout
 
-__all__ = ["MATRIX", "READOUT", "BenchScan", "bench_scan"]
+__all__ = ["MATRIX", "NETWORK_ALONE", "READOUT", "BenchScan", "bench_scan"]
 
 MATRIX: Final = 256
 READOUT: Final = 512
+NETWORK_ALONE: Final = {"beside": "false", "guard_every": "1000000"}
+"""Settings of the stage ``pdunet`` for one image a frame, made once: peers check nothing beside it either."""
 _FOV_MM: Final = 300
 _TICK_S: Final = 2.5e-3
 _LAST_IN_REPETITION: Final = 1 << 13

@@ -11,11 +11,13 @@ from typing import Final
 
 from sinotherm.errors import WireError
 
-__all__ = ["scanning"]
+__all__ = ["accepted", "scanning"]
 
 _COUNTER: Final = struct.Struct("<I")
 _COUNTER_AT: Final = 2 + 14
 _CLOSE: Final = b"\x04\x00"
+_START_S: Final = 60.0
+"""Time in which the scanner's process has to start and to connect."""
 _GRACE_S: Final = 60.0
 """Time beyond the scan's own in which the other side has to close."""
 
@@ -29,7 +31,7 @@ def _swallow(sock: socket.socket) -> None:
 def _scan(port: int, opening: bytes, readouts: Sequence[bytes], repeats: int, repetition_time_s: float) -> None:
     """Send ``opening``, then the readouts ``repeats`` times over with running scan counters, then CLOSE."""
     messages = [bytearray(readout) for readout in readouts]
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=_START_S) as sock:
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         swallower = threading.Thread(target=_swallow, args=(sock,), daemon=True)
@@ -46,6 +48,25 @@ def _scan(port: int, opening: bytes, readouts: Sequence[bytes], repeats: int, re
             sock.sendall(message)
         sock.sendall(_CLOSE)
         swallower.join()
+
+
+def accepted(listener: socket.socket) -> socket.socket:
+    """Return the scanner's connection to a listener.
+
+    Raises
+    ------
+    WireError
+        No scanner has connected in time: its process did not start.
+    """
+    listener.settimeout(_START_S)
+    try:
+        sock, _ = listener.accept()
+    except TimeoutError:
+        raise WireError(
+            f"the benchmark's scanner has not connected within {_START_S:g} s: its process starts from a program's "
+            'file, whose own work must stand under `if __name__ == "__main__"`.'
+        ) from None
+    return sock
 
 
 @contextmanager

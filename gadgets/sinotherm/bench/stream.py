@@ -19,8 +19,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from sinotherm.bench.scan import MATRIX, BenchScan, bench_scan
-from sinotherm.bench.scanner import scanning
+from sinotherm.bench.scan import MATRIX, NETWORK_ALONE, BenchScan, bench_scan
+from sinotherm.bench.scanner import accepted, scanning
 from sinotherm.core.scan import Item
 from sinotherm.errors import SettingsError, WireError
 from sinotherm.networks.inference import Device, RadialReconstructor
@@ -95,14 +95,12 @@ class _Run:
 def _configuration(run: _Run, runtime: str) -> str:
     values = {"frames.by": "count", "frames.spokes": str(len(run.scan.angles)), "publish.endpoint": ""}
     if run.network is not None:
-        # One image a frame, made once: what is checked beside it is not part of the latency of the peers either.
         values |= {
             "reconstruction.method": "pdunet",
             "pdunet.network": run.network,
             "pdunet.device": run.device,
             "pdunet.runtime": runtime,
-            "pdunet.beside": "false",
-            "pdunet.guard_every": "1000000",
+            **{f"pdunet.{name}": value for name, value in NETWORK_ALONE.items()},
         }
     properties = "".join(f'<property name="{name}" value="{value}"/>' for name, value in values.items())
     return f"<configuration>{properties}</configuration>"
@@ -217,18 +215,17 @@ def _gadgetron(make: Callable[[_Run], Adjoint]) -> Callable[[_Run], list[float]]
         with (
             socket.create_server(("127.0.0.1", 0)) as listener,
             run.scanning(listener.getsockname()[1], run.scan.opening("<configuration/>")),
+            Connection(accepted(listener)) as connection,
         ):
-            sock, _ = listener.accept()
-            with Connection(sock) as connection:
-                received = _stamped(connection.socket)
-                for acquisition in connection:
-                    spokes.append(acquisition.data)
-                    if len(spokes) == len(run.scan.angles):
-                        samples = np.stack(spokes, axis=1)
-                        image = finish(samples, adjoint(samples))
-                        connection.send(Image.from_array(image, acquisition=acquisition, transpose=False))
-                        latencies_s.append(monotonic() - received[0])
-                        spokes.clear()
+            received = _stamped(connection.socket)
+            for acquisition in connection:
+                spokes.append(acquisition.data)
+                if len(spokes) == len(run.scan.angles):
+                    samples = np.stack(spokes, axis=1)
+                    image = finish(samples, adjoint(samples))
+                    connection.send(Image.from_array(image, acquisition=acquisition, transpose=False))
+                    latencies_s.append(monotonic() - received[0])
+                    spokes.clear()
         return latencies_s
 
     return chain

@@ -101,7 +101,7 @@ def replay(
     coils: Annotated[int, typer.Option(help="Receiver coils.", min=1)] = 8,
     spokes: Annotated[str, typer.Option(help="Spokes of a frame, with commas between.")] = "32,64,128",
     frames: Annotated[int, typer.Option(help="Frames of each scan.", min=3)] = 60,
-    method: Annotated[str, typer.Option(help="Stage that reconstructs: fbp, gridding …")] = "fbp",
+    method: Annotated[str, typer.Option(help="Stage that reconstructs: fbp, gridding, pdunet …")] = "fbp",
     json: Json = None,
 ) -> None:
     """Time how much faster than the scanner a recorded scan becomes images, and whether memory stays flat."""
