@@ -16,7 +16,6 @@ from sinotherm.core.record import figures_record, write_record
 def main(record: Path) -> None:
     logging.disable(logging.WARNING)
     found = [row for method in ("fbp", "gridding") for row in rows(spokes=(32, 64, 128), frames=80, method=method)]
-    found += rows(spokes=(32, 64), frames=80, method="pdunet")
     found += rows(coils=2, spokes=(64,), frames=100_000 // 64 + 1)
     for row in found:
         print(row)
