@@ -2,8 +2,9 @@
 
     python benchmarks/thermometry_foci.py DATA benchmarks/thermometry_foci.json
 
-DATA: the image sets with their `splits.json`; one slice of one validation person of each. 40 golden-angle
-spokes, 8 coils, SNR 40, 30 baseline frames and 5 with a Gaussian focus of 9 °C, at three places a person.
+DATA: the image sets with their `splits.json`; one slice of one validation person of each. 40 spokes, at golden
+angles for the network and the same in each frame for gridding, 8 coils, SNR 40, 30 baseline frames and 5 with a
+Gaussian focus of 9 °C, at three places a person.
 The truth is at the scan's point spread; its hottest voxels are those above nine tenths of its maximum.
 """
 
@@ -12,7 +13,6 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from sinotherm.evaluation.images import magnitude_slices
 from sinotherm.evaluation.thermal_methods import method_named, temperatures
 from sinotherm.simulation.scan import STEPS_PER_FRAME
 
-PEAK_DEGC, WIDTHS_PX, PLACES, BASELINE, HEATED = 9.0, (6.0, 9.0), 3, 30, 5
+MATRIX, PEAK_DEGC, WIDTHS_PX, PLACES, BASELINE, HEATED = 256, 9.0, (6.0, 9.0), 3, 30, 5
 METHODS = ("gridding", "pdunet")
 
 
@@ -30,15 +30,14 @@ METHODS = ("gridding", "pdunet")
 class Focus(HeatedScan):
     """A scan in which a Gaussian focus is there at once and stays."""
 
-    MATRIX: ClassVar[int] = 256
     width_px: float
 
     @cached_property
     def heating(self):
         """Temperature change of the body's pixels at the ends of the time steps, °C."""
-        pixel = self.anatomy.fov_m / self.MATRIX
+        pixel = self.anatomy.fov_m / MATRIX
         rows, columns = np.nonzero(self.anatomy.body)
-        x, y = (value / pixel + self.MATRIX // 2 for value in self.centre_m)
+        x, y = (value / pixel + MATRIX // 2 for value in self.centre_m)
         focus = PEAK_DEGC * np.exp(-4 * np.log(2) * ((columns - x) ** 2 + (rows - y) ** 2) / self.width_px**2)
         steps = np.arange(STEPS_PER_FRAME * (BASELINE + HEATED) + 1)
         return np.outer(steps > STEPS_PER_FRAME * BASELINE, focus).astype(np.float32)
@@ -53,6 +52,7 @@ def error_at_the_hottest(image, width_px, seed, method):
         spokes=40,
         seed=seed,
         schedule=method.schedule,
+        matrix=MATRIX,
         baseline_frames=BASELINE,
         heated_frames=HEATED,
     )
@@ -68,7 +68,7 @@ def error_at_the_hottest(image, width_px, seed, method):
 def main(data: Path, record: Path) -> None:
     logging.disable(logging.WARNING)
     found, methods = [], [method_named(name) for name in METHODS]
-    slices = magnitude_slices(data, split="val", per_person=1, size=Focus.MATRIX)
+    slices = magnitude_slices(data, split="val", per_person=1, size=MATRIX)
     for dataset in dict.fromkeys(one.dataset for one in slices):
         image = next(one.image for one in slices if one.dataset == dataset)
         for width in WIDTHS_PX:
