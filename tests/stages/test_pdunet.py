@@ -5,7 +5,7 @@ import torch
 from direct_radial import coil_maps, ellipse_image, ellipse_scan
 from sinotherm.core.geometry import spoke_angles
 from sinotherm.core.scan import EncodingSpace, Frame, FrameImage, ScanHeader, Spoke
-from sinotherm.errors import SettingsError, WeightsError
+from sinotherm.errors import SettingsError, SpokeError, WeightsError
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
 from sinotherm.stages.pdunet import Settings, stage
@@ -18,12 +18,13 @@ def header(matrix=(N, N, 1)):
     return ScanHeader(encoded=space, recon=space, trajectory="radial", n_coils=COILS, spokes_per_frame=32)
 
 
-def frame(number=0, n_spokes=32, change=lambda data: data, **values):
+def frame(number=0, n_spokes=32, change=lambda data: data, received_s=float("nan"), **values):
     angles = spoke_angles("golden", n_spokes, first=number * n_spokes)
     data, sampling = ellipse_scan(N, angles, n_coils=COILS, noise=1.0, seed=number)
     data = change(data).astype(np.complex64)
     spokes = tuple(
-        Spoke(data=data[:, i], sampling=sampling, angle_rad=float(a), header="head") for i, a in enumerate(angles)
+        Spoke(data=data[:, i], sampling=sampling, angle_rad=float(a), header="head", received_s=received_s)
+        for i, a in enumerate(angles)
     )
     return Frame(spokes=spokes, number=number, meta={"spokes": n_spokes}, footprint=(0.0, 1.0, 2.0), **values)
 
@@ -101,6 +102,47 @@ def test_the_mean_over_symmetries_is_noted_and_no_baseline_of_another_mean_fits_
     assert plain.fingerprint["method"] != mean.fingerprint["method"]
     # Blocks that correct nothing have nothing to average.
     np.testing.assert_allclose(mean.data, plain.data, atol=1e-4 * np.abs(plain.data).max())
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_frames_of_a_file_are_those_of_a_scanner_in_the_same_order(weights, guided, reference):
+    file = guided if reference else weights
+    values = {"reference_frames": 3} if reference else {}
+    recorded = run(file, [frame(0), frame(1), "text", *(frame(n) for n in range(2, 12))], **values)
+    live = run(file, [frame(0, received_s=1.0), *(frame(n, received_s=1.0) for n in range(1, 12))], **values)
+    # A guided network's images wait for its reference.
+    assert recorded.index("text") == (2 if reference else 4)
+    recorded.remove("text")
+    assert [(i.number, i.meta["method"]) for i in recorded] == [(i.number, i.meta["method"]) for i in live]
+    for one, other in zip(recorded, live, strict=True):
+        np.testing.assert_allclose(one.data, other.data, atol=5e-3 * np.abs(other.data).max())
+        assert one.meta.keys() == other.meta.keys()
+        assert one.fingerprint == other.fingerprint
+
+
+def test_a_frame_of_a_scanner_leaves_before_the_next_is_asked_for(weights):
+    asked = []
+
+    def items():
+        for number in range(4):
+            asked.append(number)
+            yield frame(number, received_s=1.0)
+
+    made = stage(items(), header(), Settings(network=str(weights), beside=False))
+    # Two frames make the coil maps.
+    assert [next(made).number for _ in range(3)] == [0, 1, 2]
+    assert asked == [0, 1, 2]
+
+
+def test_an_error_comes_after_the_images_of_the_frames_before_it(weights):
+    def damaged():
+        yield from (frame(n) for n in range(5))
+        raise SpokeError("damaged")
+
+    found = []
+    with pytest.raises(SpokeError, match="damaged"):
+        found.extend(image.number for image in stage(damaged(), header(), Settings(network=str(weights), beside=False)))
+    assert found == [0, 1, 2, 3, 4]
 
 
 def test_spokes_end_here_and_the_rest_passes(weights):

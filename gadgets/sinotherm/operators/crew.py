@@ -19,11 +19,17 @@ class Crew:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._limits = threading.local()
         self.size = max(1, min(8, len(os.sched_getaffinity(0))))
+
+    def limit(self, threads: int) -> None:
+        """Let tasks of the calling thread run on so many threads at most, its own among them."""
+        self._limits.threads = threads
 
     def run(self, task: Callable[[int], None], n_tasks: int, threads: int | None = None) -> None:
         """Call ``task`` with each number below ``n_tasks``, on so many threads at most (``None``: all)."""
-        helpers = min(self.size if threads is None else threads, n_tasks, self.size) - 1
+        most: int = getattr(self._limits, "threads", self.size)
+        helpers = min(most if threads is None else threads, n_tasks, most) - 1
         numbers = itertools.count()
 
         def work() -> None:

@@ -7,9 +7,11 @@ reference image; the drift of the field and the shift of the body up to each fra
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Final, Literal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -19,7 +21,9 @@ from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, 
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.networks.guard import Verdict
 from sinotherm.networks.inference import Device, Precision, RadialReconstructor, Runtime, Symmetries, estimate_maps
+from sinotherm.networks.workers import Workers
 from sinotherm.operators.coils import PlaneImages, combine, maps_name
+from sinotherm.operators.crew import crew
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
@@ -30,6 +34,9 @@ __all__ = ["Settings", "stage"]
 logger = logging.getLogger(__name__)
 
 WARM_SPOKES: Final = 34
+
+_Made: TypeAlias = Item | Callable[[], FrameImage]
+"""What leaves the stage, or what waits for it."""
 
 
 class Settings(StageSettings):
@@ -85,24 +92,67 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     (``guard``) and whose place it is (``in_place_of``). The first frames of a slice wait until there are
     enough spokes for coil maps; a guided network's images of them until its reference is complete.
     """
-    network = RadialReconstructor(
+    build = partial(
+        RadialReconstructor,
         settings.network,
         device=settings.device,
         precision=settings.precision,
         runtime=settings.runtime,
         symmetries=settings.symmetries,
     )
+    network = build()
     _warm_up(network, scan)
+    # On a GPU one frame is enough; OpenVINO shares out its threads itself.
+    several = network.device.type == "cpu" and settings.runtime == "torch"
+    workers = Workers(network, build, crew.size if several else 1)
     slices: dict[int, _Slice] = {}
-    for item in items:
-        if isinstance(item, Frame):
-            if item.slice not in slices:
-                slices[item.slice] = _Slice(network, scan, settings)
-            yield from slices[item.slice].add(item)
-        elif not isinstance(item, Spoke):
-            yield item
-    for one in slices.values():
-        yield from one.finish()
+    queue = _Queue(4 * workers.size)
+    try:
+        for item in items:
+            if isinstance(item, Frame):
+                if item.slice not in slices:
+                    slices[item.slice] = _Slice(network, workers, scan, settings)
+                yield from queue.put(slices[item.slice].add(item))
+            elif not isinstance(item, Spoke):
+                yield from queue.put([item])
+        for one in slices.values():
+            yield from queue.put(one.finish())
+    except (Exception, KeyboardInterrupt):
+        yield from queue.rest()
+        raise
+    else:
+        yield from queue.rest()
+    finally:
+        workers.close()
+
+
+class _Queue:
+    """What leaves the stage, in order; some of it is still worked on.
+
+    Parameters
+    ----------
+    most
+        So many wait at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: deque[_Made] = deque()
+
+    def put(self, made: Iterable[_Made]) -> Iterator[Item]:
+        """Take what was made; yield what is ready, and wait where too many do."""
+        for one in made:
+            self._waiting.append(one)
+            yield from self._leaving(self._most)
+
+    def rest(self) -> Iterator[Item]:
+        """Wait for all that is left, and yield it."""
+        return self._leaving(0)
+
+    def _leaving(self, most: int) -> Iterator[Item]:
+        while self._waiting and (len(self._waiting) > most or not callable(self._waiting[0])):
+            one = self._waiting.popleft()
+            yield one() if callable(one) else one
 
 
 def _side(scan: ScanHeader) -> int:
@@ -122,8 +172,9 @@ def _warm_up(network: RadialReconstructor, scan: ScanHeader) -> None:
 class _Slice:
     """The frames of one slice: what is frozen for it, and what waits for that."""
 
-    def __init__(self, network: RadialReconstructor, scan: ScanHeader, settings: Settings) -> None:
+    def __init__(self, network: RadialReconstructor, workers: Workers, scan: ScanHeader, settings: Settings) -> None:
         self._network = network
+        self._workers = workers
         self._scan = scan
         self._settings = settings
         self._waiting: list[Frame] = []
@@ -136,13 +187,13 @@ class _Slice:
 
     # --- what is frozen --------------------------------------------------------------------------
 
-    def add(self, frame: Frame) -> Iterator[FrameImage]:
+    def add(self, frame: Frame) -> Iterator[_Made]:
         """Take a frame; yield the images that can be made now."""
         self._waiting.append(frame)
         if self._maps_name or _enough(self._waiting, self._settings.maps_spokes):
             yield from self._released()
 
-    def finish(self) -> Iterator[FrameImage]:
+    def finish(self) -> Iterator[_Made]:
         """Yield the images of what still waits at the end of the scan."""
         if self._waiting:
             logger.warning("coil maps from %d spokes only: the scan ended", sum(f.n_spokes for f in self._waiting))
@@ -151,7 +202,7 @@ class _Slice:
             logger.warning("reference from %d frames only: the scan ended", len(self._held))
             yield from self._guided()
 
-    def _released(self) -> Iterator[FrameImage]:
+    def _released(self) -> Iterator[_Made]:
         """Yield the images of the frames that waited for the coil maps."""
         waiting, self._waiting = self._waiting, []
         if not self._maps_name:
@@ -162,7 +213,7 @@ class _Slice:
             if self._settings.beside:
                 yield self._gridding(frame, {"beside": "pdunet"})
             if not self._network.guided or frame.echo in self._guides:
-                yield from self._image(frame)
+                yield self._begun(frame)
                 continue
             self._held.append(frame)
             if self._reference_complete(frame):
@@ -180,7 +231,7 @@ class _Slice:
         newest = {held.echo: held.number for held in self._held}
         return all(number >= last for number in newest.values())
 
-    def _guided(self) -> Iterator[FrameImage]:
+    def _guided(self) -> Iterator[_Made]:
         """Make the reference of each echo from all of its spokes; yield the network's images of the frames held."""
         held, self._held = self._held, []
         begin = held[0].number if self._first is None else self._first
@@ -194,7 +245,7 @@ class _Slice:
             before |= {(frame.number, echo): self._guide(one) for frame, one in zip(used, others, strict=True)}
             logger.info("slice %d: reference of echo %d from %d frames", used[0].slice, echo, len(used))
         for frame in held:
-            yield from self._image(frame, before.get((frame.number, frame.echo)))
+            yield self._begun(frame, before.get((frame.number, frame.echo)))
 
     def _together(self, frames: Sequence[Frame]) -> ComplexArray:
         """Return the CG-SENSE image of the spokes of all frames."""
@@ -207,72 +258,94 @@ class _Slice:
 
     # --- images ----------------------------------------------------------------------------------
 
-    def _image(self, frame: Frame, own: Guide | None = None) -> Iterator[FrameImage]:
-        """Yield the network's image of a frame, or what stands in for it.
+    def _begun(self, frame: Frame, own: Guide | None = None) -> _Made:
+        """Begin a frame; return its image, or what waits for it where other frames can be begun meanwhile.
 
         A frame of the reference has a guide of its ``own``, in which it has no part.
         """
-        network, settings = self._network, self._settings
-        data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
-        moved = shifts if shifts.any() else None
+        settings, maps, fov_m = self._settings, self._maps, max(self._scan.recon.fov_m[:2])
+        data, angles, shifts = frame.data(), frame.angles(), _moved(frame)
         start = time.perf_counter()
         guide = own or self._guides.get(frame.echo)
-        reference = None if guide is None else guide.turned(data, frame.sampling, angles, shifts=moved)
-        image, operator = network.reconstruct(
-            data, frame.sampling, angles, self._maps, shifts=moved, reference=reference
-        )
-        if not np.isfinite(image).all():
-            image = np.zeros_like(image)
-        taken_s = time.perf_counter() - start
-        verdict = Verdict(trips=False)
-        if settings.guard:
-            verdict = network.check(
-                data,
-                frame.sampling,
-                angles,
-                self._maps,
-                image,
-                operator,
-                fov_m=max(self._scan.recon.fov_m[:2]),
-                frame=frame.number,
-                shifts=moved,
-                reference=reference,
-                residuals=frame.number % settings.guard_every == 0,
+        reference = None if guide is None else guide.turned(data, frame.sampling, angles, shifts=shifts)
+        turned_s = time.perf_counter() - start
+
+        def answer(network: RadialReconstructor) -> _Answer:
+            start = time.perf_counter()
+            image, operator = network.reconstruct(
+                data, frame.sampling, angles, maps, shifts=shifts, reference=reference
             )
-        note: dict[str, MetaValue] = {
-            "network": network.card.name,
-            "network_weights": network.card.sha256[:12],
-            **{f"guard_{name}": round(value, 5) for name, value in verdict.numbers.items()},
-        }
+            if not np.isfinite(image).all():
+                image = np.zeros_like(image)
+            taken_s = turned_s + time.perf_counter() - start
+            verdict = Verdict(trips=False)
+            if settings.guard:
+                verdict = network.check(
+                    data,
+                    frame.sampling,
+                    angles,
+                    maps,
+                    image,
+                    operator,
+                    fov_m=fov_m,
+                    frame=frame.number,
+                    shifts=shifts,
+                    reference=reference,
+                    residuals=frame.number % settings.guard_every == 0,
+                )
+            return _Answer(image=image, verdict=verdict, taken_s=taken_s)
+
         facts: dict[str, str] = {}
+        note: dict[str, MetaValue] = {}
         if guide is not None:
             facts = {"reference": self._guides[frame.echo].name}
-            note |= {
+            note = {
                 **facts,
                 "reference_drift_rad": tuple(round(value, 5) for value in guide.drift_rad),
                 "reference_shift_px": tuple(round(value, 3) for value in guide.shift_px),
             }
+        # Frames of a file have no time at which they came: the next ones are there already.
+        live = not math.isnan(frame.received_s)
+        pending = self._workers.begin(answer, alone=live)
+        before = None if guide is None else guide.reference
+        if live:
+            return self._image(frame, pending(), note, facts, before)
+        return lambda: self._image(frame, pending(), note, facts, before)
+
+    def _image(
+        self,
+        frame: Frame,
+        answer: "_Answer",
+        guided: Mapping[str, MetaValue],
+        facts: Mapping[str, str],
+        reference: ComplexArray | None,
+    ) -> FrameImage:
+        """Return the network's image of a frame, or what stands in for it."""
+        card, settings, verdict = self._network.card, self._settings, answer.verdict
+        note: dict[str, MetaValue] = {
+            "network": card.name,
+            "network_weights": card.sha256[:12],
+            **{f"guard_{name}": round(value, 5) for name, value in verdict.numbers.items()},
+            **guided,
+        }
         if not verdict.trips:
             meta = {
-                "network_seconds": round(taken_s, 4),
+                "network_seconds": round(answer.taken_s, 4),
                 "network_precision": settings.precision,
                 "network_symmetries": settings.symmetries,
                 **note,
             }
-            variant = f"{network.card.sha256[:12]} mean of {settings.symmetries}"
-            shown = self._frame_image(frame, image, "pdunet", variant, None, meta, facts)
-            if guide is not None:
-                reference, error = self._planes(guide.reference), network.card.change_error
-                shown = replace(shown, reference=reference, change_error=error)
-            yield shown
-            return
+            variant = f"{card.sha256[:12]} mean of {settings.symmetries}"
+            shown = self._frame_image(frame, answer.image, "pdunet", variant, None, meta, facts)
+            if reference is None:
+                return shown
+            return replace(shown, reference=self._planes(reference), change_error=card.change_error)
         note |= {"guard": verdict.reason, "in_place_of": "pdunet"}
         logger.warning("frame %d: guard: %s; %s takes over", frame.number, verdict.reason, settings.fallback)
         if settings.fallback == "gridding":
-            yield self._gridding(frame, note)
-        else:
-            found = cg_sense(data, angles, frame.sampling, self._maps, shifts=moved)
-            yield self._frame_image(frame, found.image, "cg_sense", "l2", None, note)
+            return self._gridding(frame, note)
+        found = cg_sense(frame.data(), frame.angles(), frame.sampling, self._maps, shifts=_moved(frame))
+        return self._frame_image(frame, found.image, "cg_sense", "l2", None, note)
 
     def _gridding(self, frame: Frame, note: Mapping[str, MetaValue]) -> FrameImage:
         """Return the gridding image of the same spokes and maps: ramp filter, weights by the angular gaps."""
@@ -327,6 +400,21 @@ class _Slice:
             received_s=frame.received_s,
             meta={**frame.meta, "method": method, "spokes": frame.n_spokes, "coil_maps": self._maps_name, **meta},
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """A network's image, complex64 (y, x), the guard's verdict on it, and the time of the image alone, s."""
+
+    image: ComplexArray
+    verdict: Verdict
+    taken_s: float
+
+
+def _moved(frame: Frame) -> SpokeShifts | None:
+    """Return the shifts of a frame's spokes; ``None`` where none is moved."""
+    shifts = frame.shifts()
+    return shifts if shifts.any() else None
 
 
 def _enough(frames: Sequence[Frame], n_spokes: int) -> bool:
