@@ -115,7 +115,7 @@ def test_frames_of_a_file_are_those_of_a_scanner_in_the_same_order(weights, guid
     recorded.remove("text")
     assert [(i.number, i.meta["method"]) for i in recorded] == [(i.number, i.meta["method"]) for i in live]
     for one, other in zip(recorded, live, strict=True):
-        np.testing.assert_allclose(one.data, other.data, atol=5e-3 * np.abs(other.data).max())
+        np.testing.assert_allclose(one.data, other.data, atol=1e-5 * np.abs(other.data).max())
         assert one.meta.keys() == other.meta.keys()
         assert one.fingerprint == other.fingerprint
 
