@@ -36,6 +36,18 @@ def test_a_worker_keeps_its_network(workers):
     assert len(found) == len({network for network, _ in found}) == len({thread for _, thread in found}) <= 2
 
 
+def test_the_caller_and_the_workers_share_no_network(workers):
+    both = threading.Barrier(2, timeout=30)
+
+    def work(network):
+        both.wait()
+        return network
+
+    waits = [workers.begin(work, alone=False) for _ in range(2)]
+    own = workers.begin(lambda network: network, alone=True)()
+    assert own not in [wait() for wait in waits]
+
+
 def test_alone_the_caller_works_at_once(workers):
     done = []
     wait = workers.begin(lambda _: done.append(threading.current_thread()) or "image", alone=True)

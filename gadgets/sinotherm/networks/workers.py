@@ -24,11 +24,11 @@ class Workers:
     Parameters
     ----------
     first
-        The network that is there already.
+        The network of whoever asks.
     build
-        Returns a network like it.
+        Returns a network like it, for a worker.
     size
-        How many workers; 1: work is done by whoever asks, with ``first``.
+        How many workers; 1: work is done by whoever asks.
     """
 
     def __init__(self, first: RadialReconstructor, build: Callable[[], RadialReconstructor], size: int) -> None:
@@ -53,7 +53,8 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
     def _started(self) -> ThreadPoolExecutor:
-        networks = [self._first, *(self._build() for _ in range(self.size - 1))]
+        # Not ``first``: a network keeps its operators between frames and belongs to one thread.
+        networks = [self._build() for _ in range(self.size)]
         everyone = threading.Barrier(self.size)
 
         def start() -> None:
