@@ -101,6 +101,18 @@ def test_a_resumed_run_ends_in_the_same_numbers(data, config, tmp_path, small):
     assert len(list((tmp_path / "a" / "run").glob("step_*.png"))) == 2
 
 
+def test_half_written_images_are_never_read(data, config, tmp_path, small, monkeypatch):
+    def torn(file, **arrays):
+        file.write_bytes(b"PK")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(np, "savez", torn)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(Configuration.read(config), tmp_path / "first", data)
+    Trainer(Configuration.read(config), tmp_path / "second", data).run()
+
+
 def test_training_lowers_the_loss(data, config, tmp_path, small):
     configuration = Configuration.read(config, steps=60, decay=20, validate=1000, learning_rate=5e-3)
     trainer = Trainer(configuration, tmp_path / "run", data)

@@ -326,7 +326,10 @@ class Trainer:
         cache = self.folder.parent / f"images_{split}_{sets}.npz"
         if not cache.is_file():
             images, weights = load_images(folder, self.configuration.data, split)
-            np.savez(cache, images=images, weights=weights)
+            # A run that starts beside this one must not read half a file.
+            part = cache.with_name(f"{cache.stem}.{os.getpid()}.part.npz")
+            np.savez(part, images=images, weights=weights)
+            part.replace(cache)
         with np.load(cache) as kept:
             return kept["images"], kept["weights"]
 
