@@ -19,8 +19,10 @@ LIMITS = AlarmLimits(temperature_degc=45.0, dose_min=10.0)
         (Observation(regions=[ROW | {"t10_degc": 40.0}]), "dose reached: CEM43 T90 of rectum is 12.0 min, limit 10.0"),
         (Observation(signal_share=0.2), "signal lost: 20 %"),
         (Observation(wrap_share=0.1), "wrap risk: the phase of 10.0 %"),
+        (Observation(noise_problem="one frame"), "noise not known: one frame"),
         (Observation(drift_problem="3 cold voxels"), "drift fit failed: 3 cold voxels"),
         (Observation(motion="edge moved"), "motion: edge moved"),
+        (Observation(regions=[{"region": "rectum", "n": 0}]), "no reading: rectum"),
         (Observation(guard="residual"), "network guard: residual"),
         (Observation(baseline_problem="f0"), "baseline: f0"),
     ],
@@ -50,6 +52,17 @@ def test_maps_that_stay_away() -> None:
     assert [watch.frame(t) for t in (0.0, 10.0, 20.0, 49.0)] == [""] * 4
     assert watch.frame(80.0).startswith("stale frame: no map for 31.0 s, 10.0 s expected")
     assert watch.frame(float("nan")) == ""
+    assert watch.frame(40.0).startswith("time stamps: this frame lies 40.0 s before the last one")
+
+
+def test_one_stamp_too_early_makes_no_later_frame_late() -> None:
+    watch = StaleWatch(3.0)
+    times = [0.0, 10.0, 20.0, 21.0, 30.0, 40.0, 50.0, 60.0]
+    assert not any(watch.frame(time) for time in times)
+    assert watch.expected_s == 10.0
+    assert watch.follows
+    watch.frame(80.0)
+    assert not watch.follows
 
 
 def test_patience_is_known_from_the_second_frame_on() -> None:

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,3 +54,27 @@ def test_gaps_are_interpolated_up_to_the_limit_and_bound_the_dose_beyond() -> No
             assert not dose.lower_bound.any()
     np.testing.assert_allclose(dose.minutes, [7.0, 2.0])
     np.testing.assert_array_equal(dose.lower_bound, [False, True])
+
+
+def test_time_that_runs_backwards_stands_still_or_is_unknown_adds_nothing() -> None:
+    dose = DoseIntegrator(np.array([43.0]), 0.0, max_gap_frames=3)
+    dose.update(np.array([43.0]), 60.0)
+    assert not dose.lower_bound.any()
+    dose.update(np.array([43.0]), math.nan)
+    dose.update(np.array([43.0]), 120.0, longest_s=150.0)
+    dose.update(np.array([43.0]), 120.0)
+    np.testing.assert_allclose(dose.minutes, 2.0)
+    assert not dose.lower_bound.any()
+    dose.update(np.array([43.0]), -86_280.0)
+    np.testing.assert_allclose(dose.minutes, 2.0)
+    assert dose.lower_bound.all()
+    dose.update(np.array([43.0]), -86_220.0)
+    np.testing.assert_allclose(dose.minutes, 3.0)
+
+
+def test_frames_that_never_came_are_a_gap() -> None:
+    dose = DoseIntegrator(np.array([43.0]), 0.0, max_gap_frames=3)
+    dose.update(np.array([43.0]), 600.0, longest_s=45.0)
+    np.testing.assert_allclose(dose.minutes, 0.0)
+    assert dose.lower_bound.all()
+    assert dose.read.all()

@@ -171,6 +171,47 @@ def test_dose_grows_and_is_a_lower_bound_after_a_long_gap() -> None:
     assert np.nanmax(found.cem43_min) > 0.02
 
 
+def test_dose_of_a_late_beginning_and_of_clocks_that_jump() -> None:
+    series = Series()
+    late = SliceMonitor(SCAN, _settings(body_temperature_degc=None))
+    _run(late, series, range(8))
+    late.configure(_settings())
+    found, statistics = late.frame([series.image(8)])
+    assert statistics.regions[0]["cem43_lower_bound"] is True
+    assert np.isnan(found.cem43_min[0][~BODY]).all()
+    late.configure(_settings(regions="hot=circle:36,29,3"))
+    assert late.frame([series.image(9)])[1].regions[0]["cem43_lower_bound"] is True
+
+    monitor = SliceMonitor(SCAN, _settings())
+    _run(monitor, series, range(9))
+    _, before = monitor.frame([series.image(9)])
+    _, after = monitor.frame([series.image(10, footprint=(0.0, 5.0, 10.0))])
+    assert any(text.startswith("time stamps") for text in after.alarms)
+    assert after.regions[0]["cem43_t50_min"] == before.regions[0]["cem43_t50_min"]
+    assert after.regions[0]["cem43_lower_bound"] is True
+    monitor.configure(_settings(regions="hot=circle:36,29,3"))
+    _, redrawn = monitor.frame([series.image(11, footprint=(10.0, 15.0, 20.0))])
+    assert redrawn.regions[0]["cem43_t50_min"] > 0.5 * before.regions[0]["cem43_t50_min"] > 0.0
+
+
+def test_frames_that_moved_leave_no_wrong_turns() -> None:
+    series = Series(noise=0.003)
+    monitor = SliceMonitor(replace(SCAN, larmor_hz=127.74e6), _settings())
+    _run(monitor, series, range(6))
+    random = np.random.default_rng(1)
+    ramps = random.uniform(-40.0, 40.0, (5, 2))
+    for number, (along, down) in enumerate(ramps, start=6):
+        image = series.image(number)
+        moved = np.roll(image.data * np.exp(1j * (along * X + down * Y)), 9, axis=-1).astype(np.complex64)
+        found, _ = monitor.frame([replace(image, data=moved)])
+        assert (found.validity & NoReading.MOTION).all()
+    for number in range(11, 14):
+        found, _ = monitor.frame([series.image(number)])
+        valid = found.validity[0] == 0
+        assert valid[HOT].all()
+        assert np.abs(found.change_degc[0] - series.heat(number) / 2)[valid].max() < 3.0
+
+
 def test_time_from_the_interval_or_no_dose(caplog: pytest.LogCaptureFixture) -> None:
     unknown = {"footprint": (math.nan,) * 3}
     timed = SliceMonitor(SCAN, _settings(frame_interval_s=10.0))
@@ -205,7 +246,9 @@ def test_given_cold_mask_and_no_drift_correction() -> None:
 
 def test_failed_drift_fits_keep_the_last_good_one_for_a_while() -> None:
     series = Series(noise=1e-4)
-    monitor = SliceMonitor(SCAN, _settings(drift_hold_frames=2, motion_correlation=0.0, motion_shift_px=99))
+    monitor = SliceMonitor(
+        SCAN, _settings(drift_hold_frames=2, motion_correlation=0.0, motion_shift_px=99, alarm_signal=0)
+    )
     _run(monitor, series, range(6))
     alarms = []
     for number in range(6, 9):
@@ -283,9 +326,11 @@ def test_a_network_states_the_error_of_large_changes() -> None:
 
 def test_noise_that_is_not_known() -> None:
     one = SliceMonitor(SCAN, _settings(baseline_frames=1))
-    found, _ = _run(one, Series(start=1), range(3), noise_sd=None)[-1]
+    found, statistics = _run(one, Series(start=1), range(3), noise_sd=None)[-1]
+    assert any(text.startswith("noise not known") for text in statistics.alarms)
     assert np.isnan(found.sigma_degc).all()
-    assert np.isfinite(found.change_degc[0][HOT]).all()
+    assert (found.validity & NoReading.NOISE).all()
+    assert np.isnan(found.change_degc).all()
     demanding = SliceMonitor(SCAN, _settings(sigma="formula", baseline_frames=1))
     with pytest.raises(DataError, match="state no noise"):
         _run(demanding, Series(), range(2), noise_sd=None)
@@ -465,7 +510,9 @@ def test_renewed_baseline_keeps_or_resets_the_dose() -> None:
         _run(monitor, series, range(10))
         assert monitor.generation == 1
         before, _ = monitor.frame([series.image(10)])
-        monitor.renew_baseline()
+        with pytest.raises(BaselineError, match="warmer than the baseline"):
+            monitor.renew_baseline()
+        monitor.renew_baseline(force=True)
         series.start = 99
         maps = _run(monitor, series, range(11, 15))
         assert monitor.generation == 2

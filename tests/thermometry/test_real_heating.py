@@ -32,7 +32,7 @@ def test_slope_of_the_published_temperature_on_our_phase(shared_data: Path) -> N
     course = []
     for image in images:
         product = complex_product(image[None, None], images[0][None, None])
-        phase, _ = unwrapper.update(product, np.ones(product.shape, bool))
+        phase, _ = unwrapper.update(product, np.ones(product.shape, bool), np.zeros(product.shape, bool))
         fit = estimator.fit(product[0], phase[0], 1.0)
         assert not fit.problem
         course.append((phase[0] - fit.field_degc)[focus].mean())

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from sinotherm.thermometry.dose import DoseIntegrator
 from sinotherm.thermometry.statistics import RegionStatistics
 
 MASK = np.zeros((1, 10, 10), bool)
@@ -61,7 +62,7 @@ def test_change_has_no_isotherms() -> None:
 
 def test_dose_of_the_curves_and_of_the_voxels() -> None:
     region = RegionStatistics("tumour", MASK, 0.01)
-    region.reset_dose(43.0, 0.0, max_gap_frames=0)
+    region.begin_dose(43.0, 0.0, DoseIntegrator(np.full((1, 10, 10), 43.0), 0.0, max_gap_frames=0))
     values = np.full((1, 10, 10), 43.0, np.float32)
     dose = np.full((1, 10, 10), np.nan, np.float32)
     dose[0, 2:4, 2:4] = [[1.0, 2.0], [3.0, 10.0]]
@@ -72,3 +73,13 @@ def test_dose_of_the_curves_and_of_the_voxels() -> None:
     assert (row["cem43_median_min"], row["cem43_max_min"]) == (2.5, 10.0)
     row = region.row(np.full_like(values, np.nan), SIGMA, absolute=True, dose=dose, time_s=180.0)
     assert row["cem43_lower_bound"] is True
+
+
+def test_a_region_that_is_drawn_late_begins_with_the_dose_of_its_voxels() -> None:
+    voxels = DoseIntegrator(np.full((1, 10, 10), 43.0), 0.0, max_gap_frames=0)
+    voxels.update(np.full((1, 10, 10), 43.0), 300.0)
+    region = RegionStatistics("tumour", MASK, 0.01)
+    region.begin_dose(37.0, 300.0, voxels)
+    row = region.row(np.full((1, 10, 10), 43.0, np.float32), SIGMA, absolute=True, dose=None, time_s=300.0)
+    assert (row["cem43_t50_min"], row["cem43_t90_min"]) == (pytest.approx(5.0), pytest.approx(5.0))
+    assert row["cem43_lower_bound"] is False

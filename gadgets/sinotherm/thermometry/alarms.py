@@ -1,15 +1,23 @@
 """Alarms: what an operator must see at once."""
 
 import math
+import statistics
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from sinotherm.core.scan import MetaValue
 
 __all__ = ["AlarmLimits", "Observation", "StaleWatch", "Watchdog", "alarms"]
+
+
+_RECENT: Final = 15
+"""Intervals of which the median is the expected one."""
+_FOLLOWS: Final = 1.5
+"""Expected intervals within which no frame is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +54,15 @@ class Observation:
         Median signal of the body over the baseline's.
     wrap_share
         Share of the body in doubt about its phase wrap.
-    drift_problem, motion, guard, baseline_problem
-        Why the drift fit failed, what moved, why the network guard tripped, why the baseline does not fit;
-        empty = well.
+    noise_problem, drift_problem, motion, guard, baseline_problem
+        Why no uncertainty is known, why the drift fit failed, what moved, why the network guard tripped, why the
+        baseline does not fit; empty = well.
     """
 
     regions: Sequence[Mapping[str, MetaValue]] = ()
     signal_share: float = 1.0
     wrap_share: float = 0.0
+    noise_problem: str = ""
     drift_problem: str = ""
     motion: str = ""
     guard: str = ""
@@ -77,6 +86,8 @@ def alarms(seen: Observation, limits: AlarmLimits) -> tuple[str, ...]:
             and hot > limits.temperature_degc
         ):
             texts.append(f"over-temperature: T10 of {name} is {hot:.1f} degC, limit {limits.temperature_degc:.1f} degC")
+        if row.get("n") == 0:
+            texts.append(f"no reading: {name} has no voxel with a temperature")
         if limits.dose_min is not None and dose >= limits.dose_min:
             texts.append(f"dose reached: CEM43 T90 of {name} is {dose:.1f} min, limit {limits.dose_min:.1f} min")
     if seen.signal_share < limits.signal_share:
@@ -90,6 +101,7 @@ def alarms(seen: Observation, limits: AlarmLimits) -> tuple[str, ...]:
             f"limit {100 * limits.wrap_share:.1f} %"
         )
     for kind, reason in (
+        ("noise not known", seen.noise_problem),
         ("drift fit failed", seen.drift_problem),
         ("motion", seen.motion),
         ("network guard", seen.guard),
@@ -103,38 +115,49 @@ def alarms(seen: Observation, limits: AlarmLimits) -> tuple[str, ...]:
 class StaleWatch:
     """Notices that maps stay away: none for k expected intervals.
 
-    The expected interval is the shortest between two frames so far.
+    The expected interval is the median of the last ones.
 
     Parameters
     ----------
     intervals
         k; frames come late at more than this many expected intervals.
+
+    Attributes
+    ----------
+    follows
+        Whether the last frame came directly after the one before, as far as time can tell.
     """
 
     def __init__(self, intervals: float) -> None:
         self._limit = intervals
         self._last = math.nan
-        self._expected = math.inf
+        self._intervals: deque[float] = deque(maxlen=_RECENT)
+        self.follows = True
+
+    @property
+    def expected_s(self) -> float:
+        """Time between two frames, s; infinite before the second one."""
+        return statistics.median(self._intervals) if self._intervals else math.inf
 
     @property
     def patience_s(self) -> float:
         """Time without a map after which the alarm is due, s; infinite before the second frame."""
-        return self._limit * self._expected
+        return self._limit * self.expected_s
 
     def frame(self, time_s: float) -> str:
         """Take a frame's time; return the alarm that it raises, or an empty text."""
-        gap = time_s - self._last
-        self._last = time_s
-        if not gap > 0.0:
+        gap, expected, late = time_s - self._last, self.expected_s, False
+        self.follows = not (gap < 0.0 or gap > _FOLLOWS * expected)
+        if math.isfinite(time_s):
+            self._last = time_s
+        if gap < 0.0:
+            return f"time stamps: this frame lies {-gap:.1f} s before the last one"
+        if gap > 0.0:
+            late = gap > self.patience_s
+            self._intervals.append(gap)
+        if not late:
             return ""
-        late = gap > self.patience_s
-        text = (
-            f"stale frame: no map for {gap:.1f} s, {self._expected:.1f} s expected, limit {self._limit:g} intervals"
-            if late
-            else ""
-        )
-        self._expected = min(self._expected, gap)
-        return text
+        return f"stale frame: no map for {gap:.1f} s, {expected:.1f} s expected, limit {self._limit:g} intervals"
 
 
 class Watchdog:

@@ -56,8 +56,8 @@ class DoseIntegrator:
     """Dose of every voxel since it was reset.
 
     Gap rule: over up to ``max_gap_frames`` frames without a valid reading the temperature is
-    interpolated linearly between the valid readings on either side; a longer gap adds nothing and
-    the voxel's dose is a lower bound from then on.
+    interpolated linearly between the valid readings on either side; a longer gap, and time that runs
+    backwards, adds nothing, and the voxel's dose is a lower bound from then on.
 
     Parameters
     ----------
@@ -67,23 +67,55 @@ class DoseIntegrator:
         Time of the start, s.
     max_gap_frames
         Longest gap that is interpolated, frames.
+    minutes
+        float (…): dose at the start, min; 0 by default.
+    lower_bound
+        Whether there may have been dose before.
+
+    Attributes
+    ----------
+    minutes
+        float64 (…): dose, min.
+    lower_bound, read
+        bool (…): what the dose is at least; voxels that have had a reading.
     """
 
-    def __init__(self, temperature_degc: FloatArray, time_s: float, *, max_gap_frames: int) -> None:
+    def __init__(
+        self,
+        temperature_degc: FloatArray,
+        time_s: float,
+        *,
+        max_gap_frames: int,
+        minutes: FloatArray | float = 0.0,
+        lower_bound: bool = False,
+    ) -> None:
         start = np.array(temperature_degc, dtype=np.float64)
         self._last = start
         self._time = np.full(start.shape, time_s)
         self._missing = np.zeros(start.shape, dtype=np.int32)
-        self._max_gap = max_gap_frames
-        self.minutes: np.ndarray[Any, np.dtype[np.float64]] = np.zeros(start.shape)
-        self.lower_bound: MaskArray = np.zeros(start.shape, dtype=bool)
+        self.max_gap_frames = max_gap_frames
+        self.minutes: np.ndarray[Any, np.dtype[np.float64]] = np.full(start.shape, minutes)
+        self.lower_bound: MaskArray = np.full(start.shape, lower_bound)
+        self.read: MaskArray = np.zeros(start.shape, dtype=bool)
 
-    def update(self, temperature_degc: FloatArray, time_s: float) -> None:
-        """Add the interval up to this frame; NaN = no valid reading."""
-        valid = np.isfinite(temperature_degc)
-        use = valid & (self._missing <= self._max_gap)
-        self.minutes[use] += cem43(self._last[use], temperature_degc[use], time_s - self._time[use])
+    def update(self, temperature_degc: FloatArray, time_s: float, *, longest_s: float = math.inf) -> None:
+        """Add the interval up to this frame.
+
+        Parameters
+        ----------
+        temperature_degc
+            float (…), °C; NaN = no valid reading.
+        time_s
+            Time of the frame, s; NaN, and the frame is a gap.
+        longest_s
+            Longest interval that is interpolated, whatever has come in it.
+        """
+        valid = np.isfinite(temperature_degc) & math.isfinite(time_s)
+        interval = time_s - self._time
+        use = valid & (self._missing <= self.max_gap_frames) & (interval >= 0.0) & (interval <= longest_s)
+        self.minutes[use] += cem43(self._last[use], temperature_degc[use], interval[use])
         self._missing = np.where(valid, 0, self._missing + 1)
-        self.lower_bound |= self._missing > self._max_gap
+        self.lower_bound |= (self._missing > self.max_gap_frames) | (valid & ~use)
+        self.read |= valid
         self._last[valid] = temperature_degc[valid]
         self._time[valid] = time_s

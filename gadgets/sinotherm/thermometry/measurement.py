@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from scipy.ndimage import binary_erosion
 
 from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, MaskArray
 from sinotherm.core.scan import FrameImage
@@ -74,6 +75,8 @@ class EchoMeasurement:
         bool (slice, y, x): tissue that is not heated.
     heated
         bool (slice, y, x): region that may be heated, for the referenceless modes.
+    follows
+        Whether its frames follow directly on the baseline's.
     """
 
     def __init__(
@@ -85,12 +88,13 @@ class EchoMeasurement:
         level: float,
         cold: MaskArray,
         heated: MaskArray | None,
+        follows: bool = True,
     ) -> None:
         self.baseline = baseline
         self.magnitude = magnitude(baseline.data)
         self._settings = settings
         self._scale = degc_per_radian
-        self._unwrapper = TemporalUnwrapper()
+        self._unwrapper = TemporalUnwrapper(known=follows and heated is None)
         self._chosen = 0
         self._backgrounds: list[Background] = []
         self._trusted = self.magnitude > level
@@ -100,11 +104,14 @@ class EchoMeasurement:
             order = settings.background_order
             self._backgrounds = [Background(plane, harmonic=harmonic, order=order) for plane in heated]
             self._trusted = self._trusted & heated
+            # Where the background was fitted on, the rim of the region differs from it by its own heat alone.
+            self._rim = heated & ~binary_erosion(heated, np.ones((1, 3, 3), bool), iterations=2)
         self.set_cold_mask(cold, one_sided=settings.cold_mask == "auto")
 
     def set_cold_mask(self, cold: MaskArray, *, one_sided: bool) -> None:
         """Fit the drift in another mask from now on."""
         settings = self._settings
+        self._anchors = self._rim if self._backgrounds else cold
         self._drift = [
             DriftEstimator(
                 magnitude=plane,
@@ -147,8 +154,20 @@ class EchoMeasurement:
             products.append(product)
         self.baseline = replace(self.baseline, phase_sd_rad=temporal_phase_sd(products, self._trusted))
 
-    def read(self, image: FrameImage) -> Reading:
-        """Return the temperature change of a frame."""
+    def lose(self) -> None:
+        """Frames are missing between the last one and the next: what it shows may be a turn away."""
+        self._unwrapper.lose()
+
+    def read(self, image: FrameImage, *, usable: bool = True) -> Reading:
+        """Return the temperature change of a frame.
+
+        Parameters
+        ----------
+        image
+            The frame.
+        usable
+            Whether later frames may go on from this one; one that has moved is measured and forgotten.
+        """
         data = image.data
         if not np.isfinite(data).all():
             # What is not a number is no signal.
@@ -159,9 +178,12 @@ class EchoMeasurement:
         size = magnitude(data)
         sigma = self._sigma(image, size, n_effective)
         # Noise alone makes a phase jump that is more uncertain than this.
-        certain = ~(sigma > _CERTAIN_RAD * abs(self._scale))
-        phase, wrapped = self._unwrapper.update(product, self._trusted & (size > self._level) & certain)
+        certain = sigma <= _CERTAIN_RAD * abs(self._scale)
+        trusted = self._trusted & (size > self._level) & certain
+        phase, wrapped = self._unwrapper.update(product, trusted, self._anchors)
         field, no_drift, fits, problems = self._drift_field(product, phase)
+        if not usable or no_drift.any():
+            self._unwrapper.withdraw()
         unfiltered = change = phase * scale - field
         if self._settings.neighbours > 1:
             # The branch of every voxel is known: only its angle is replaced by the neighbourhood's.

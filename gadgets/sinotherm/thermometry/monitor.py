@@ -40,6 +40,11 @@ _LIVE: Final = (
     "dose_on_new_baseline",
 )
 """Settings that `SliceMonitor.configure` changes during a scan."""
+_NO_NOISE: Final = "the images state none and fewer than two baseline frames show it; set baseline_frames"
+_COLD_DEGC: Final = 1.0
+"""Change up to which tissue is taken for unheated when a baseline is renewed."""
+_HEATED_SHARE: Final = 0.002
+"""Of the voxels with a reading, and ten at least: fewer that stand out are noise."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,6 +80,12 @@ class _Service:
     def first(self) -> EchoMeasurement:
         """The measurement of the first echo."""
         return next(iter(self.echoes.values()))
+
+
+def _heated_voxels(change: FloatArray, sigma: FloatArray) -> int:
+    """Return how many voxels are warmer than the baseline beyond doubt; 0 where they are no more than noise makes."""
+    found = int((change > _COLD_DEGC + 3.0 * sigma).sum())
+    return found if found >= max(10.0, _HEATED_SHARE * float(np.isfinite(change).sum())) else 0
 
 
 class SliceMonitor:
@@ -114,6 +125,8 @@ class SliceMonitor:
         self._stale = StaleWatch(settings.stale_intervals)
         self._regions: dict[str, RegionStatistics] = {}
         self._dose: DoseIntegrator | None = None
+        self._late = False
+        self._n_heated = 0
         larmor = settings.larmor_hz if settings.larmor_hz is not None else scan.larmor_hz
         if larmor is None:
             raise HeaderError("the header states no H1resonanceFrequency_Hz: give thermometry.larmor_hz.")
@@ -135,8 +148,19 @@ class SliceMonitor:
 
     # --- changes during the scan ----------------------------------------------------------------
 
-    def renew_baseline(self) -> None:
-        """Take a new baseline from the next frames; the old one serves until it is complete."""
+    def renew_baseline(self, *, force: bool = False) -> None:
+        """Take a new baseline from the next frames; the old one serves until it is complete.
+
+        Raises
+        ------
+        BaselineError
+            The last map shows heated tissue, which a new baseline would show as unheated; ``force`` takes it.
+        """
+        if self._n_heated and not force:
+            raise BaselineError(
+                f"{self._n_heated} voxels are more than {_COLD_DEGC:g} degC warmer than the baseline, beyond their "
+                "uncertainty: a new one would show them as unheated. Wait until they have cooled, or force it."
+            )
         self._builders = {}
         self._renewing = True
 
@@ -214,10 +238,11 @@ class SliceMonitor:
             raise BaselineError(f"the stored baseline has no echo {missing[0]}: store one of this protocol.")
         for other in images:
             check_fingerprint(self._stored[other.echo].fingerprint, fingerprint_of(other, self._scan))
-        return self._start(self._serve({other.echo: self._stored[other.echo] for other in images}), image)
+        stored = {other.echo: self._stored[other.echo] for other in images}
+        return self._start(self._serve(stored, follows=False), image, follows=False)
 
-    def _serve(self, baselines: Mapping[int, Baseline]) -> _Service:
-        """Make ready to measure against baselines."""
+    def _serve(self, baselines: Mapping[int, Baseline], *, follows: bool = True) -> _Service:
+        """Make ready to measure against baselines, which the frames follow directly or do not."""
         settings, pixel = self._settings, self._scan.pixel_m
         echo, first = next(iter(baselines.items()))
         size = magnitude(first.data)
@@ -244,6 +269,7 @@ class SliceMonitor:
                     level=level,
                     cold=cold,
                     heated=heated,
+                    follows=follows,
                 )
                 for echo, baseline in baselines.items()
             },
@@ -255,14 +281,15 @@ class SliceMonitor:
             motion=[MotionWatch(plane) for plane in size],
         )
 
-    def _start(self, service: _Service, image: FrameImage) -> _Service:
-        """Put a service into use, with the dose kept or begun anew."""
+    def _start(self, service: _Service, image: FrameImage, *, follows: bool = True) -> _Service:
+        """Put a service into use, with the dose kept or begun anew; ``follows``: nothing lies before its frames."""
         self._regions = self._drawn(self._settings, service)
         if self._service is not None and self._settings.dose_on_new_baseline == "reset":
             self._dose = None
             self._regions = self._drawn(self._settings, service, anew=True)
         self._service = service
         self.generation += 1
+        self._late = not follows
         self._begin_dose(self._time(image))
         baseline = service.first.baseline
         logger.info(
@@ -333,26 +360,35 @@ class SliceMonitor:
         return image.received_s
 
     def _begin_dose(self, time_s: float) -> None:
-        """Begin the doses that are not being integrated yet, from body temperature."""
+        """Begin the doses that are not being integrated yet, from body temperature; late ones are lower bounds."""
         body, service = self._settings.body_temperature_degc, self._service
         if body is None or service is None:
             return
         if not math.isfinite(time_s):
             logger.warning("no dose: frames carry no time; give thermometry.frame_interval_s")
             return
-        gap = self._settings.dose_gap_frames
         if self._dose is None:
-            self._dose = DoseIntegrator(np.full(service.body.shape, body), time_s, max_gap_frames=gap)
+            self._dose = DoseIntegrator(
+                np.full(service.body.shape, body),
+                time_s,
+                max_gap_frames=self._settings.dose_gap_frames,
+                lower_bound=self._late,
+            )
         for region in self._regions.values():
             if not region.has_dose:
-                region.reset_dose(body, time_s, max_gap_frames=gap)
+                region.begin_dose(body, time_s, self._dose)
+
+    @property
+    def _longest_s(self) -> float:
+        """Longest interval over which dose is added, s."""
+        return (self._settings.dose_gap_frames + 1.5) * self._stale.expected_s
 
     def _advance_dose(self, service: _Service, temperature: FloatArray | None, time_s: float) -> FloatArray | None:
-        """Return the dose of every voxel, float32 (slice, y, x), min; NaN outside the body."""
+        """Return the dose of every voxel, float32 (slice, y, x), min; NaN outside the body and without any reading."""
         if temperature is None or self._dose is None:
             return None
-        self._dose.update(temperature, time_s)
-        return np.where(service.body, self._dose.minutes, np.nan).astype(np.float32)
+        self._dose.update(temperature, time_s, longest_s=self._longest_s)
+        return np.where(service.body & self._dose.read, self._dose.minutes, np.nan).astype(np.float32)
 
     # --- one frame ------------------------------------------------------------------------------
 
@@ -397,6 +433,8 @@ class SliceMonitor:
         ordinal = self._seen if ordinal is None else ordinal
         self._seen += 1
         stale = self._stale.frame(self._time(image))
+        if not self._stale.follows:
+            self._lose()
         if self._builders and self._service is None and self._in_window(ordinal) > 0 and not self._renewing:
             # Frames of the window were missing: what came of it must do.
             self._finish(image)
@@ -440,6 +478,7 @@ class SliceMonitor:
     ) -> tuple[TemperatureMap, FrameStatistics]:
         """Return the map and statistics of a frame without a single reading; to the dose it is a gap."""
         nothing = np.full(image.data.shape[1:], np.nan, dtype=np.float32)
+        self._lose()
         absolute, service, time_s = self._settings.body_temperature_degc is not None, self._service, self._time(image)
         rows: list[Mapping[str, MetaValue]] = []
         dose = nothing
@@ -447,7 +486,7 @@ class SliceMonitor:
             blank = np.full(service.body.shape, np.nan, dtype=np.float32)
             kept = self._advance_dose(service, blank if absolute else None, time_s)
             rows = [
-                region.row(blank, blank, absolute=absolute, dose=kept, time_s=time_s)
+                region.row(blank, blank, absolute=absolute, dose=kept, time_s=time_s, longest_s=self._longest_s)
                 for region in self._regions.values()
             ]
             # A frame that does not fit the baseline may have another shape.
@@ -468,6 +507,12 @@ class SliceMonitor:
             received_s=image.received_s,
             meta=meta,
         ), self._frame_statistics(image, rows, raised, meta)
+
+    def _lose(self) -> None:
+        """Say that a frame is missing or has no map: what heats meanwhile may turn by more than can be followed."""
+        if self._service is not None:
+            for echo in self._service.echoes.values():
+                echo.lose()
 
     def _raised(self, image: FrameImage, seen: Observation, stale: str) -> tuple[str, ...]:
         """Return the alarms of a frame, logged."""
@@ -503,29 +548,34 @@ class SliceMonitor:
         self, service: _Service, images: Sequence[FrameImage], stale: str, notes: Mapping[str, MetaValue]
     ) -> tuple[TemperatureMap, FrameStatistics]:
         settings, image, body = self._settings, images[0], service.body
-        readings = [service.echoes[other.echo].read(other) for other in images]
-        change, unfiltered, sigma = self._combined(images, readings)
-        size = readings[0].magnitude
+        size = magnitude(np.where(np.isfinite(image.data), image.data, np.complex64(0.0)))
         motion = [watch.compare(plane) for watch, plane in zip(service.motion, size, strict=True)]
         moved = self._moved(motion)
+        share = float(np.median(size[body]) / np.median(service.first.magnitude[body]))
+        usable = not moved and share >= settings.alarm_signal
+        readings = [service.echoes[other.echo].read(other, usable=usable) for other in images]
+        change, unfiltered, sigma = self._combined(images, readings)
         wrapped = np.logical_or.reduce([reading.wrapped for reading in readings])
         bits = self._validity(service, readings, sigma, wrapped, bool(moved))
         valid = bits == 0
         change = np.where(valid, change, np.float32(np.nan))
+        self._n_heated = _heated_voxels(change, sigma)
         absolute = settings.body_temperature_degc is not None
         temperature = change + np.float32(settings.body_temperature_degc) if absolute else None
         time_s = self._time(image)
         self._begin_dose(time_s)
+        self._late = True
         dose = self._advance_dose(service, temperature, time_s)
         shown = change if temperature is None else temperature
         rows = [
-            region.row(shown, sigma, absolute=absolute, dose=dose, time_s=time_s) for region in self._regions.values()
+            region.row(shown, sigma, absolute=absolute, dose=dose, time_s=time_s, longest_s=self._longest_s)
+            for region in self._regions.values()
         ]
-        share = float(np.median(size[body]) / np.median(service.first.magnitude[body]))
         seen = Observation(
             regions=rows,
             signal_share=share,
             wrap_share=float(wrapped.sum() / body.sum()),
+            noise_problem="" if np.isfinite(sigma[body]).any() else _NO_NOISE,
             drift_problem="; ".join(text for reading in readings for text in reading.problems),
             motion=moved,
         )
@@ -582,7 +632,8 @@ class SliceMonitor:
         bits = np.where(
             service.dark | ~(readings[0].magnitude > service.level), np.uint16(NoReading.SIGNAL), np.uint16(0)
         )
-        bits |= np.where(sigma > self._settings.max_sigma_degc, np.uint16(NoReading.NOISE), np.uint16(0))
+        # An uncertainty that is not known is none.
+        bits |= np.where(sigma <= self._settings.max_sigma_degc, np.uint16(0), np.uint16(NoReading.NOISE))
         bits |= np.where(wrapped, np.uint16(NoReading.WRAP), np.uint16(0))
         bits |= np.where(service.outside, np.uint16(NoReading.NO_BASELINE), np.uint16(0))
         for reading in readings:
@@ -610,7 +661,7 @@ class SliceMonitor:
         if reading.score is not None:
             meta["baseline_score"] = round(reading.score, 5)
         if self._dose is not None:
-            meta["dose_lower_bound_voxels"] = int(self._dose.lower_bound.sum())
+            meta["dose_lower_bound_voxels"] = int((self._dose.lower_bound & self._dose.read).sum())
         return meta
 
     def _provenance(self, image: FrameImage) -> dict[str, MetaValue]:

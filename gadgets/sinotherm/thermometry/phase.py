@@ -2,17 +2,33 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, MaskArray
 from sinotherm.errors import DataError
 
-__all__ = ["JUMP_LIMIT_RAD", "TemporalUnwrapper", "combine_echoes", "complex_product"]
+__all__ = [
+    "JUMP_LIMIT_RAD",
+    "STEP_LIMIT_RAD",
+    "TemporalUnwrapper",
+    "combine_echoes",
+    "complex_product",
+    "connected_phase",
+]
 
 JUMP_LIMIT_RAD: Final = 0.75 * math.pi
 """Largest change of a voxel's phase between frames (beside the whole image's) whose branch is certain."""
+STEP_LIMIT_RAD: Final = 0.5 * math.pi
+"""Largest difference of neighbours in space whose branch is certain."""
+FEWEST_ANCHORS: Final = 5
+"""Unheated voxels of a patch that tell its branch."""
+
+_MANY_JUMPS: Final = 10
+"""Voxels that jump in one frame, from which on it is no noise: what lies between them may have gone a whole turn."""
+_TURN: Final = np.float32(2.0 * math.pi)
 
 
 def complex_product(image: CoilImages, baseline: CoilImages, *, neighbours: int = 1) -> ComplexArray:
@@ -55,18 +71,20 @@ class TemporalUnwrapper:
     """Follows the phase difference of every voxel through the frames, beyond ±π.
 
     The change of the whole image since the last frame (B0 drift) is taken out first; what then
-    jumps by more than `JUMP_LIMIT_RAD` in a voxel may have gone either way: the voxel is doubtful
-    until its value agrees with its neighbours' again, or until `reset`.
+    jumps by more than `JUMP_LIMIT_RAD` in a voxel may have gone either way: the voxel is doubtful until it
+    joins certain ones again. Where the past is not known (frames are missing, the baseline is of an earlier
+    scan), a step says nothing of the branch, and space must tell it: see `connected_phase`.
+
+    Parameters
+    ----------
+    known
+        Whether the frames follow directly on the baseline's own.
     """
 
-    def __init__(self) -> None:
-        self._phase: np.ndarray[Any, np.dtype[np.float32]] | None = None
-        self._product: ComplexArray | None = None
-        self._doubtful: MaskArray | None = None
-
-    def reset(self) -> None:
-        """Forget the past: the baseline changed."""
-        self._phase = self._product = self._doubtful = None
+    def __init__(self, *, known: bool = True) -> None:
+        self._known = known
+        self._last: _Followed | None = None
+        self._before: _Followed | None = None
 
     def rebase(self, between: ComplexArray) -> None:
         """Go on against another baseline.
@@ -76,12 +94,24 @@ class TemporalUnwrapper:
         between
             complex64 (slice, y, x): complex product of the old baseline with the new one.
         """
-        if self._phase is not None and self._product is not None:
+        if self._last is not None:
             angle = np.angle(between)
-            self._phase = self._phase + angle
-            self._product = self._product * np.exp(1j * angle).astype(np.complex64)
+            self._last = _Followed(
+                phase=self._last.phase + angle,
+                product=self._last.product * np.exp(1j * angle).astype(np.complex64),
+                doubtful=self._last.doubtful,
+            )
 
-    def update(self, product: ComplexArray, trusted: MaskArray) -> tuple[FloatArray, MaskArray]:
+    def lose(self) -> None:
+        """Frames are missing between the last one and the next."""
+        self._known = False
+
+    def withdraw(self) -> None:
+        """Forget the last frame, which turned out to be none to go on from, and go on from the one before it."""
+        self._last = self._before
+        self._known = False
+
+    def update(self, product: ComplexArray, trusted: MaskArray, anchors: MaskArray) -> tuple[FloatArray, MaskArray]:
         """Take the next frame's complex product.
 
         Parameters
@@ -90,6 +120,8 @@ class TemporalUnwrapper:
             complex64 (slice, y, x).
         trusted
             bool (slice, y, x): voxels with enough signal for a phase.
+        anchors
+            bool (slice, y, x): unheated tissue, whose phase changes by the drift alone.
 
         Returns
         -------
@@ -99,34 +131,127 @@ class TemporalUnwrapper:
             bool (slice, y, x): trusted voxels whose branch is not certain.
         """
         wrapped = np.angle(product)
-        turn = np.float32(2.0 * math.pi)
-        if self._phase is None or self._product is None or self._doubtful is None:
+        if self._last is None:
             before: FloatArray = np.zeros_like(wrapped)
             doubtful = np.zeros_like(trusted)
             bulk = np.angle(product[trusted].sum(dtype=np.complex128))
         else:
-            before, doubtful = self._phase, self._doubtful
-            bulk = np.angle(np.vdot(self._product[trusted], product[trusted]))
+            before, doubtful = self._last.phase, self._last.doubtful
+            bulk = np.angle(np.vdot(self._last.product[trusted], product[trusted]))
         expected = before + np.float32(bulk)
         step = wrapped - expected
-        step -= turn * np.rint(step / turn)
+        step -= _TURN * np.rint(step / _TURN)
         # A voxel without signal in this frame keeps its branch: noise would walk it away.
         phase = np.where(trusted, expected + step, expected)
-        doubtful = (doubtful | (np.abs(step) > JUMP_LIMIT_RAD)) & trusted
-        if doubtful.any():
-            doubtful = doubtful & ~self._agrees(phase, trusted & ~doubtful)
-        self._phase, self._product, self._doubtful = phase, product, doubtful
+        jumped = trusted & (np.abs(step) > JUMP_LIMIT_RAD)
+        if not self._known or jumped.sum() >= _MANY_JUMPS:
+            found, certain = connected_phase(wrapped, trusted, trusted & anchors, expected)
+            rest = trusted & ~certain
+            # A patch without anchors that touches no jump (the other leg) is where it was.
+            doubtful = (doubtful & rest) | (_touching(jumped, rest) if self._known else rest)
+            phase = np.where(certain, found, phase)
+        elif (doubtful := (doubtful & trusted) | jumped).any():
+            phase, doubtful = _joined(phase, doubtful, trusted)
+        self._before, self._last = self._last, _Followed(phase=phase, product=product, doubtful=doubtful)
+        self._known = True
         return phase, doubtful
 
-    @staticmethod
-    def _agrees(phase: FloatArray, certain: MaskArray) -> MaskArray:
-        """Return where the phase lies within π/2 of the mean of the certain voxels of the 5 × 5 around it."""
-        from scipy.ndimage import uniform_filter
 
-        share = uniform_filter(certain.astype(np.float32), size=(1, 5, 5), mode="constant")
-        total = uniform_filter(np.where(certain, phase, np.float32(0.0)), size=(1, 5, 5), mode="constant")
-        near = share > 0.2
-        return near & (np.abs(phase * share - total) < 0.5 * math.pi * share)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Followed:
+    """A frame that was followed: float32 phase, complex64 product and bool doubtful voxels, each (slice, y, x)."""
+
+    phase: FloatArray
+    product: ComplexArray
+    doubtful: MaskArray
+
+
+def connected_phase(
+    wrapped: FloatArray, trusted: MaskArray, anchors: MaskArray, expected: FloatArray
+) -> tuple[FloatArray, MaskArray]:
+    """Return the phase unwrapped in space, and where it is certain.
+
+    Voxels belong together where steps of at most `STEP_LIMIT_RAD` lead from one to the other; a patch of
+    them is certain where it holds `FEWEST_ANCHORS` anchors and these tell its branch. A hot spot whose rim is
+    too steep to be followed is a patch without.
+
+    Parameters
+    ----------
+    wrapped
+        float (slice, y, x), rad.
+    trusted, anchors
+        bool (slice, y, x): voxels with a phase; those among them whose phase is near the expected one.
+    expected
+        float (slice, y, x), rad.
+
+    Returns
+    -------
+    phase
+        float32 (slice, y, x), rad; that of voxels that are not certain means nothing.
+    certain
+        bool (slice, y, x).
+
+    References
+    ----------
+    Herráez et al. 2002, 10.1364/AO.41.007437 (sorting by reliability).
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from skimage.restoration import unwrap_phase
+
+    phase = np.zeros(wrapped.shape, dtype=np.float32)
+    certain = np.zeros(wrapped.shape, dtype=bool)
+    for number, (plane, inside, anchor) in enumerate(zip(wrapped, trusted, anchors, strict=True)):
+        if not anchor.any():
+            continue
+        unwrapped = unwrap_phase(np.ma.array(plane, mask=~inside), rng=0).filled(0.0)  # type: ignore[no-untyped-call]
+        places = np.arange(plane.size).reshape(plane.shape)
+        edges = []
+        for first, second in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+            near = inside[first] & inside[second] & (np.abs(unwrapped[first] - unwrapped[second]) <= STEP_LIMIT_RAD)
+            edges.append((places[first][near], places[second][near]))
+        rows, columns = (np.concatenate(ends) for ends in zip(*edges, strict=True))
+        graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(plane.size, plane.size))
+        _, labels = connected_components(graph, directed=False)
+        patches = labels.reshape(plane.shape)
+        held, counts = np.unique(patches[anchor], return_counts=True)
+        for patch in held[counts >= FEWEST_ANCHORS]:
+            own = patches == patch
+            away = np.median((expected[number] - unwrapped)[own & anchor])
+            turns = _TURN * np.rint(away / _TURN)
+            if abs(away - turns) <= JUMP_LIMIT_RAD:
+                phase[number][own] = unwrapped[own] + turns
+                certain[number] |= own
+    return phase, certain & trusted
+
+
+def _touching(jumped: MaskArray, rest: MaskArray) -> MaskArray:
+    """Return the voxels of the rest that lead to a jump, or are one, bool (slice, y, x)."""
+    from scipy.ndimage import binary_dilation, binary_propagation
+
+    window = np.ones((1, 3, 3), bool)
+    return np.asarray(binary_propagation(rest & binary_dilation(jumped, window), window, mask=rest))
+
+
+def _joined(phase: FloatArray, doubtful: MaskArray, trusted: MaskArray) -> tuple[FloatArray, MaskArray]:
+    """Return phases and doubtful voxels after those that join certain ones have taken their branch, float32 and bool.
+
+    A voxel joins where it is within `STEP_LIMIT_RAD` of every certain one of the eight around it.
+    """
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    window, phase, doubtful = (1, 3, 3), phase.copy(), doubtful.copy()
+    while True:
+        certain = trusted & ~doubtful
+        most = maximum_filter(np.where(certain, phase, -np.inf), window, mode="constant", cval=-np.inf)
+        least = minimum_filter(np.where(certain, phase, np.inf), window, mode="constant", cval=np.inf)
+        rim = doubtful & (most >= least)
+        most, least, own = most[rim], least[rim], phase[rim]
+        branch = own - _TURN * np.rint((own - 0.5 * (most + least)) / _TURN)
+        joins = np.maximum(most - branch, branch - least) <= STEP_LIMIT_RAD
+        if not joins.any():
+            return phase, doubtful
+        phase[rim], doubtful[rim] = np.where(joins, branch, own), ~joins
 
 
 def combine_echoes(

@@ -39,12 +39,30 @@ class RegionStatistics:
         """Whether the dose of its curves is being integrated."""
         return self._dose is not None
 
-    def reset_dose(self, body_temperature_degc: float, time_s: float, *, max_gap_frames: int) -> None:
-        """Start the dose of the T50 and T90 curves at zero, from body temperature."""
-        self._dose = DoseIntegrator(np.full(2, body_temperature_degc), time_s, max_gap_frames=max_gap_frames)
+    def begin_dose(self, body_temperature_degc: float, time_s: float, voxels: DoseIntegrator) -> None:
+        """Start the dose of the T50 and T90 curves, from body temperature.
+
+        A region that is drawn when there is dose already takes the median and the 10th percentile of its voxels'.
+        """
+        doses = voxels.minutes[self.mask & voxels.read]
+        start = np.percentile(doses, (50.0, 10.0)) if len(doses) else np.zeros(2)
+        self._dose = DoseIntegrator(
+            np.full(2, body_temperature_degc),
+            time_s,
+            max_gap_frames=voxels.max_gap_frames,
+            minutes=start,
+            lower_bound=bool(voxels.lower_bound[self.mask].any()),
+        )
 
     def row(
-        self, values: FloatArray, sigma: FloatArray, *, absolute: bool, dose: FloatArray | None, time_s: float
+        self,
+        values: FloatArray,
+        sigma: FloatArray,
+        *,
+        absolute: bool,
+        dose: FloatArray | None,
+        time_s: float,
+        longest_s: float = math.inf,
     ) -> Mapping[str, MetaValue]:
         """Return the statistics of a frame; figures without a valid voxel are left out.
 
@@ -56,8 +74,8 @@ class RegionStatistics:
             float32 (slice, y, x), °C: σ_T.
         dose
             float (slice, y, x), min: CEM43 of every voxel, or ``None``.
-        time_s
-            Time of the frame, s.
+        time_s, longest_s
+            Time of the frame, s, and longest interval over which dose is added.
         """
         inside = values[self.mask]
         valid = np.isfinite(inside)
@@ -89,7 +107,7 @@ class RegionStatistics:
                     if math.isfinite(self._voxel_ml):
                         row[f"volume_above_{limit}_ml"] = above * self._voxel_ml
         if self._dose is not None:
-            self._dose.update(curve, time_s)
+            self._dose.update(curve, time_s, longest_s=longest_s)
             row["cem43_t50_min"], row["cem43_t90_min"] = (float(value) for value in self._dose.minutes)
             row["cem43_lower_bound"] = bool(self._dose.lower_bound.any())
         if dose is not None:
