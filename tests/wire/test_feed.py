@@ -204,6 +204,10 @@ def test_commands_are_answered(endpoint: str, commands: list[Any]) -> None:
         (b'{"schema": 1, "command": "set", "key": "wrong"}', "the key is wrong"),
         (b'{"schema": 1, "command": 3, "key": "secret"}', "a command has a name"),
         (b'{"schema": 1, "command": "a", "arguments": [], "key": "secret"}', "a command has a name"),
+        (
+            b'{"schema": 1, "command": "a", "key": "secret", "arguments": {"text": ' + b"[" * 900 + b"]" * 900 + b"}}",
+            "on more than 8 levels",
+        ),
     ],
 )
 def test_bad_commands_are_refused(endpoint: str, commands: list[Any], raw: bytes, match: str) -> None:
@@ -224,6 +228,26 @@ def test_a_command_in_parts_does_not_end_the_scan(endpoint: str, commands: list[
         sock.send_multipart([b'{"schema": 1,', b'"command": "x", "key": "wrong"}'])
         assert sock.poll(5000)
         assert "the key is wrong" in json.loads(sock.recv())["error"]
+    assert commands == []
+
+
+def test_a_flood_of_requests_does_not_keep_the_chain_from_its_frames(endpoint: str) -> None:
+    with CommandServer(endpoint) as server, zmq.Context.instance().socket(zmq.DEALER) as flood:
+        flood.linger = 0
+        flood.connect(endpoint)
+        for _ in range(20):
+            flood.send_multipart([b"", b'{"schema": 1, "command": "status"}'])
+        until(lambda: server._sock.poll(0))
+        polls = [server.poll(lambda *_: time.sleep(0.02)) for _ in range(20)]
+        assert polls == [1] * 20
+        assert server.poll(lambda *_: None) == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.float32("inf"), [1.0, np.float64("nan")]])
+def test_a_number_that_json_cannot_say_is_not_sent_as_none(endpoint: str, commands: list[Any], value: Any) -> None:
+    """To the alarms none at all means off."""
+    with CommandClient(endpoint, key="secret") as client, pytest.raises(SettingsError, match="not finite"):
+        client.request("thresholds", temperature_degc=value)
     assert commands == []
 
 

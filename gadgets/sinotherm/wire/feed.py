@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -48,6 +49,8 @@ COMMAND_ENDPOINT: Final = "tcp://127.0.0.1:5561"
 _WAITING_PARTS: Final = 48
 _POLL_S: Final = 0.05
 _COMMAND_BYTES: Final = 1 << 16
+_COMMAND_LEVELS: Final = 8
+_ANSWER_S: Final = 5e-3
 _HEADER_BYTES: Final = 1 << 20
 
 
@@ -279,6 +282,14 @@ class Subscriber(_Socket):
         return FeedMessage(topic=parts[0].decode("utf-8", "replace"), header=header, array=array)
 
 
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Return whether lists and objects stand in each other on more levels than these."""
+    if not isinstance(value, (dict, list)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(part, levels - 1) for part in parts)
+
+
 def _checked_key(endpoint: str, key: str) -> bytes:
     if not (key or is_loopback(endpoint)):
         raise SettingsError(f"commands on {endpoint} can be sent by everybody who reaches it: give a key.")
@@ -313,14 +324,17 @@ class CommandServer(_Socket):
     def poll(self, handle: Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None]) -> int:
         """Answer what waits, without waiting, and return how many requests that were.
 
+        After a few milliseconds the rest is left to the next call: a flood of requests must not keep the
+        chain from its frames. Peers take turns.
+
         Parameters
         ----------
         handle
             Called with command and arguments; returns the result, or raises an error of ours, which is
             the answer then.
         """
-        answered = 0
-        while self._sock.poll(0):
+        answered, until = 0, time.monotonic() + _ANSWER_S
+        while (not answered or time.monotonic() < until) and self._sock.poll(0):
             try:
                 answer = {
                     "ok": True,
@@ -343,6 +357,11 @@ class CommandServer(_Socket):
             raise ProtocolError(f"the command is not JSON ({error}).") from None
         if not isinstance(request, dict) or request.get("schema") != SCHEMA:
             raise ProtocolError(f"the command is not a JSON object of schema {SCHEMA}.")
+        if _is_deeper(request, _COMMAND_LEVELS):
+            raise ProtocolError(
+                f"lists and objects of the command stand in each other on more than {_COMMAND_LEVELS} levels: "
+                "send plain values."
+            )
         if not hmac.compare_digest(str(request.get("key", "")).encode(), self._key):
             raise ProtocolError("the key is wrong: the command is refused.")
         name, arguments = request.get("command"), request.get("arguments", {})
@@ -371,13 +390,19 @@ class CommandClient(_Socket):
 
         Raises
         ------
+        SettingsError
+            An argument is not finite; JSON has no word for it, and none at all would switch an alarm off.
         PeerError
             The scan refuses it, with the reason.
         PeerGoneError
             No answer came in time.
         """
-        request = {"schema": SCHEMA, "command": command, "arguments": plain(arguments), "key": self._key}
-        self._sock.send(json.dumps(request).encode())
+        request = {"schema": SCHEMA, "command": command, "arguments": arguments, "key": self._key}
+        try:
+            raw = json.dumps(request, allow_nan=False, default=np.generic.item).encode()
+        except ValueError:
+            raise SettingsError(f"{command}: {arguments} holds a number that is not finite; give a number.") from None
+        self._sock.send(raw)
         if not self._sock.poll(round(1e3 * self._within_s)):
             raise PeerGoneError(
                 f"no answer from {self._endpoint} within {self._within_s:g} s: is a scan running that takes commands?"
