@@ -16,6 +16,8 @@ class Settings(StageSettings):
     plain: int = Field(default=1)
     parts: Literal[1, 2, 4] = setting(1, "One of some numbers.")
     needed: int | None = setting(None, "Without a default value of its own.")
+    limit: float | None = setting(None, "A limit without bounds.")
+    times: tuple[float, ...] = setting((), "Times.")
 
 
 def test_text_becomes_values():
@@ -40,6 +42,9 @@ def test_settings_are_frozen():
         ({"mode": "on"}, r"stage\.mode = 'on': .*'auto' or 'off'"),
         ({"parts": "3"}, r"stage\.parts = '3': .*1, 2 or 4"),
         ({"order": "1,x"}, r"stage\.order = 'x'"),
+        ({"limit": "nan"}, r"stage\.limit = 'nan': .*finite"),
+        ({"limit": float("-inf")}, r"stage\.limit = -inf: .*finite"),
+        ({"times": "1,inf"}, r"stage\.times = 'inf': .*finite"),
         ({"spokes": "0", "width": "7"}, r"stage\.spokes.*; stage\.width"),
     ],
 )

@@ -22,6 +22,7 @@ def test_settings_come_as_text() -> None:
         ({"cold_mask": "fat"}, "needs thermometry.fat"),
         ({"baseline_mode": "harmonic"}, "needs thermometry.heated"),
         ({"drift_order": "3"}, "drift_order"),
+        ({"alarm_temperature_degc": "nan"}, "finite"),
         ({"unknown": "1"}, "unknown setting thermometry.unknown"),
     ],
 )

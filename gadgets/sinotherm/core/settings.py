@@ -41,9 +41,10 @@ def setting(default: Any, sentence: str, *, unit: str = "", local: str = "", **b
 
 
 class StageSettings(BaseModel):
-    """Base of the settings of a stage: frozen, and unknown names are errors."""
+    """Base of the settings of a stage: frozen, finite, and unknown names are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+    # NaN is in no order: as a limit it is never exceeded, and as a bound it bounds nothing.
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
