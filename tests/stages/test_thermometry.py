@@ -256,6 +256,38 @@ def test_commands_are_answered_between_frames(tmp_path) -> None:
     assert [("refused" in record) for record in records] == [False, True]
 
 
+def test_a_baseline_commanded_before_the_first_image_is_taken_of_every_slice(tmp_path) -> None:
+    endpoint = f"ipc://{tmp_path}/commands"
+
+    def operator() -> None:
+        with CommandClient(endpoint) as client:
+            client.request("set_baseline", frames=3)
+
+    def images() -> Iterator[object]:
+        commander = threading.Thread(target=operator)
+        commander.start()
+        while commander.is_alive():
+            yield "heartbeat"
+            commander.join(0.01)
+        for number in range(5):
+            yield from (_image(number, slice_=slice_) for slice_ in (0, 1))
+
+    found = list(stage(images(), SCAN, _settings(commands=endpoint, baseline_rule="on_command")))
+    maps = [item for item in found if isinstance(item, TemperatureMap)]
+    assert [np.isfinite(one.change_degc).any() for one in maps] == [False] * 6 + [True] * 4
+    assert all(one.meta["baseline_frames"] == (0, 1, 2) for one in maps[6:])
+
+
+def test_alarms_that_need_the_body_temperature_are_said_without_it(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    limits = {"alarm_dose_min": "10", "log": str(tmp_path)}
+    with caplog.at_level(logging.WARNING):
+        list(stage(iter([_image(0)]), SCAN, _settings(**limits, body_temperature_degc="37")))
+        assert not caplog.records
+        list(stage(iter([_image(0)]), SCAN, _settings(**limits)))
+    assert "no alarm by thermometry.alarm_dose_min" in caplog.text
+    assert [line["alarm"] for line in _log(tmp_path) if line["record"] == "alarm"] == [caplog.records[0].message]
+
+
 def test_commands_that_cannot_be_taken(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     endpoint = f"ipc://{tmp_path}/commands"
     with socket.socket() as holder, caplog.at_level(logging.WARNING):

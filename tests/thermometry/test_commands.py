@@ -2,9 +2,13 @@ from typing import Any
 
 import pytest
 
+from sinotherm.core.scan import EncodingSpace, ScanHeader
 from sinotherm.errors import SettingsError
 from sinotherm.thermometry.commands import COMMANDS, CommandBook
 from sinotherm.thermometry.settings import ThermometrySettings
+
+SPACE = EncodingSpace(matrix=(48, 32, 1), fov_m=(0.24, 0.16, 0.005))
+SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial")
 
 
 class Monitor:
@@ -36,7 +40,7 @@ def log() -> list[tuple[str, Any]]:
 @pytest.fixture
 def book(monitor: Monitor, log: list[tuple[str, Any]]) -> CommandBook:
     monitors: Any = {(0, "fbp"): monitor}
-    return CommandBook(ThermometrySettings(), monitors, lambda record, facts: log.append((record, facts)))
+    return CommandBook(SCAN, ThermometrySettings(), monitors, lambda record, facts: log.append((record, facts)))
 
 
 def test_baseline(book: CommandBook, monitor: Monitor) -> None:
@@ -51,6 +55,58 @@ def test_body_temperature_and_thresholds(book: CommandBook) -> None:
     assert book.settings.body_temperature_degc == 36.6
     answer = book.handle("thresholds", {"temperature_degc": 44.0, "wrap": 0.1})
     assert answer == {"temperature_degc": 44.0, "dose_min": None, "signal": 0.5, "wrap": 0.1}
+
+
+def test_thresholds_that_no_alarm_can_reach_are_answered_with_a_warning(book: CommandBook) -> None:
+    assert "body_temperature_degc is not set" in str(book.handle("thresholds", {"temperature_degc": 44.0})["warning"])
+    assert "warning" not in book.handle("thresholds", {"temperature_degc": None})
+
+
+@pytest.fixture
+def early() -> CommandBook:
+    """Before the first image: no stream is there yet."""
+    return CommandBook(SCAN, ThermometrySettings(regions="cold=file:mask.npy"), {}, lambda record, facts: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("region", {"name": "a", "shape": "foo"}, "region 'foo'"),
+        ("region", {"name": "a", "shape": "circle:10,40,3"}, r"no voxel of the image .* = \(1, 32, 48\)"),
+        ("region", {"name": "b=foo;a", "shape": "circle:10,10,3"}, "region 'foo'"),
+        ("cold_mask", {"shape": "circle:9999,9999,3"}, "no voxel"),
+    ],
+)
+def test_what_the_images_cannot_hold_is_refused_before_the_first(
+    early: CommandBook, name: str, arguments: dict[str, str], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        early.handle(name, arguments)
+    assert early.settings.regions == "cold=file:mask.npy"
+    assert early.settings.cold_mask == "auto"
+    # The user's own file is looked at with the first image.
+    assert early.handle("region", {"name": "a", "shape": "circle:40,10,3"})["regions"].keys() == {"cold", "a"}
+
+
+def test_a_baseline_commanded_before_the_first_image_holds_for_every_stream(early: CommandBook) -> None:
+    assert not early.owes_baseline((9, "fbp"), 0)
+    early = CommandBook(SCAN, ThermometrySettings(baseline_skip=1), {}, lambda record, facts: None)
+    early.handle("set_baseline", {"frames": 2})
+    owed = [[early.owes_baseline((slice_, "fbp"), frame) for slice_ in range(3)] for frame in range(4)]
+    assert owed == [[False] * 3, [True] * 3, [False] * 3, [False] * 3]
+    # Images that were held back for the network come late, and are of the same frames.
+    assert [early.owes_baseline((0, "pdunet"), frame) for frame in range(4)] == [False, True, False, False]
+
+
+def test_a_stream_that_comes_too_late_owes_no_baseline(monitor: Monitor) -> None:
+    monitors: Any = {(0, "fbp"): monitor}
+    book = CommandBook(SCAN, ThermometrySettings(), monitors, lambda record, facts: None)
+    assert not any(book.owes_baseline((0, "fbp"), frame) for frame in range(10))
+    book.handle("set_baseline", {"frames": 3})
+    assert [book.owes_baseline((0, "fbp"), frame) for frame in range(10, 20)] == [False] * 10
+    assert book.owes_baseline((0, "tcr"), 12)
+    assert not book.owes_baseline((0, "cg_sense"), 13)
+    assert not book.owes_baseline((1, "fbp"), 0)
 
 
 def test_regions_and_cold_mask(book: CommandBook) -> None:
@@ -112,7 +168,7 @@ def test_commands_open_no_files(
 
 def test_commands_keep_the_files_that_the_user_named(monitor: Monitor) -> None:
     settings = ThermometrySettings(regions="rectum=file:mask.npy", log="folder", cold_mask="file:cold.npy")
-    book = CommandBook(settings, {(0, "fbp"): monitor}, lambda record, facts: None)  # type: ignore[dict-item]
+    book = CommandBook(SCAN, settings, {(0, "fbp"): monitor}, lambda record, facts: None)  # type: ignore[dict-item]
     book.handle("region", {"name": "tumour", "shape": "circle:1,2,3"})
     assert book.settings.regions == "rectum=file:mask.npy;tumour=circle:1,2,3"
     assert book.settings.log == "folder"

@@ -29,3 +29,21 @@ def test_settings_come_as_text() -> None:
 def test_what_cannot_be_is_refused(values: dict[str, str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         ThermometrySettings.parse("thermometry", values)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({}, ""),
+        ({"alarm_temperature_degc": 43.0, "alarm_dose_min": 10.0, "body_temperature_degc": 37.0}, ""),
+        ({"alarm_temperature_degc": 43.0}, "alarm_temperature_degc while"),
+        (
+            {"alarm_dose_min": 10.0, "alarm_temperature_degc": 43.0},
+            "alarm_temperature_degc and thermometry.alarm_dose_min",
+        ),
+    ],
+)
+def test_alarms_that_can_never_be_raised_are_named(values: dict[str, float], named: str) -> None:
+    silent = ThermometrySettings.parse("thermometry", values).silent_alarms
+    assert named in silent
+    assert bool(silent) == bool(named)

@@ -81,7 +81,7 @@ class _Session:
             self._log = open_things.enter_context(AuditLog(Path(settings.log), keep_maps=settings.log_maps))
         self._watchdog = open_things.enter_context(Watchdog(self._stale))
         self._server = _command_server(settings, open_things) if settings.commands else None
-        self._book = CommandBook(settings, self._monitors, self._record)
+        self._book = CommandBook(scan, settings, self._monitors, self._record)
         facts = {
             "version": __version__,
             "measurement_id": scan.measurement_id,
@@ -91,6 +91,9 @@ class _Session:
             "settings": settings.model_dump(),
         }
         self._record("scan", facts)
+        if settings.silent_alarms:
+            logger.warning("%s", settings.silent_alarms)
+            self._record("alarm", {"alarm": settings.silent_alarms})
 
     def _record(self, record: str, facts: Mapping[str, Any]) -> None:
         if self._log is not None:
@@ -143,6 +146,8 @@ class _Session:
                 )
             self._monitors[stream] = SliceMonitor(self._scan, self._book.settings, stored=self._stored_for(stream))
         monitor = self._monitors[stream]
+        if self._book.owes_baseline(stream, self._ordinal(images[0])):
+            monitor.renew_baseline()
         generation = monitor.generation
         events = self._book.take_events()
         notes = self._notes | ({"events": events} if events else {})

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from sinotherm.core.scan import ScanHeader
 from sinotherm.errors import SettingsError
 from sinotherm.thermometry.monitor import SliceMonitor
-from sinotherm.thermometry.regions import named_regions
+from sinotherm.thermometry.regions import named_regions, region_mask
 from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = ["COMMANDS", "CommandBook"]
@@ -30,6 +31,8 @@ class CommandBook:
 
     Parameters
     ----------
+    scan
+        The scan's header.
     settings
         The stage's settings; ``settings`` always holds the present ones.
     monitors
@@ -40,20 +43,45 @@ class CommandBook:
 
     def __init__(
         self,
+        scan: ScanHeader,
         settings: ThermometrySettings,
         monitors: Mapping[tuple[int, str], SliceMonitor],
         log: Callable[[str, Mapping[str, Any]], None],
     ) -> None:
+        self._scan = scan
         self.settings = settings
         self._monitors = monitors
         self._log = log
         self._events: list[str] = []
+        self._frames = 0
+        self._begun: dict[int, int] = {}
+        self._renewal = range(0)
+        self._renewed: set[tuple[int, str]] = set()
 
     def take_events(self) -> tuple[str, ...]:
         """Return what was commanded since the last call, for the next image's meta."""
         events = tuple(self._events)
         self._events = []
         return events
+
+    def owes_baseline(self, stream: tuple[int, str], ordinal: int) -> bool:
+        """Return whether a stream that was not there when a new baseline was commanded begins it with this frame.
+
+        It begins with one of the frames of which the others make theirs, never later: those may be heated.
+
+        Parameters
+        ----------
+        stream
+            Slice and reconstruction, of which every frame must be told.
+        ordinal
+            Which frame of its slice it is, from 0; a slice that is seen late begins where the others are.
+        """
+        frame = ordinal + self._begun.setdefault(stream[0], max(self._frames - 1, 0))
+        self._frames = max(self._frames, frame + 1)
+        if frame not in self._renewal or stream in self._renewed:
+            return False
+        self._renewed.add(stream)
+        return True
 
     def handle(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Carry out a command and return its answer.
@@ -90,6 +118,9 @@ class CommandBook:
                 self._change({changes[key]: value for key, value in arguments.items()})
                 for monitor in self._monitors.values():
                     monitor.renew_baseline()
+                begin = self._frames or self.settings.baseline_skip
+                self._renewal = range(begin, begin + self.settings.baseline_frames)
+                self._renewed = set(self._monitors)
                 return {"frames": self.settings.baseline_frames, "dose": self.settings.dose_on_new_baseline}
             case "body_temperature":
                 self._change({"body_temperature_degc": _needed(name, arguments, "degc")})
@@ -109,7 +140,9 @@ class CommandBook:
                 return {"shape": self.settings.cold_mask}
             case "thresholds":
                 self._change({f"alarm_{key}": value for key, value in arguments.items()})
-                return {key: getattr(self.settings, f"alarm_{key}") for key in known}
+                limits = {key: getattr(self.settings, f"alarm_{key}") for key in known}
+                silent = self.settings.silent_alarms
+                return limits | ({"warning": silent} if silent else {})
             case "mark":
                 return {"text": str(_needed(name, arguments, "text"))}
             case _:
@@ -118,6 +151,12 @@ class CommandBook:
     def _change(self, changes: Mapping[str, Any]) -> None:
         """Check the changed settings, try them on every monitor, and keep them."""
         settings = ThermometrySettings.parse("thermometry", {**self.settings.model_dump(), **changes})
+        if not self._monitors:
+            # No image has been seen: what is drawn must fit those that the header announces.
+            columns, rows, planes = self._scan.recon.matrix
+            shape = (planes if self._scan.n_partitions > 1 else 1, rows, columns)
+            for text in set(settings.drawings).difference(self.settings.drawings):
+                region_mask(text, shape, self._scan.pixel_m)
         for monitor in self._monitors.values():
             monitor.configure(settings)
         self.settings = settings

@@ -119,6 +119,8 @@ class SliceMonitor:
         self._stored = stored
         self._builders: dict[int, BaselineBuilder] = {}
         self._renewing = False
+        self._notice = ""
+        self._shape: tuple[int, int, int] | None = None
         self._seen = 0
         self._service: _Service | None = None
         self.generation = 0
@@ -182,6 +184,8 @@ class SliceMonitor:
                 for echo in service.echoes.values():
                     echo.set_cold_mask(cold, one_sided=new.cold_mask == "auto")
             self._regions = regions
+        else:
+            self._try_drawings(new)
         self._settings = new
 
     # --- baseline -------------------------------------------------------------------------------
@@ -456,11 +460,13 @@ class SliceMonitor:
 
     def _check_drawings(self, image: FrameImage) -> None:
         """Refuse a region that cannot be drawn at the first frame, not when the baseline is complete."""
-        settings, shape = self._settings, (image.data.shape[1], image.data.shape[2], image.data.shape[3])
-        masks = [settings.cold_mask, settings.fat, settings.heated if settings.referenceless else ""]
-        for text in (*named_regions(settings.regions).values(), *masks):
-            if text not in ("", "auto", "fat"):
-                region_mask(text, shape, self._scan.pixel_m)
+        self._shape = (image.data.shape[1], image.data.shape[2], image.data.shape[3])
+        self._try_drawings(self._settings)
+
+    def _try_drawings(self, settings: ThermometrySettings) -> None:
+        if self._shape is not None:
+            for text in settings.drawings:
+                region_mask(text, self._shape, self._scan.pixel_m)
 
     def _misfit(self, service: _Service, images: Sequence[FrameImage]) -> str:
         """Return why the baseline does not fit these images (f0 changed in mid-scan …), or an empty text."""

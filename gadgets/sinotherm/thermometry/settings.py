@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from sinotherm.core.physics import PRF_COEFFICIENT
 from sinotherm.core.settings import EVERY_VALUE, StageSettings, setting
-from sinotherm.thermometry.regions import NAMES_A_FILE
+from sinotherm.thermometry.regions import NAMES_A_FILE, named_regions
 
 __all__ = ["ThermometrySettings"]
 
@@ -143,3 +143,21 @@ class ThermometrySettings(StageSettings):
     def referenceless(self) -> bool:
         """Whether frames are compared with their own surroundings."""
         return self.baseline_mode in ("polynomial", "harmonic")
+
+    @property
+    def drawings(self) -> tuple[str, ...]:
+        """The region texts that are drawn on the images; a `SettingsError` where ``regions`` cannot be read."""
+        masks = (self.cold_mask, self.fat, self.heated if self.referenceless else "")
+        return (*named_regions(self.regions).values(), *(text for text in masks if text not in ("", "auto", "fat")))
+
+    @property
+    def silent_alarms(self) -> str:
+        """Which alarms are set and can never be raised, and why; empty where there is none."""
+        limits = [name for name in ("alarm_temperature_degc", "alarm_dose_min") if getattr(self, name) is not None]
+        if not limits or self.body_temperature_degc is not None:
+            return ""
+        names = " and ".join(f"thermometry.{name}" for name in limits)
+        return (
+            f"no alarm by {names} while thermometry.body_temperature_degc is not set: without it there is only the "
+            "change of temperature, and no dose; set it, or command body_temperature"
+        )
