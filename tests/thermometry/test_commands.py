@@ -15,7 +15,7 @@ class Monitor:
     """Stands in for a slice's monitor."""
 
     def __init__(self) -> None:
-        self.renewed = 0
+        self.renewed = self.n_heated = 0
         self.settings: list[ThermometrySettings] = []
 
     def renew_baseline(self) -> None:
@@ -48,6 +48,16 @@ def test_baseline(book: CommandBook, monitor: Monitor) -> None:
     assert book.handle("set_baseline", {"frames": 8, "dose": "reset"}) == {"frames": 8, "dose": "reset"}
     assert monitor.renewed == 2
     assert monitor.settings[-1].baseline_frames == 8
+
+
+def test_a_baseline_of_heated_tissue_is_refused_unless_forced(book: CommandBook, monitor: Monitor) -> None:
+    monitor.n_heated = 200
+    for arguments in ({}, {"force": False}, {"force": "yes"}):
+        with pytest.raises(SettingsError, match="200 voxels are more than 1 degC warmer"):
+            book.handle("set_baseline", arguments | {"frames": 8})
+    assert (monitor.renewed, book.settings.baseline_frames) == (0, 5)
+    assert book.handle("set_baseline", {"frames": 8, "force": True})["frames"] == 8
+    assert monitor.renewed == 1
 
 
 def test_body_temperature_and_thresholds(book: CommandBook) -> None:

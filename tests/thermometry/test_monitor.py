@@ -510,9 +510,8 @@ def test_renewed_baseline_keeps_or_resets_the_dose() -> None:
         _run(monitor, series, range(10))
         assert monitor.generation == 1
         before, _ = monitor.frame([series.image(10)])
-        with pytest.raises(BaselineError, match="warmer than the baseline"):
-            monitor.renew_baseline()
-        monitor.renew_baseline(force=True)
+        assert monitor.n_heated > 10
+        monitor.renew_baseline()
         series.start = 99
         maps = _run(monitor, series, range(11, 15))
         assert monitor.generation == 2
@@ -520,6 +519,63 @@ def test_renewed_baseline_keeps_or_resets_the_dose() -> None:
         after = float(np.nanmax(maps[-1][0].cem43_min))
         assert abs(np.nanmean(maps[-1][0].change_degc[0][HOT])) < 0.3
         assert (after > 0.5 * float(np.nanmax(before.cem43_min))) == (choice == "keep")
+
+
+@pytest.mark.parametrize("rule", ["after_frames", "on_command"])
+def test_a_plane_that_is_moved_while_a_baseline_is_renewed_ends_no_scan(rule: str) -> None:
+    series = Series(start=99)
+    monitor = SliceMonitor(SCAN, _settings(baseline_rule=rule))
+    _run(monitor, series, range(6), fingerprint={"geometry": "A"})
+    monitor.renew_baseline()
+    _run(monitor, series, range(6, 8), fingerprint={"geometry": "A"})
+    _run(monitor, series, range(8, 10), fingerprint={"geometry": "B"})
+    found, statistics = _run(monitor, series, range(10, 11), fingerprint={"geometry": "A"})[0]
+    served = rule == "after_frames"
+    assert np.isfinite(found.change_degc).any() == served
+    assert monitor.generation == served
+    kept = "the old one serves on" if served else "there is none"
+    refused = [text for text in statistics.alarms if text.startswith(f"new baseline refused: {kept}")]
+    assert "geometry = B (baseline: A)" in refused[0]
+    monitor.renew_baseline()
+    found, statistics = _run(monitor, series, range(11, 16), fingerprint={"geometry": "B"})[-1]
+    assert np.isfinite(found.change_degc).any()
+    assert statistics.alarms == ()
+
+
+def test_a_first_baseline_that_cannot_be_made_ends_the_scan() -> None:
+    monitor, series = SliceMonitor(SCAN, _settings(baseline_frames=2)), Series()
+    monitor.frame([series.image(0, fingerprint={"geometry": "A"})])
+    with pytest.raises(BaselineError, match="geometry = B"):
+        monitor.frame([series.image(1, fingerprint={"geometry": "B"})])
+
+
+def test_a_new_baseline_of_another_matrix_begins_the_doses_anew_and_says_so() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(baseline_frames=2, dose_on_new_baseline="keep"))
+    _run(monitor, series, range(8))
+    monitor.renew_baseline()
+    series.start = 99
+    found = []
+    for number in range(8, 12):
+        image = series.image(number)
+        inner = slice(4, N - 4)
+        small = replace(image, data=image.data[..., inner, inner].copy(), noise_sd=image.noise_sd[:, inner, inner])
+        found.append(monitor.frame([small]))
+    alarms = [[text.partition(":")[0] for text in statistics.alarms] for _, statistics in found]
+    assert alarms == [["baseline"], ["baseline"], ["dose begun anew"], []]
+    assert "(1, 64, 64) became (1, 56, 56)" in found[2][1].alarms[0]
+    assert float(np.nanmax(found[3][0].cem43_min)) < 0.01
+    assert found[3][1].regions[0]["cem43_t50_min"] < 0.01
+
+
+def test_a_region_drawn_before_the_baseline_is_checked_on_the_images() -> None:
+    monitor = SliceMonitor(SCAN, _settings())
+    monitor.frame([Series().image(0)])
+    for changes in ({"regions": "off=circle:900,900,2"}, {"cold_mask": "circle:900,900,2"}):
+        with pytest.raises(SettingsError, match="no voxel"):
+            monitor.configure(_settings(**changes))
+    found, _ = _run(monitor, Series(), range(1, 6))[-1]
+    assert found.meta["cold_mask"] == "auto"
 
 
 def test_changes_during_the_scan() -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from sinotherm.core.scan import ScanHeader
 from sinotherm.errors import SettingsError
-from sinotherm.thermometry.monitor import SliceMonitor
+from sinotherm.thermometry.monitor import COLD_DEGC, SliceMonitor
 from sinotherm.thermometry.regions import named_regions, region_mask
 from sinotherm.thermometry.settings import ThermometrySettings
 
@@ -15,7 +15,8 @@ __all__ = ["COMMANDS", "CommandBook"]
 logger = logging.getLogger(__name__)
 
 COMMANDS: Final[Mapping[str, str]] = {
-    "set_baseline": "frames, dose: take a new baseline from the next frames; dose is keep or reset",
+    "set_baseline": "frames, dose, force: take a new baseline from the next frames, heated or not with force; "
+    "dose is keep or reset",
     "body_temperature": "degc: temperature of the body before heating",
     "region": "name, shape: draw a region of interest; without shape remove it",
     "cold_mask": "shape: where the drift is fitted",
@@ -114,8 +115,15 @@ class CommandBook:
                 raise SettingsError(f"{name} has no argument {argument!r}; it has: {', '.join(known) or 'none'}.")
         match name:
             case "set_baseline":
+                hot = sum(monitor.n_heated for monitor in self._monitors.values())
+                if hot and arguments.pop("force", False) is not True:
+                    raise SettingsError(
+                        f"{hot} voxels are more than {COLD_DEGC:g} degC warmer than the baseline, beyond their "
+                        "uncertainty: a new one would show them as unheated. Wait until they have cooled, or give "
+                        "force = true."
+                    )
                 changes = {"frames": "baseline_frames", "dose": "dose_on_new_baseline"}
-                self._change({changes[key]: value for key, value in arguments.items()})
+                self._change({changes[key]: value for key, value in arguments.items() if key in changes})
                 for monitor in self._monitors.values():
                     monitor.renew_baseline()
                 begin = self._frames or self.settings.baseline_skip

@@ -11,7 +11,7 @@ import numpy as np
 from sinotherm.core.arrays import FloatArray, MaskArray, ValidityArray
 from sinotherm.core.physics import PRF_COEFFICIENT_SPREAD, degc_per_radian
 from sinotherm.core.scan import FrameImage, FrameStatistics, MetaValue, NoReading, ScanHeader, TemperatureMap
-from sinotherm.errors import BaselineError, DataError, HeaderError
+from sinotherm.errors import BaselineError, DataError, HeaderError, SinothermError
 from sinotherm.thermometry.alarms import AlarmLimits, Observation, StaleWatch, alarms
 from sinotherm.thermometry.baseline import Baseline, BaselineBuilder, check_fingerprint, fingerprint_of
 from sinotherm.thermometry.dose import DoseIntegrator
@@ -24,7 +24,7 @@ from sinotherm.thermometry.regions import named_regions, region_mask
 from sinotherm.thermometry.settings import ThermometrySettings
 from sinotherm.thermometry.statistics import RegionStatistics
 
-__all__ = ["SliceMonitor"]
+__all__ = ["COLD_DEGC", "SliceMonitor"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _LIVE: Final = (
 )
 """Settings that `SliceMonitor.configure` changes during a scan."""
 _NO_NOISE: Final = "the images state none and fewer than two baseline frames show it; set baseline_frames"
-_COLD_DEGC: Final = 1.0
+COLD_DEGC: Final = 1.0
 """Change up to which tissue is taken for unheated when a baseline is renewed."""
 _HEATED_SHARE: Final = 0.002
 """Of the voxels with a reading, and ten at least: fewer that stand out are noise."""
@@ -84,7 +84,7 @@ class _Service:
 
 def _heated_voxels(change: FloatArray, sigma: FloatArray) -> int:
     """Return how many voxels are warmer than the baseline beyond doubt; 0 where they are no more than noise makes."""
-    found = int((change > _COLD_DEGC + 3.0 * sigma).sum())
+    found = int((change > COLD_DEGC + 3.0 * sigma).sum())
     return found if found >= max(10.0, _HEATED_SHARE * float(np.isfinite(change).sum())) else 0
 
 
@@ -144,25 +144,22 @@ class SliceMonitor:
         return {} if self._service is None else {echo: one.baseline for echo, one in self._service.echoes.items()}
 
     @property
+    def n_heated(self) -> int:
+        """Voxels that the last map shows warmer than the baseline beyond doubt."""
+        return self._n_heated
+
+    @property
     def patience_s(self) -> float:
         """Time without a map after which the scan is stale, s; infinite before the second frame."""
         return self._stale.patience_s
 
     # --- changes during the scan ----------------------------------------------------------------
 
-    def renew_baseline(self, *, force: bool = False) -> None:
+    def renew_baseline(self) -> None:
         """Take a new baseline from the next frames; the old one serves until it is complete.
 
-        Raises
-        ------
-        BaselineError
-            The last map shows heated tissue, which a new baseline would show as unheated; ``force`` takes it.
+        Where their baseline cannot be made, the next frame has an alarm that says so, and the old one serves on.
         """
-        if self._n_heated and not force:
-            raise BaselineError(
-                f"{self._n_heated} voxels are more than {_COLD_DEGC:g} degC warmer than the baseline, beyond their "
-                "uncertainty: a new one would show them as unheated. Wait until they have cooled, or force it."
-            )
         self._builders = {}
         self._renewing = True
 
@@ -210,7 +207,15 @@ class SliceMonitor:
                 builder = BaselineBuilder(settings.baseline_frames, library=settings.baseline_mode == "library")
                 self._builders.setdefault(image.echo, builder).add(image)
         if self._builders and all(builder.complete for builder in self._builders.values()):
-            self._finish(images[0])
+            try:
+                self._finish(images[0])
+            except SinothermError as error:
+                if not self._renewing:
+                    raise
+                # The plane was moved while it was taken, say: that ends no scan that goes on without it.
+                self._builders, self._renewing = {}, False
+                kept = "there is none" if self._service is None else "the old one serves on"
+                self._notice = f"new baseline refused: {kept}; {error}"
 
     def _finish(self, image: FrameImage) -> None:
         """Put the baseline of the frames collected into service."""
@@ -288,7 +293,13 @@ class SliceMonitor:
     def _start(self, service: _Service, image: FrameImage, *, follows: bool = True) -> _Service:
         """Put a service into use, with the dose kept or begun anew; ``follows``: nothing lies before its frames."""
         self._regions = self._drawn(self._settings, service)
-        if self._service is not None and self._settings.dose_on_new_baseline == "reset":
+        old, new = (self._service or service).body.shape, service.body.shape
+        if old != new:
+            self._notice = (
+                f"dose begun anew: (slice, y, x) = {old} became {new}, and the dose has no voxels there; "
+                "add what was reached before, and check the regions"
+            )
+        if old != new or (self._service is not None and self._settings.dose_on_new_baseline == "reset"):
             self._dose = None
             self._regions = self._drawn(self._settings, service, anew=True)
         self._service = service
@@ -529,7 +540,8 @@ class SliceMonitor:
             signal_share=settings.alarm_signal,
             wrap_share=settings.alarm_wrap,
         )
-        raised = (*alarms(seen, limits), *filter(None, (stale,)))
+        notice, self._notice = self._notice, ""
+        raised = (*alarms(seen, limits), *filter(None, (stale, notice)))
         for text in raised:
             logger.warning("frame %d: %s", image.number, text)
         return raised
