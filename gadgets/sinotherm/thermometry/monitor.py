@@ -304,7 +304,7 @@ class SliceMonitor:
             self._regions = self._drawn(self._settings, service, anew=True)
         self._service = service
         self.generation += 1
-        self._late = not follows
+        self._late = not follows or old != new
         self._begin_dose(self._time(image))
         baseline = service.first.baseline
         logger.info(
