@@ -85,6 +85,14 @@ def test_mask_files_that_do_not_fit(tmp_path) -> None:
             region_mask(f"{tmp_path}/masks.h5{dataset}", SHAPE, PIXEL)
 
 
+@pytest.mark.parametrize("name", ["mask.npy", "mask.h5:/tumour"])
+@pytest.mark.parametrize("content", [b"", b"no mask at all"])
+def test_mask_files_that_are_none(tmp_path, name: str, content: bytes) -> None:
+    (tmp_path / name.partition(":")[0]).write_bytes(content)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        region_mask(f"file:{tmp_path}/{name}", SHAPE, PIXEL)
+
+
 def test_named_regions() -> None:
     assert named_regions(" tumour=circle:1,2,3 ; rectum = file:a.npy;") == {
         "tumour": "circle:1,2,3",

@@ -79,26 +79,32 @@ def _polygon(text: str, pixel_m: tuple[float, float], size: tuple[int, int]) -> 
     return inside
 
 
+def _dataset(path: Path, dataset: str) -> np.ndarray:
+    import h5py
+
+    with h5py.File(path, "r") as store:
+        found = store.get(dataset) if dataset else None
+        if not isinstance(found, h5py.Dataset):
+            known: list[str] = []
+            store.visititems(lambda key, node: known.append(f"/{key}") if isinstance(node, h5py.Dataset) else None)
+            raise SettingsError(
+                f"mask file {str(path)!r} has no dataset {dataset!r}: "
+                f"write {path}:/dataset with one of {', '.join(known)}."
+            )
+        return np.asarray(found[()])
+
+
 def _from_file(text: str, shape: tuple[int, int, int]) -> MaskArray:
     name, _, dataset = text.partition(":")
     path = Path(name)
     if not path.is_file():
         raise SettingsError(f"mask file {name!r} does not exist: give a .npy file, or an .h5 file as file.h5:/dataset.")
-    if path.suffix == ".npy":
-        values = np.load(path, allow_pickle=False)
-    else:
-        import h5py
-
-        with h5py.File(path, "r") as store:
-            found = store.get(dataset) if dataset else None
-            if not isinstance(found, h5py.Dataset):
-                known: list[str] = []
-                store.visititems(lambda key, node: known.append(f"/{key}") if isinstance(node, h5py.Dataset) else None)
-                raise SettingsError(
-                    f"mask file {name!r} has no dataset {dataset!r}: "
-                    f"write {name}:/dataset with one of {', '.join(known)}."
-                )
-            values = found[()]
+    try:
+        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _dataset(path, dataset)
+    except (OSError, ValueError, EOFError) as error:
+        raise SettingsError(
+            f"mask file {name!r} cannot be read as .npy or .h5 ({type(error).__name__}): write it anew."
+        ) from error
     values = np.asarray(values)
     if values.shape == shape[1:]:
         values = np.broadcast_to(values, shape)
