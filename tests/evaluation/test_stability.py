@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from importlib.resources import files
 
 import jsonschema
@@ -76,6 +77,9 @@ def test_what_cannot_be_judged():
     torn[4].change_degc[0, 0, 0] = 1.0
     with pytest.raises(DataError, match="every frame"):
         stability(torn)
+    untimed = [replace(one, footprint=(float("nan"),) * 3) for one in _maps()]
+    with pytest.raises(DataError, match="40 of 40 frames carry no time stamp"):
+        stability(untimed)
 
 
 def test_command_writes_record_and_page(tmp_path):

@@ -73,7 +73,7 @@ def stability(maps: Sequence[TemperatureMap]) -> Stability:
     Raises
     ------
     DataError
-        Fewer than three frames with readings, or no voxel that every frame reads.
+        Fewer than three frames with readings, no voxel that every frame reads, or a frame without a time stamp.
     """
     frames = [found for found in maps if np.isfinite(found.change_degc).any()]
     if len(frames) < 3:
@@ -83,6 +83,12 @@ def stability(maps: Sequence[TemperatureMap]) -> Stability:
     if not everywhere.any():
         raise DataError("no voxel has a reading in every frame: the phantom moved, or the signal is too weak.")
     times = np.array([found.footprint[1] for found in frames])
+    untimed = int((~np.isfinite([found.footprint for found in maps])).any(axis=1).sum())
+    if untimed:
+        raise DataError(
+            f"{untimed} of {len(maps)} frames carry no time stamp: neither the duration nor a drift per hour can be "
+            "judged; record the scan with acquisition_time_stamp."
+        )
     inside = changes[:, everywhere].astype(np.float64)
     mean = inside.mean(axis=1)
     field = np.array([_first(found.meta.get("drift_coefficients_degC")) for found in frames])
