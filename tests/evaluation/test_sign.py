@@ -148,6 +148,8 @@ def test_when_fat_tells_nothing() -> None:
     assert "fits neither" in watery.problems[0]
     with pytest.raises(DataError, match="two echoes"):
         sign_by_fat(_echoes(1, times)[::2], **both, echo_times_s=times)
+    with pytest.raises(DataError, match="TE of 0"):
+        sign_by_fat(_echoes(1, times), **both, echo_times_s=(0.0, 4.3e-3))
     dark = [FrameImage(data=0 * image.data, number=image.number, echo=image.echo) for image in _echoes(1, times)]
     with pytest.raises(DataError, match="no signal"):
         sign_by_fat(dark, **both, echo_times_s=times)

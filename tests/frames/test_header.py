@@ -95,7 +95,8 @@ def test_zero_means_not_stated():
     )
     assert scan.larmor_hz is None
     assert scan.repetition_time_s is None
-    assert scan.echo_times_s == pytest.approx((4.76e-3,))
+    # An echo keeps its place.
+    assert scan.echo_times_s == pytest.approx((0.0, 4.76e-3))
 
 
 def test_limits_and_user_parameters():

@@ -53,7 +53,7 @@ class ScanHeader:
     n_coils
         Receiver channels; ``None`` until the first readout where the header is silent.
     echo_times_s, repetition_time_s, larmor_hz, field_strength_t
-        TE per echo, TR, f0 and B0.
+        TE per echo (0: not stated; none after the last that is), TR, f0 and B0.
     trajectory
         Kind as the header says it: ``radial``, ``goldenangle``, ``cartesian``, …
     encoding_space

@@ -215,7 +215,7 @@ def sign_by_fat(
     Raises
     ------
     DataError
-        No frame has both echoes, or a region holds no signal.
+        No frame has both echoes, a TE of theirs is not stated, or a region holds no signal.
     """
     echoes = {(image.number, image.echo): image for image in images if image.slice == images[0].slice}
     pairs = [
@@ -223,6 +223,8 @@ def sign_by_fat(
     ]
     if not pairs or len(echo_times_s) < 2:
         raise DataError("the sign follows from fat in two echoes: the scan has one.")
+    if not min(echo_times_s[:2]) > 0.0:
+        raise DataError("one of the first two echoes has a TE of 0 in the header: correct it there.")
     products = [complex_product(second.data, first.data) for first, second in pairs]
     gained = {
         name: complex(sum(product[mask].sum() for product in products)) for name, mask in (("w", water), ("f", fat))

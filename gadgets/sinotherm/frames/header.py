@@ -68,7 +68,7 @@ def scan_header(xml: bytes | str) -> ScanHeader:
         encoding_space=chosen,
         n_coils=_count(root, "acquisitionSystemInformation/receiverChannels"),
         relative_noise_bandwidth=_positive(root, "acquisitionSystemInformation/relativeReceiverNoiseBandwidth"),
-        echo_times_s=tuple(1e-3 * te for te in _numbers(root, "sequenceParameters/TE") if te > 0.0),
+        echo_times_s=_echo_times(root),
         repetition_time_s=_milliseconds(root, "sequenceParameters/TR"),
         larmor_hz=_positive(root, "experimentalConditions/H1resonanceFrequency_Hz"),
         field_strength_t=_positive(root, "acquisitionSystemInformation/systemFieldStrength_T"),
@@ -127,6 +127,15 @@ def _positive(element: Any, path: str) -> float | None:
     """Return a quantity, or ``None`` where the header is silent; a zero is how converters say nothing."""
     value = next(iter(_numbers(element, path)), 0.0)
     return value if value > 0.0 else None
+
+
+def _echo_times(root: Any) -> tuple[float, ...]:
+    """Return the echo times by contrast, s; 0 where one is not stated, so that the others keep their place."""
+    texts = [(found.text or "").strip() or "0" for found in _all(root, "sequenceParameters/TE")]
+    times = [max(0.0, 1e-3 * _number(text, "sequenceParameters/TE")) for text in texts]
+    while times and not times[-1]:
+        times.pop()
+    return tuple(times)
 
 
 def _milliseconds(element: Any, path: str) -> float | None:
