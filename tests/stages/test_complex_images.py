@@ -53,6 +53,45 @@ def test_frames_count_per_slice_and_contrast():
     ]
 
 
+STAMPED = {"by repetition": (1, 0), "by stamp": (0, 4000), "by order": (0, 0)}
+
+
+def echo_images(order, per_repetition, per_stamp):
+    """Return images of (frame, contrast), which differ in repetition or stamp or neither."""
+    return [
+        image(
+            contrast=c, repetition=n * per_repetition, acquisition_time_stamp=n * per_stamp + c + 1 if per_stamp else 0
+        )
+        for n, c in order
+    ]
+
+
+@pytest.mark.parametrize("marks", STAMPED.values(), ids=STAMPED)
+@pytest.mark.parametrize("lost", [(0, 0), (0, 1), (3, 0), (3, 1)])
+def test_a_lost_echo_moves_no_other(lost, marks):
+    order = [(n, c) for n in range(6) for c in (0, 1) if (n, c) != lost]
+    assert [(one.number, one.echo) for one in run(echo_images(order, *marks))] == order
+
+
+@pytest.mark.parametrize("marks", [(1, 0), (0, 4000)])
+def test_echoes_of_two_frames_never_make_one(marks):
+    """Without counter and stamp nothing tells this from a whole frame."""
+    order = [(n, c) for n in range(6) for c in (0, 1) if (n, c) not in ((3, 1), (4, 0))]
+    assert [(one.number, one.echo) for one in run(echo_images(order, *marks))] == order
+
+
+@pytest.mark.parametrize("marks", [(1, 0), (0, 4000)])
+def test_echoes_may_come_in_any_order(marks):
+    order = [(0, 0), (0, 1), (1, 1), (1, 0), (2, 1), (2, 0), (3, 0), (3, 1)]
+    assert [(one.number, one.echo) for one in run(echo_images(order, *marks))] == order
+
+
+def test_time_goes_on_after_midnight():
+    stamps = [34_556_000, 34_559_999, 0, 400, 34_559_999, 800]
+    times = [one.footprint[1] for one in run([image(acquisition_time_stamp=stamp) for stamp in stamps])]
+    assert times == pytest.approx([86390.0, 86399.9975, np.nan, 86401.0, 86399.9975, 86402.0], nan_ok=True)
+
+
 def test_acquisitions_are_told_where_they_belong():
     readout = Readout(
         header=ismrmrd.AcquisitionHeader(scan_counter=7),

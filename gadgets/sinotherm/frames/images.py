@@ -323,7 +323,7 @@ class ImageMaker:
         return meta
 
 
-def foreign_image(image: Any, *, number: int, tick_s: float) -> FrameImage:
+def foreign_image(image: Any, *, number: int, time_s: float) -> FrameImage:
     """Return a complex MRD image of another reconstruction as a `FrameImage`.
 
     Parameters
@@ -331,12 +331,11 @@ def foreign_image(image: Any, *, number: int, tick_s: float) -> FrameImage:
     image
         ``ismrmrd.Image`` of complex pixels (channel, z, y, x).
     number
-        Frame counter of its slice and contrast.
-    tick_s
-        Length of a tick of the time stamp, s; a stamp of 0 is none.
+        Frame counter of its slice.
+    time_s
+        Time of its time stamp, s; NaN where it has none.
     """
     head = image.getHead()
-    time_s = head.acquisition_time_stamp * tick_s if head.acquisition_time_stamp else math.nan
     geometry = [*head.position, *head.read_dir, *head.phase_dir, *head.slice_dir, *head.field_of_view]
     return FrameImage(
         data=np.ascontiguousarray(image.data, dtype=np.complex64),

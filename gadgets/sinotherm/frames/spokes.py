@@ -13,6 +13,7 @@ from sinotherm.core.arrays import FloatArray, SpokeData
 from sinotherm.core.geometry import GOLDEN_ANGLE, RadialSampling, spoke_angles, tiny_golden_angle
 from sinotherm.core.scan import MetaValue, ScanHeader, Spoke
 from sinotherm.errors import SpokeError
+from sinotherm.frames.clock import StampClock
 from sinotherm.frames.header import RADIAL_TRAJECTORIES
 from sinotherm.frames.whitening import WhitenedReadout
 from sinotherm.wire.messages import Readout
@@ -54,7 +55,6 @@ _STILL: Final = 2e-3
 """Offsets below this are rounding of the trajectory, samples."""
 _EDGE: Final = 0.1
 """Largest disagreement at a spoke's end that a common spacing may cause, samples."""
-_HALF_DAY_S: Final = 43_200.0
 
 
 def trajectory_scale(unit: TrajectoryUnit, largest: float, scan: ScanHeader) -> tuple[TrajectoryUnit, float]:
@@ -158,7 +158,7 @@ class SpokeReader:
         self._per_frame = per_frame or scan.spokes_per_frame or 0
         self._order = order
         self._user_float, self._degrees = user_float, user_float_degrees
-        self._tick_s = tick_s
+        self._clock = StampClock(tick_s)
         self._layouts: dict[tuple[int, ...], _Layout] = {}
         self._sampling: RadialSampling | None = None
         self._n_coils = scan.n_coils
@@ -167,8 +167,6 @@ class SpokeReader:
         self._first_counter = self._missing_before = 0
         self._last_header: Any = None
         self._last_spoke: Any = None
-        self._day_s = self._last_time_s = 0.0
-        self._clock = False
         self._calibration: dict[str, MetaValue] = {}
         self.kept_out: Counter[str] = Counter()
         self.n_missing = 0
@@ -560,12 +558,4 @@ class SpokeReader:
 
     def _time(self, stamp: int) -> float:
         """Return the time of a stamp, s, carried over midnight; NaN while no stamp was ever given."""
-        if stamp == 0 and not self._clock:
-            return math.nan
-        time_s = stamp * self._tick_s + self._day_s
-        if self._clock and time_s < self._last_time_s - _HALF_DAY_S:
-            self._day_s += 2.0 * _HALF_DAY_S
-            time_s += 2.0 * _HALF_DAY_S
-        self._clock = True
-        self._last_time_s = time_s
-        return time_s
+        return math.nan if stamp == 0 and not self._clock.running else self._clock.time_s(stamp)
