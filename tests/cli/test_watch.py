@@ -1,6 +1,8 @@
+import dataclasses
+import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,42 +12,64 @@ from typer.testing import CliRunner
 
 from mrd_peers import free_port
 from sinotherm.cli.watch import command
-from sinotherm.wire.feed import Publisher, Subscriber
+from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, ScanHeader
+from sinotherm.stages.publish import Settings, stage
+from sinotherm.thermometry.statistics import RegionStatistics
+from sinotherm.wire.feed import Publisher, Subscriber, shared_publisher
 
 app = typer.Typer()
 app.command()(command)
 
 
+SPACE = EncodingSpace(matrix=(4, 4, 1), fov_m=(0.2, 0.2, 0.01))
+SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial")
+SHAPE = (1, 4, 4)
+
+
 @pytest.fixture
 def feed() -> Iterator[tuple[str, Publisher]]:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    with Publisher(endpoint) as publisher:
-        yield endpoint, publisher
+    publisher = shared_publisher(endpoint)
+    yield endpoint, publisher
+    publisher.close()
 
 
-def scan(publisher: Publisher, frames: int) -> None:
-    until = time.monotonic() + 20
-    while not (publisher.wants("image") and publisher.wants("statistics")) and time.monotonic() < until:
-        time.sleep(0.01)
+def row(name: str, degc: float, *, absolute: bool = True) -> Mapping[str, Any]:
+    """Return a row as thermometry makes it, an hour at 1.5 CEM43 min behind it."""
+    statistics = RegionStatistics(name, np.ones(SHAPE, bool), 1.0)
+    values = np.full(SHAPE, degc, np.float32)
+    if absolute:
+        statistics.reset_dose(43.0, 0.0, max_gap_frames=3)
+        statistics.row(np.full(SHAPE, 43.0, np.float32), values, absolute=True, dose=None, time_s=90.0)
+    return statistics.row(values, values, absolute=absolute, dose=None, time_s=90.0)
+
+
+def items(frames: int) -> Iterator[FrameImage | FrameStatistics]:
+    """Yield what comes to the feed; after the last frame the scan stands still for a while."""
     for number in range(frames):
-        latency_ms = float("nan") if number == 0 else 1.26
-        publisher.publish("image", {"number": number, "slice": 0, "latency_ms": latency_ms}, np.zeros(3))
+        received_s = float("nan") if number == 0 else time.monotonic() - 1000.0
+        yield FrameImage(data=np.zeros((1, *SHAPE), np.complex64), number=number, received_s=received_s)
         time.sleep(0.05)
-        regions = [
-            {"region": "muscle", "t50_degC": 38.0},
-            {"region": "tumour", "t50_degC": 43.217, "cem43_t50_min": 1.5},
-        ][number % 2 :]
+        regions = (row("muscle", 38.0), row("tumour", 43.217), row("change", 2.5, absolute=False))[number % 2 :]
         alarms = ("too hot", "drift") if number == 1 else ()
-        header = {"number": number, "slice": 0, "latency_ms": latency_ms, "regions": regions, "alarms": alarms}
-        publisher.publish("statistics", header)
+        patience_s = 0.2 if number == frames - 1 else math.inf
+        found = FrameStatistics(number=number, regions=regions, alarms=alarms, patience_s=patience_s)
+        yield found
         if number == 0:
-            beside = {"method": "gridding", "beside": "pdunet"}
-            publisher.publish("statistics_beside", header | {"regions": regions[1:], "meta": beside})
+            yield dataclasses.replace(found, regions=regions[1:], meta={"method": "gridding", "beside": "pdunet"})
         time.sleep(0.05)
+    time.sleep(1.0)
+
+
+def scan(publisher: Publisher, endpoint: str, frames: int) -> None:
+    until = time.monotonic() + 20
+    while not all(publisher.wants(topic) for topic in ("image", "statistics", "alarm")) and time.monotonic() < until:
+        time.sleep(0.01)
+    list(stage(items(frames), SCAN, Settings.parse("publish", {"endpoint": endpoint})))
 
 
 def watched(endpoint: str, publisher: Publisher, frames: int, *options: str) -> str:
-    thread = threading.Thread(target=scan, args=(publisher, frames))
+    thread = threading.Thread(target=scan, args=(publisher, endpoint, frames))
     thread.start()
     result = CliRunner().invoke(app, ["--endpoint", endpoint, *options], catch_exceptions=False)
     thread.join()
@@ -57,10 +81,19 @@ def test_frames_are_shown_with_latency_temperature_dose_and_alarms(feed: tuple[s
     shown = watched(*feed, 3, "--frames", "3", "--seconds", "20")
     assert "43.22" in shown
     assert "1.50" in shown
-    assert "1.3" in shown
+    assert "10000" in shown
     assert "0 gridding" in shown
     assert "too hot;" in shown
     assert "drift" in shown
+
+
+def test_a_change_of_temperature_is_no_temperature(feed: tuple[str, Publisher]) -> None:
+    assert "+2.50" in watched(*feed, 1, "--seconds", "1.0", "--region", "change")
+
+
+def test_a_scan_that_stands_still_is_shown_until_it_goes_on(feed: tuple[str, Publisher]) -> None:
+    assert "stale frame: no map for 0.2 s" in watched(*feed, 1, "--seconds", "1.0")
+    assert "stale frame" not in watched(*feed, 2, "--frames", "2")
 
 
 def test_the_table_keeps_the_latest_and_ends_after_so_many(feed: tuple[str, Publisher]) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ IMAGE = FrameImage(data=np.ones((1, 1, 4, 4), np.complex64), number=3, meta={"sp
 TEMPERATURE = TemperatureMap(
     change_degc=PLANE, sigma_degc=0.5 * PLANE, validity=np.zeros((1, 4, 4), np.uint16), number=3
 )
-STATISTICS = FrameStatistics(number=3, regions=({"region": "tumour", "t50_degC": 43.0},), alarms=("too hot",))
+STATISTICS = FrameStatistics(number=3, regions=({"region": "tumour", "t50_degc": 43.0},), alarms=("too hot",))
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_images_maps_and_statistics_are_published_and_passed_on(settings: Settin
     for topic, array in (("image", image.data), ("temperature", full.temperature_degc), ("dose", full.cem43_min)):
         np.testing.assert_array_equal(found[topic].array, array)
     assert found["temperature_sigma"].header["unit"] == "degC"
-    assert found["statistics"].header["regions"] == [{"region": "tumour", "t50_degC": 43.0}]
+    assert found["statistics"].header["regions"] == [{"region": "tumour", "t50_degc": 43.0}]
     assert found["statistics"].header["alarms"] == ["too hot"]
     assert found["statistics"].header["latency_ms"] >= 250
 
@@ -83,6 +84,30 @@ def test_maps_that_do_not_exist_are_not_published(settings: Settings) -> None:
     found = published([TEMPERATURE], settings, 3)
     assert sorted(found) == ["temperature_change", "temperature_sigma", "validity"]
     assert found["validity"].header["latency_ms"] is None
+
+
+def test_a_scan_that_stops_is_published_while_it_stands(settings: Settings) -> None:
+    publisher = shared_publisher(settings.endpoint)
+    with Subscriber(settings.endpoint, topics=("alarm",)) as subscriber:
+        until = time.monotonic() + 10
+        while not publisher.wants("alarm") and time.monotonic() < until:
+            time.sleep(0.01)
+        heard: list[FeedMessage | None] = []
+
+        def scan() -> Iterator[FrameStatistics]:
+            yield dataclasses.replace(STATISTICS, patience_s=60.0)
+            yield dataclasses.replace(STATISTICS, patience_s=0.05)
+            heard.append(subscriber.receive(within_s=10))
+            yield dataclasses.replace(STATISTICS, patience_s=0.5)
+
+        assert len(list(stage(scan(), SCAN, settings))) == 3
+        # A scan that has ended is not waited for.
+        heard.append(subscriber.receive(within_s=1.0))
+    publisher.close()
+    assert heard[0] is not None
+    assert heard[0].header["alarms"] == ["stale frame: no map for 0.1 s"]
+    assert heard[0].header["protocol"] == "heat"
+    assert heard[1] is None
 
 
 def test_without_an_endpoint_nothing_listens() -> None:

@@ -1,6 +1,7 @@
 import gc
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sinotherm.core.physics import radian_per_degc
 from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, NoReading, ScanHeader, TemperatureMap
 from sinotherm.errors import BaselineError, PeerError, SettingsError
 from sinotherm.stages.thermometry import Settings, stage
@@ -219,6 +221,28 @@ def test_an_alarm_reaches_the_console_once() -> None:
     assert [len(raised) for raised in alarms] == [0, 0, 0, 0, 1, 1, 0]
 
 
+def test_each_region_alarms_the_console_and_again_after_it_has_cooled() -> None:
+    degc = radian_per_degc(larmor_hz=63.87e6, echo_time_s=0.019, prf_coefficient=-1e-8, phase_sign=1)
+    places = {"left is hot": np.s_[20:29, 14:23], "right": np.s_[20:29, 26:35]}
+    hot = {"left is hot": (3, 4, 7), "right": (4, 5)}
+    images = [_image(number) for number in range(9)]
+    for name, numbers in hot.items():
+        for number in numbers:
+            images[number].data[0, 0][places[name]] *= np.exp(8j * degc)
+    settings = _settings(
+        body_temperature_degc="37",
+        alarm_temperature_degc="43",
+        regions="left is hot=circle:18,24,2;right=circle:30,24,2",
+        motion_correlation="0",
+    )
+    texts = [item.text for item in stage(iter(images), SCAN, settings) if isinstance(item, Text)]
+    said = [text.partition(" degC")[0].rpartition(" is ")[0] for text in texts]
+    assert said == [
+        f"WRN frame {number}: over-temperature: T10 of {name}"
+        for number, name in ((3, "left is hot"), (4, "right"), (7, "left is hot"))
+    ]
+
+
 def test_commands_are_answered_between_frames(tmp_path) -> None:
     endpoint = f"ipc://{tmp_path}/commands"
     settings = _settings(commands=endpoint, log=str(tmp_path))
@@ -383,3 +407,11 @@ def test_a_live_scan_that_stops_is_noticed(tmp_path, caplog: pytest.LogCaptureFi
     alarms = [line["alarm"] for line in _log(tmp_path) if line["record"] == "alarm"]
     assert alarms
     assert alarms[-1].startswith("stale frame")
+
+
+def test_statistics_of_a_live_scan_say_when_the_next_are_due() -> None:
+    live = [replace(_image(number), received_s=1.0) for number in range(3)]
+    found = [item.patience_s for item in stage(iter(live), SCAN, _settings()) if isinstance(item, FrameStatistics)]
+    assert found == [math.inf, 3.0, 3.0]
+    stored = stage(iter([_image(number) for number in range(3)]), SCAN, _settings())
+    assert {item.patience_s for item in stored if isinstance(item, FrameStatistics)} == {math.inf}

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from sinotherm.thermometry.alarms import AlarmLimits, Observation, StaleWatch, Watchdog, alarms
+from sinotherm.thermometry.alarms import AlarmLimits, Observation, StaleWatch, Watchdog, alarms, subject
 
 ROW = {"region": "rectum", "quantity": "temperature", "t10_degc": 45.2, "cem43_t90_min": 12.0}
 LIMITS = AlarmLimits(temperature_degc=45.0, dose_min=10.0)
@@ -45,6 +45,18 @@ def test_each_cause_raises_its_alarm(seen: Observation, text: str) -> None:
 )
 def test_nothing_is_raised_without_cause(seen: Observation, limits: AlarmLimits) -> None:
     assert alarms(seen, limits) == ()
+
+
+def test_what_an_alarm_is_about() -> None:
+    rows = [ROW | {"region": name} for name in ("rim", "what is left: 2")]
+    found = alarms(Observation(regions=rows, motion="edge is gone"), LIMITS)
+    assert [subject(text) for text in found] == [
+        "over-temperature: T10 of rim",
+        "dose reached: CEM43 T90 of rim",
+        "over-temperature: T10 of what is left: 2",
+        "dose reached: CEM43 T90 of what is left: 2",
+        "motion",
+    ]
 
 
 def test_maps_that_stay_away() -> None:

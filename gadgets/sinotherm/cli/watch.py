@@ -29,22 +29,27 @@ def command(
     from sinotherm.wire.feed import Subscriber
 
     rows: dict[_Place, dict[str, str]] = {}
-    seen = 0
+    seen, stalled = 0, ""
     until = math.inf if seconds is None else monotonic() + seconds
     terminal = sys.stdout.isatty()
     with (
-        Subscriber(endpoint, topics=("image", "statistics")) as feed,
+        Subscriber(endpoint, topics=("image", "statistics", "alarm")) as feed,
         Live(_table(rows, region), console=Console(), auto_refresh=False) as live,
     ):
         try:
             while monotonic() < until and (frames is None or seen < frames):
                 message = feed.receive(within_s=0.2)
-                if message is not None:
+                if message is None:
+                    continue
+                if message.topic == "alarm":
+                    stalled = "; ".join(message.header["alarms"])
+                else:
+                    stalled = ""
                     seen += _note(rows, message.topic, message.header, region)
-                    live.update(_table(rows, region), refresh=terminal)
+                live.update(_table(rows, region, stalled), refresh=terminal)
         except KeyboardInterrupt:
             pass
-        live.update(_table(rows, region), refresh=True)
+        live.update(_table(rows, region, stalled), refresh=True)
 
 
 def _note(rows: dict[_Place, dict[str, str]], topic: str, header: Mapping[str, Any], region: str) -> int:
@@ -58,20 +63,23 @@ def _note(rows: dict[_Place, dict[str, str]], topic: str, header: Mapping[str, A
     if topic.startswith("statistics"):
         regions = header["regions"]
         chosen = next((part for part in regions if part.get("region") == region), regions[0] if regions else {})
-        for name in ("t50_degC", "cem43_t50_min"):
+        change = "+" if chosen.get("quantity") == "temperature_change" else ""
+        for name, sign in (("t50_degc", change), ("cem43_t50_min", "")):
+            row.pop(name, None)
             if chosen.get(name) is not None:
-                row[name] = f"{chosen[name]:.2f}"
+                row[name] = f"{chosen[name]:{sign}.2f}"
         row["alarms"] = "; ".join(header["alarms"])
     while len(rows) > _ROWS:
         del rows[next(iter(rows))]
     return int(new)
 
 
-def _table(rows: Mapping[_Place, Mapping[str, str]], region: str) -> Any:
+def _table(rows: Mapping[_Place, Mapping[str, str]], region: str, stalled: str = "") -> Any:
     from rich.table import Table
 
     table = Table("frame", "slice", "latency, ms", f"{region} T50, °C", f"{region} dose, CEM43 min", "alarms")
+    table.caption, table.caption_style = stalled or None, "bold red"
     for (number, slice_, method), row in rows.items():
-        cells = (row.get(name, "–") for name in ("latency", "t50_degC", "cem43_t50_min", "alarms"))
+        cells = (row.get(name, "–") for name in ("latency", "t50_degc", "cem43_t50_min", "alarms"))
         table.add_row(f"{number} {method}".strip(), str(slice_), *cells)
     return table

@@ -306,7 +306,8 @@ class FrameStatistics:
     """Statistics and alarms of one frame, for the feed, the audit log and ``watch``.
 
     ``regions`` holds one row a region (name, n, min, max, mean, SD, T10, T50, T90, volumes, dose);
-    ``alarms`` the texts of the alarms that this frame raised.
+    ``alarms`` the texts of the alarms that this frame raised; ``patience_s`` the time within which another
+    map of a live scan is due.
     """
 
     number: int
@@ -314,6 +315,7 @@ class FrameStatistics:
     time_s: float = float("nan")
     regions: tuple[Mapping[str, MetaValue], ...] = ()
     alarms: tuple[str, ...] = ()
+    patience_s: float = float("inf")
     meta: Mapping[str, MetaValue] = field(default_factory=dict)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from sinotherm.core.scan import FrameImage, FrameStatistics, Item, ScanHeader, TemperatureMap
 from sinotherm.core.settings import NOT_EMPTY, StageSettings, setting
 from sinotherm.errors import WireError
+from sinotherm.thermometry.alarms import Watchdog
 from sinotherm.wire.feed import FEED_ENDPOINT, Publisher, shared_publisher
 
 __all__ = ["Settings", "stage"]
@@ -34,6 +35,9 @@ class Settings(StageSettings):
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Publish images, maps and statistics to whoever listens; the chain never waits for them.
 
+    A live scan that stops has no item to tell of it: then the alarm is published (topic ``alarm``) when the
+    patience of the last statistics is over.
+
     A feed that cannot be opened (another process has the endpoint) is a warning: the scan goes on.
     """
     try:
@@ -46,15 +50,21 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         return
     facts = {"measurement_id": scan.measurement_id, "protocol": scan.protocol}
     latency_ms = math.nan
-    for item in items:
-        if isinstance(item, FrameImage | TemperatureMap):
-            latency_ms = 1e3 * (monotonic() - item.received_s)
-            _publish(publisher, item, {**facts, "latency_ms": latency_ms})
-        elif isinstance(item, FrameStatistics):
-            publisher.publish(
-                _topic("statistics", item), {**facts, "latency_ms": latency_ms, **dataclasses.asdict(item)}
-            )
-        yield item
+
+    def stalled(text: str) -> None:
+        publisher.publish("alarm", {**facts, "alarms": (text,)})
+
+    with Watchdog(stalled) as watchdog:
+        for item in items:
+            if isinstance(item, FrameImage | TemperatureMap):
+                latency_ms = 1e3 * (monotonic() - item.received_s)
+                _publish(publisher, item, {**facts, "latency_ms": latency_ms})
+            elif isinstance(item, FrameStatistics):
+                watchdog.expect(item.patience_s)
+                publisher.publish(
+                    _topic("statistics", item), {**facts, "latency_ms": latency_ms, **dataclasses.asdict(item)}
+                )
+            yield item
 
 
 def _topic(name: str, item: FrameImage | TemperatureMap | FrameStatistics) -> str:

@@ -5,13 +5,14 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from sinotherm import __version__
 from sinotherm.core.scan import FrameImage, FrameStatistics, Item, MetaValue, ScanHeader
 from sinotherm.errors import BaselineError, SettingsError, WireError
-from sinotherm.thermometry.alarms import Watchdog
+from sinotherm.thermometry.alarms import Watchdog, subject
 from sinotherm.thermometry.audit import AuditLog
 from sinotherm.thermometry.baseline import Baseline, load_baseline, save_baseline
 from sinotherm.thermometry.commands import CommandBook
@@ -79,7 +80,7 @@ class _Session:
         self._log: AuditLog | None = None
         if settings.log:
             self._log = open_things.enter_context(AuditLog(Path(settings.log), keep_maps=settings.log_maps))
-        self._watchdog = open_things.enter_context(Watchdog(self._stale))
+        self._watchdog = open_things.enter_context(Watchdog(self.alarm))
         self._server = _command_server(settings, open_things) if settings.commands else None
         self._book = CommandBook(scan, settings, self._monitors, self._record)
         facts = {
@@ -99,9 +100,11 @@ class _Session:
         if self._log is not None:
             self._log.write(record, facts)
 
-    def _stale(self, text: str) -> None:
+    def alarm(self, text: str) -> Text:
+        """Log an alarm that belongs to no map, and return it for the console."""
         logger.warning("%s", text)
         self._record("alarm", {"alarm": text})
+        return Text(text=f"WRN {text}")
 
     def obey(self) -> None:
         """Carry out the commands that wait."""
@@ -154,12 +157,13 @@ class _Session:
         if withheld:
             notes |= {"method": stream[1]}
         found, statistics = monitor.frame(images, notes=notes, ordinal=self._ordinal(images[0]), withheld=withheld)
+        if math.isfinite(images[-1].received_s):
+            self._watchdog.expect(monitor.patience_s)
+            statistics = replace(statistics, patience_s=monitor.patience_s)
         if self._log is not None:
             self._log.frame(found, statistics)
         if monitor.generation != generation:
             self._new_baseline(stream, monitor)
-        if math.isfinite(images[-1].received_s):
-            self._watchdog.expect(monitor.patience_s)
         yield found
         yield statistics
         yield from self._warnings(stream, statistics)
@@ -206,10 +210,10 @@ class _Session:
     def _warnings(self, stream: _Stream, statistics: FrameStatistics) -> Iterator[Text]:
         """Tell the console of the alarms that were not up in the stream's last frame."""
         before = self._up.get(stream, set())
-        now = {text.partition(":")[0] for text in statistics.alarms}
+        now = {subject(text) for text in statistics.alarms}
         self._up[stream] = now
         for text in statistics.alarms:
-            if text.partition(":")[0] not in before:
+            if subject(text) not in before:
                 yield Text(text=f"WRN frame {statistics.number}: {text}")
 
 

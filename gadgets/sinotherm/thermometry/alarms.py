@@ -11,7 +11,11 @@ from typing import Final, Self
 
 from sinotherm.core.scan import MetaValue
 
-__all__ = ["AlarmLimits", "Observation", "StaleWatch", "Watchdog", "alarms"]
+__all__ = ["AlarmLimits", "Observation", "StaleWatch", "Watchdog", "alarms", "subject"]
+
+_OVER_TEMPERATURE: Final = "over-temperature"
+_DOSE_REACHED: Final = "dose reached"
+_NO_READING: Final = "no reading"
 
 
 _RECENT: Final = 15
@@ -85,11 +89,13 @@ def alarms(seen: Observation, limits: AlarmLimits) -> tuple[str, ...]:
             and row.get("quantity") == "temperature"
             and hot > limits.temperature_degc
         ):
-            texts.append(f"over-temperature: T10 of {name} is {hot:.1f} degC, limit {limits.temperature_degc:.1f} degC")
+            texts.append(
+                f"{_OVER_TEMPERATURE}: T10 of {name} is {hot:.1f} degC, limit {limits.temperature_degc:.1f} degC"
+            )
         if row.get("n") == 0:
-            texts.append(f"no reading: {name} has no voxel with a temperature")
+            texts.append(f"{_NO_READING}: {name} is without a voxel that can be read")
         if limits.dose_min is not None and dose >= limits.dose_min:
-            texts.append(f"dose reached: CEM43 T90 of {name} is {dose:.1f} min, limit {limits.dose_min:.1f} min")
+            texts.append(f"{_DOSE_REACHED}: CEM43 T90 of {name} is {dose:.1f} min, limit {limits.dose_min:.1f} min")
     if seen.signal_share < limits.signal_share:
         texts.append(
             f"signal lost: {100 * seen.signal_share:.0f} % of the baseline's signal, "
@@ -110,6 +116,12 @@ def alarms(seen: Observation, limits: AlarmLimits) -> tuple[str, ...]:
         if reason:
             texts.append(f"{kind}: {reason}")
     return tuple(texts)
+
+
+def subject(text: str) -> str:
+    """Return what an alarm's text is about: its kind, and the region where it is a region's."""
+    kind = text.partition(":")[0]
+    return text.rpartition(" is ")[0] if kind in (_OVER_TEMPERATURE, _DOSE_REACHED, _NO_READING) else kind
 
 
 class StaleWatch:
@@ -169,7 +181,7 @@ class Watchdog:
         Called from a thread of its own with the alarm's text.
     """
 
-    def __init__(self, notify: Callable[[str], None]) -> None:
+    def __init__(self, notify: Callable[[str], object]) -> None:
         self._notify = notify
         self._timer: threading.Timer | None = None
 
