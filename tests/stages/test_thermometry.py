@@ -330,12 +330,43 @@ def test_commands_that_cannot_be_taken(tmp_path, caplog: pytest.LogCaptureFixtur
 
 def test_qualification_stands_in_every_map(tmp_path) -> None:
     record = tmp_path / "qa.json"
-    record.write_text(json.dumps({"time": "2026-01-02T03:04:05", "command": "sinotherm qa sign", "verdict": "pass"}))
+    record.write_text(json.dumps({"time": "2026-01-02T03:04:05", "command": "sinotherm qa sign", "verdict": "passed"}))
     found = list(stage(iter([_image(0)]), SCAN, _settings(qualified=str(record))))
-    assert found[1].meta["last_qualified"] == "2026-01-02T03:04:05 (sinotherm qa sign: pass)"
+    assert found[1].meta["last_qualified"] == "2026-01-02T03:04:05 (sinotherm qa sign: passed)"
+    assert "unqualified" not in found[1].meta
     record.write_text("[]")
     with pytest.raises(SettingsError, match="not a record"):
         list(stage(iter(()), SCAN, _settings(qualified=str(record))))
+
+
+ALPHA = {"prf_coefficient_ppm_per_degC": -0.0109, "prf_coefficient_se_ppm_per_degC": 0.0001}
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "problem"),
+    [
+        ({"phase_sign": -1}, {}, "the record says phase_sign = -1, the maps are made with 1, heating as cooling"),
+        ({"phase_sign": -1}, {"phase_sign": "-1"}, ""),
+        (ALPHA, {}, "the record says an alpha of -0.0109 ppm/degC, the maps are made with -0.01"),
+        (ALPHA, {"prf_coefficient": "-1.04e-8"}, ""),
+        (ALPHA | {"prf_coefficient_se_ppm_per_degC": 0.0003}, {}, ""),
+        ({"prf_coefficient_ppm_per_degC": None, "prf_coefficient_se_ppm_per_degC": None}, {}, ""),
+        ({"verdict": "NOT passed"}, {}, "the record did not pass (NOT passed)"),
+    ],
+)
+def test_a_record_that_does_not_qualify_the_scan_is_said(
+    facts: dict, settings: dict, problem: str, tmp_path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = {"time": "2026-01-02T03:04:05", "command": "sinotherm qa", "verdict": "passed"} | facts
+    (tmp_path / "qa.json").write_text(json.dumps(record))
+    given = _settings(qualified=str(tmp_path / "qa.json"), log=str(tmp_path), **settings)
+    found = list(stage(iter([_image(0), _image(1)]), SCAN, given))
+    maps = [item for item in found if isinstance(item, TemperatureMap)]
+    assert [one.meta.get("unqualified", "") for one in maps] == [problem] * 2
+    said = [f"qualification: {problem}"] if problem else []
+    assert [item.text for item in found if isinstance(item, Text)] == [f"WRN {text}" for text in said]
+    assert [line["alarm"] for line in _log(tmp_path) if line["record"] == "alarm"] == said
+    assert caplog.messages == said
 
 
 KILLED = """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sinotherm import __version__
+from sinotherm.core.physics import PRF_COEFFICIENT_SPREAD
 from sinotherm.core.scan import FrameImage, FrameStatistics, Item, MetaValue, ScanHeader
 from sinotherm.errors import BaselineError, SettingsError, WireError
 from sinotherm.thermometry.alarms import Watchdog, subject
@@ -35,7 +36,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     Frames before the baseline is complete have maps without readings (bit ``NO_BASELINE``). An image that
     stands in for one that the network's guard held back (meta ``in_place_of``) is followed by that
     reconstruction's map without readings (bit ``GUARD``). An alarm that was not up in the frame before
-    also goes to the console, as a text that begins with ``WRN``.
+    also goes to the console, as a text that begins with ``WRN``; at the start, why the record of
+    ``settings.qualified`` does not qualify the scan.
     """
     if settings.phase_sign is None:
         logger.warning(
@@ -44,6 +46,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         )
     with ExitStack() as open_things:
         session = _Session(scan, settings, open_things)
+        if session.unqualified:
+            yield session.alarm(f"qualification: {session.unqualified}")
         for item in items:
             session.obey()
             if not isinstance(item, FrameImage):
@@ -75,7 +79,10 @@ class _Session:
         self._echoes: dict[_Stream, int] = {}
         self._up: dict[_Stream, set[str]] = {}
         self._first: dict[int, int] = {}
-        self._notes: dict[str, MetaValue] = _qualification(settings.qualified) if settings.qualified else {}
+        self._notes: dict[str, MetaValue] = {}
+        self.unqualified = ""
+        if settings.qualified:
+            self._notes, self.unqualified = _qualification(settings)
         self._stored = load_baseline(Path(settings.baseline_file)) if settings.baseline_rule == "stored" else {}
         self._log: AuditLog | None = None
         if settings.log:
@@ -217,15 +224,29 @@ class _Session:
                 yield Text(text=f"WRN frame {statistics.number}: {text}")
 
 
-def _qualification(path: str) -> dict[str, MetaValue]:
-    """Return the note of a record of `sinotherm qa`."""
+def _qualification(settings: Settings) -> tuple[dict[str, MetaValue], str]:
+    """Return the note of a record of `sinotherm qa`, and why it does not qualify this scan; empty if it does."""
+    path = settings.qualified
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {"last_qualified": f"{record['time']} ({record['command']}: {record['verdict']})"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        verdict, sign = record["verdict"], record.get("phase_sign")
+        notes: dict[str, MetaValue] = {"last_qualified": f"{record['time']} ({record['command']}: {verdict})"}
+        problems = [] if verdict == "passed" else [f"the record did not pass ({verdict})"]
+        if sign is not None and sign != (used := settings.phase_sign or 1):
+            problems.append(f"the record says phase_sign = {sign}, the maps are made with {used}, heating as cooling")
+        found_ppm = record.get("prf_coefficient_ppm_per_degC")
+        if found_ppm is not None:
+            used_ppm, error_ppm = 1e6 * settings.prf_coefficient, record.get("prf_coefficient_se_ppm_per_degC") or 0.0
+            if not abs(found_ppm - used_ppm) <= PRF_COEFFICIENT_SPREAD * abs(used_ppm) + 2.0 * error_ppm:
+                problems.append(
+                    f"the record says an alpha of {found_ppm:.4g} ppm/degC, the maps are made with {used_ppm:.4g}"
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"thermometry.qualified = {path!r} is not a record of `sinotherm qa` ({error}); write one with its --json."
         ) from error
+    unqualified = "; ".join(problems)
+    return notes | ({"unqualified": unqualified} if unqualified else {}), unqualified
 
 
 def _command_server(settings: Settings, open_things: ExitStack) -> CommandServer | None:
