@@ -18,7 +18,7 @@ import pytest
 
 from sinotherm.core.physics import radian_per_degc
 from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, NoReading, ScanHeader, TemperatureMap
-from sinotherm.errors import BaselineError, PeerError, SettingsError
+from sinotherm.errors import BaselineError, HeaderError, PeerError, SettingsError
 from sinotherm.stages.thermometry import Settings, stage
 from sinotherm.wire.feed import CommandClient
 from sinotherm.wire.messages import Text
@@ -77,6 +77,58 @@ def test_echoes_that_the_header_announces_but_do_not_come() -> None:
     assert sum(isinstance(item, TemperatureMap) for item in found) == 3
     alone = list(stage(iter([_image(0)]), scan, _settings()))
     assert _kinds(alone) == ["FrameImage", "TemperatureMap", "FrameStatistics"]
+
+
+def _two_echoes(lost: list[tuple[int, int]], *, late: tuple[int, int] | None = None) -> list[object]:
+    scan = replace(SCAN, echo_times_s=(0.008, 0.019))
+    order = [(n, e) for n in range(8) for e in (0, 1) if (n, e) not in lost]
+    if late is not None:
+        # After the first image of the next frame.
+        order.remove(late)
+        order.insert(order.index((late[0] + 1, 0)) + 1, late)
+    return list(stage(iter([_image(n, echo=e) for n, e in order]), scan, _settings()))
+
+
+@pytest.mark.parametrize("lost", [(5, 0), (5, 1), (0, 0), (0, 1), (1, 1)])
+def test_a_lost_echo_costs_its_own_frame_only(lost: tuple[int, int]) -> None:
+    found = _two_echoes([lost])
+    maps = [item for item in found if isinstance(item, TemperatureMap)]
+    assert [one.number for one in maps] == list(range(8))
+    assert [np.isfinite(one.change_degc).any() for one in maps] == [False] * 2 + [True] * 6
+    alarms = {one.number: one.meta["alarms"] for one in maps if one.meta["alarms"]}
+    # Before an echo has ever come nobody knows that it will.
+    expected = {lost[0]: (f"echo lost: the frame came without echo {lost[1]}",)} if lost[0] else {}
+    assert alarms == expected
+    statistics = {item.number: item.alarms for item in found if isinstance(item, FrameStatistics) and item.alarms}
+    assert statistics == expected
+    texts = [item.text for item in found if isinstance(item, Text)]
+    assert texts == [f"WRN frame {number}: {alarm[0]}" for number, alarm in expected.items()]
+
+
+def test_an_echo_that_comes_late_is_no_frame_of_its_own() -> None:
+    found = _two_echoes([], late=(5, 1))
+    assert [item.number for item in found if isinstance(item, TemperatureMap)] == list(range(8))
+    texts = [item.text for item in found if isinstance(item, Text)]
+    assert texts == [
+        "WRN frame 5: echo lost: the frame came without echo 1",
+        "WRN echo lost: echo 1 of frame 5 came after its map was made",
+    ]
+
+
+def test_echoes_that_never_come_hold_up_the_first_frames_only() -> None:
+    scan = replace(SCAN, echo_times_s=(0.019, 0.03))
+    found = list(stage(iter([_image(number) for number in range(6)]), scan, _settings()))
+    one = ["TemperatureMap", "FrameStatistics"]
+    assert _kinds(found) == ["FrameImage", *[*one, "FrameImage"] * 3, *one, "FrameImage", *one, "FrameImage", *one]
+    assert not any(item.meta["alarms"] for item in found if isinstance(item, TemperatureMap))
+
+
+@pytest.mark.parametrize(("times", "echo"), [((0.0, 0.019), 0), ((0.019,), 1)])
+def test_an_echo_without_a_te_is_refused_at_its_first_image(times: tuple[float, ...], echo: int) -> None:
+    with pytest.raises(HeaderError, match=rf"echo {echo} has no TE, or one of 0; .* thermometry.echo_times_s"):
+        list(stage(iter([_image(0, echo=echo)]), replace(SCAN, echo_times_s=times), _settings()))
+    given = _settings(echo_times_s="0.008,0.019")
+    assert list(stage(iter([_image(0, echo=echo)]), replace(SCAN, echo_times_s=times), given))
 
 
 def test_assumed_sign_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,11 +12,12 @@ from typing import Any, TypeAlias
 from sinotherm import __version__
 from sinotherm.core.physics import PRF_COEFFICIENT_SPREAD
 from sinotherm.core.scan import FrameImage, FrameStatistics, Item, MetaValue, ScanHeader
-from sinotherm.errors import BaselineError, SettingsError, WireError
+from sinotherm.errors import BaselineError, HeaderError, SettingsError, WireError
 from sinotherm.thermometry.alarms import Watchdog, subject
 from sinotherm.thermometry.audit import AuditLog
 from sinotherm.thermometry.baseline import Baseline, load_baseline, save_baseline
 from sinotherm.thermometry.commands import CommandBook
+from sinotherm.thermometry.echoes import EchoCollector
 from sinotherm.thermometry.monitor import SliceMonitor
 from sinotherm.thermometry.settings import ThermometrySettings as Settings
 from sinotherm.wire.feed import CommandServer
@@ -75,8 +76,7 @@ class _Session:
     def __init__(self, scan: ScanHeader, settings: Settings, open_things: ExitStack) -> None:
         self._scan = scan
         self._monitors: dict[_Stream, SliceMonitor] = {}
-        self._waiting: dict[_Stream, list[FrameImage]] = {}
-        self._echoes: dict[_Stream, int] = {}
+        self._echoes: dict[_Stream, EchoCollector] = {}
         self._up: dict[_Stream, set[str]] = {}
         self._first: dict[int, int] = {}
         self._notes: dict[str, MetaValue] = {}
@@ -121,30 +121,43 @@ class _Session:
     def flush_before(self, image: FrameImage) -> Iterator[Item]:
         """Measure a frame of which the next one shows that no more echoes come (the header announced more)."""
         stream = _stream(image)
-        waiting = self._waiting.get(stream)
-        if waiting and waiting[0].number != image.number:
-            self._echoes[stream] = len(waiting)
+        if stream in self._echoes and self._echoes[stream].is_over(image):
             yield from self._measure(stream)
 
     def add(self, image: FrameImage) -> Iterator[Item]:
-        """Take an image, and measure its frame if it is complete."""
-        settings, stream = self._book.settings, _stream(image)
-        expected = self._echoes.get(stream, len(settings.echo_times_s or self._scan.echo_times_s))
-        self._waiting.setdefault(stream, []).append(image)
-        if len(self._waiting[stream]) >= expected:
+        """Take an image, and measure its frame if it is complete.
+
+        Raises
+        ------
+        HeaderError
+            The image is of an echo without a TE.
+        """
+        stream = _stream(image)
+        times = self._book.settings.echo_times_s or self._scan.echo_times_s
+        if times and not (image.echo < len(times) and times[image.echo] > 0.0):
+            stated = ", ".join(f"{time_s:g}" for time_s in times)
+            raise HeaderError(
+                f"echo {image.echo} has no TE, or one of 0; header or settings state {stated} s: "
+                "give thermometry.echo_times_s, one above 0 for each echo."
+            )
+        echoes = self._echoes.setdefault(stream, EchoCollector(len(times)))
+        if not echoes.add(image):
+            yield self.alarm(f"echo lost: echo {image.echo} of frame {image.number} came after its map was made")
+        elif echoes.complete:
             yield from self._measure(stream)
 
     def flush(self) -> Iterator[Item]:
         """Measure what still waits at the end."""
-        for stream in list(self._waiting):
-            yield from self._measure(stream)
+        for stream, echoes in self._echoes.items():
+            if echoes.waits:
+                yield from self._measure(stream)
 
     def _ordinal(self, image: FrameImage) -> int:
         """Return which frame of its slice this is, from 0, whichever reconstruction shows it, and whenever."""
         return image.number - self._first.setdefault(image.slice, image.number)
 
     def _measure(self, stream: _Stream) -> Iterator[Item]:
-        images = self._waiting.pop(stream)
+        images, missing = self._echoes[stream].take()
         # One echo held back leaves no frame.
         withheld = next((str(image.meta["guard"]) for image in images if "in_place_of" in image.meta), "")
         if stream not in self._monitors:
@@ -164,6 +177,12 @@ class _Session:
         if withheld:
             notes |= {"method": stream[1]}
         found, statistics = monitor.frame(images, notes=notes, ordinal=self._ordinal(images[0]), withheld=withheld)
+        if missing:
+            text = f"echo lost: the frame came without echo {', '.join(map(str, missing))}"
+            logger.warning("frame %d: %s", found.number, text)
+            raised = (*statistics.alarms, text)
+            meta = {**found.meta, "alarms": raised}
+            found, statistics = replace(found, meta=meta), replace(statistics, alarms=raised, meta=meta)
         if math.isfinite(images[-1].received_s):
             self._watchdog.expect(monitor.patience_s)
             statistics = replace(statistics, patience_s=monitor.patience_s)
