@@ -569,9 +569,11 @@ class SliceMonitor:
         size = magnitude(np.where(np.isfinite(image.data), image.data, np.complex64(0.0)))
         motion = [watch.compare(plane) for watch, plane in zip(service.motion, size, strict=True)]
         moved = self._moved(motion)
-        share = float(np.median(size[body]) / np.median(service.first.magnitude[body]))
+        share = float(np.median(size[body]) / np.median(service.echoes[image.echo].magnitude[body]))
         usable = not moved and share >= settings.alarm_signal
         readings = [service.echoes[other.echo].read(other, usable=usable) for other in images]
+        for echo in service.echoes.keys() - {other.echo for other in images}:
+            service.echoes[echo].lose()
         change, unfiltered, sigma = self._combined(images, readings)
         wrapped = np.logical_or.reduce([reading.wrapped for reading in readings])
         bits = self._validity(service, readings, sigma, wrapped, bool(moved))
