@@ -40,7 +40,7 @@ _LIVE: Final = (
     "dose_on_new_baseline",
 )
 """Settings that `SliceMonitor.configure` changes during a scan."""
-_NO_NOISE: Final = "the images state none and fewer than two baseline frames show it; set baseline_frames"
+_NO_NOISE: Final = "the images state none, and it takes two baseline frames or more to see it (baseline_frames)"
 COLD_DEGC: Final = 1.0
 """Change up to which tissue is taken for unheated when a baseline is renewed."""
 _HEATED_SHARE: Final = 0.002
