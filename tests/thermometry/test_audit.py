@@ -34,7 +34,7 @@ def test_every_frame_is_on_disk_before_the_next(tmp_path) -> None:
             log.frame(*_frame(number))
             lines = _lines(folder)
             assert lines[-1]["frame"] == number
-            assert (folder / "maps" / f"frame_{number:06d}_slice0.npz").is_file()
+            assert (folder / "maps" / log.run / f"frame_{number:06d}_slice0.npz").is_file()
             rows = list(csv.DictReader((folder / "regions.csv").read_text().splitlines()))
             assert len(rows) == number + 1
     assert rows[0]["t50_degc"] == "41.5"
@@ -42,7 +42,7 @@ def test_every_frame_is_on_disk_before_the_next(tmp_path) -> None:
     assert lines[0]["settings"] == {"x": None}
     assert lines[1]["time_s"] is None
     assert _lines(folder)[-1]["reason"] == "complete"
-    with np.load(folder / "maps" / "frame_000001_slice0.npz") as stored:
+    with np.load(folder / "maps" / log.run / "frame_000001_slice0.npz") as stored:
         assert set(stored.files) == {"change_degc", "sigma_degc", "cem43_min", "validity"}
         np.testing.assert_array_equal(stored["cem43_min"], 2 * PLANE)
 
@@ -64,13 +64,32 @@ def test_a_restart_appends_and_a_failure_is_named(tmp_path) -> None:
     assert not (tmp_path / "maps").exists()
 
 
+def test_a_restart_touches_no_finished_map_and_its_lines_are_told_apart(tmp_path) -> None:
+    with AuditLog(tmp_path, keep_maps=True) as first:
+        first.frame(*_frame(0))
+    finished = tmp_path / "maps" / first.run / "frame_000000_slice0.npz"
+    before = finished.read_bytes()
+    for name in ("audit.jsonl", "regions.csv"):
+        with (tmp_path / name).open("a") as file:
+            file.write("cut off in the middle of a li")
+    found, statistics = _frame(0)
+    with AuditLog(tmp_path, keep_maps=True) as second:
+        second.frame(replace(found, change_degc=PLANE + 1), statistics)
+    assert finished.read_bytes() == before
+    assert (tmp_path / "maps" / second.run / finished.name).is_file()
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines() if line[0] == "{"]
+    assert [line["run"] for line in lines] == [first.run] * 2 + [second.run] * 2
+    rows = list(csv.DictReader((tmp_path / "regions.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == [first.run, None, second.run]
+
+
 def test_maps_and_rows_of_two_reconstructions_are_told_apart(tmp_path) -> None:
     with AuditLog(tmp_path, keep_maps=True) as log:
         for method, beside in (("gridding", {"beside": "pdunet"}), ("pdunet", {})):
             found, statistics = _frame(4)
             meta = {"method": method} | beside
             log.frame(replace(found, meta=meta), replace(statistics, meta=meta))
-    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    names = sorted(path.name for path in (tmp_path / "maps" / log.run).iterdir())
     assert names == ["frame_000004_slice0.npz", "frame_000004_slice0_gridding.npz"]
     rows = list(csv.DictReader((tmp_path / "regions.csv").read_text().splitlines()))
     assert [row["method"] for row in rows] == ["gridding", "pdunet"]

@@ -2,17 +2,19 @@
 
 ``audit.jsonl`` has one JSON object a line, ``regions.csv`` one row a frame and region. Each frame is
 on disk before the next is begun: a process that is killed loses nothing that was finished, and the
-last line says how far it came. A restart appends.
+last line says how far it came. A restart appends: each line, row and folder of maps has the name of its
+run, the time at which it began, and no run touches what another one wrote.
 """
 
 import csv
 import json
+import os
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TextIO
 
 import numpy as np
 
@@ -25,7 +27,7 @@ COLUMNS: Final = (
     "frame", "slice", "method", "time_s", "region", "quantity", "n", "voxels", "min_degc", "max_degc", "mean_degc",
     "sd_degc", "t10_degc", "t50_degc", "t90_degc", "sigma_degc", "voxels_above_41", "voxels_above_43",
     "volume_above_41_ml", "volume_above_43_ml", "cem43_t50_min", "cem43_t90_min", "cem43_lower_bound",
-    "cem43_median_min", "cem43_max_min", "alarms",
+    "cem43_median_min", "cem43_max_min", "alarms", "run",
 )  # fmt: skip
 
 
@@ -37,18 +39,24 @@ class AuditLog:
     folder
         Where the files are; made if missing, appended to if there.
     keep_maps
-        Whether each map is kept as well, as ``maps/frame_000012_slice0.npz``; one that goes beside another
-        reconstruction's as ``maps/frame_000012_slice0_gridding.npz``.
+        Whether each map is kept as well, as ``maps/RUN/frame_000012_slice0.npz``; one that goes beside another
+        reconstruction's as ``maps/RUN/frame_000012_slice0_gridding.npz``.
+
+    Attributes
+    ----------
+    run
+        Name of this run: the time at which the log was opened, UTC.
     """
 
     def __init__(self, folder: Path, *, keep_maps: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._maps = folder / "maps" if keep_maps else None
+        self.run = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self._maps = folder / "maps" / self.run if keep_maps else None
         if self._maps is not None:
-            self._maps.mkdir(exist_ok=True)
+            self._maps.mkdir(parents=True)
         self._lock = threading.Lock()
-        self._lines = (folder / "audit.jsonl").open("a", encoding="utf-8")
-        self._table = (folder / "regions.csv").open("a", encoding="utf-8", newline="")
+        self._lines = _appended(folder / "audit.jsonl")
+        self._table = _appended(folder / "regions.csv")
         self._rows = csv.DictWriter(self._table, COLUMNS, extrasaction="ignore")
         if self._table.tell() == 0:
             self._rows.writeheader()
@@ -65,7 +73,8 @@ class AuditLog:
 
     def write(self, record: str, facts: Mapping[str, Any]) -> None:
         """Write a line."""
-        line = {"record": record, "written": datetime.now(UTC).isoformat(timespec="milliseconds"), **plain(facts)}
+        written = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"record": record, "written": written, "run": self.run, **plain(facts)}
         # The watchdog writes from its own thread.
         with self._lock:
             self._lines.write(json.dumps(line, allow_nan=False) + "\n")
@@ -91,9 +100,20 @@ class AuditLog:
             "time_s": statistics.time_s,
         }
         alarms = "; ".join(statistics.alarms)
-        self._rows.writerows(plain({**place, **row, "alarms": alarms}) for row in statistics.regions)
+        self._rows.writerows(plain({**place, **row, "alarms": alarms, "run": self.run}) for row in statistics.regions)
         self._table.flush()
         self.write(
             "frame",
             {**place, "regions": statistics.regions, "alarms": statistics.alarms, "meta": statistics.meta},
         )
+
+
+def _appended(path: Path) -> TextIO:
+    """Open a file to append lines to; one that a killed run left unfinished is ended first."""
+    file = path.open("a", encoding="utf-8", newline="")
+    if file.tell():
+        with path.open("rb") as written:
+            written.seek(-1, os.SEEK_END)
+            if written.read(1) != b"\n":
+                file.write("\n")
+    return file
