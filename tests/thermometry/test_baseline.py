@@ -69,6 +69,37 @@ def test_three_frames_have_no_outlier() -> None:
     assert outliers([np.zeros(SHAPE), np.ones(SHAPE), np.ones(SHAPE)]) == [False] * 3
 
 
+def test_a_frame_with_a_value_that_is_not_finite_is_left_out() -> None:
+    random = np.random.default_rng(4)
+    frames = [1.0 + 0.01 * random.standard_normal(SHAPE) for _ in range(6)]
+    frames[1][0, 0, 3, 3] = np.nan
+    frames[4] = np.roll(frames[4] + np.arange(8), 3, axis=-1)
+    assert outliers(frames) == [False, True, False, False, True, False]
+    assert outliers(frames[:3]) == [False, True, False]
+    builder = BaselineBuilder(6)
+    for number, data in enumerate(frames):
+        builder.add(_image(number, data))
+    baseline = builder.build(SCAN)
+    assert (baseline.rejected, baseline.frames, baseline.n_effective) == ((1, 4), (0, 2, 3, 5), 4.0)
+    assert np.isfinite(baseline.data).all()
+
+
+def test_a_frame_that_lost_readouts_is_left_out() -> None:
+    builder = BaselineBuilder(3)
+    for number, spokes in enumerate(("23", "40", "40")):
+        builder.add(_image(number, fingerprint={"method": "fbp", "spokes": spokes}))
+    baseline = builder.build(SCAN)
+    assert (baseline.rejected, baseline.frames, baseline.fingerprint["spokes"]) == ((0,), (1, 2), "40")
+
+
+def test_most_frames_are_not_finite() -> None:
+    builder = BaselineBuilder(3)
+    for number, value in enumerate((np.nan, 1.0, np.inf)):
+        builder.add(_image(number, np.full(SHAPE, value)))
+    with pytest.raises(BaselineError, match="2 of 3 pre-heating frames hold values that are not finite"):
+        builder.build(SCAN)
+
+
 def test_values_that_are_not_finite() -> None:
     builder = BaselineBuilder(1)
     builder.add(_image(0, np.full(SHAPE, np.nan)))

@@ -139,10 +139,14 @@ def best_match(image: CoilImages, library: Sequence[CoilImages]) -> tuple[int, f
 def outliers(frames: Sequence[CoilImages]) -> list[bool]:
     """Return which frames do not belong to the rest: moved, or spoilt.
 
-    Each frame's distance to the median of the frames, its global phase taken out; an outlier lies
-    further than `OUTLIER_FACTOR` times the median distance. Fewer than four frames have none: one
-    of three cannot be told from the other two.
+    A frame with a value that is not finite is one. Of the rest, each frame's distance to their median, its
+    global phase taken out, decides: an outlier lies further than `OUTLIER_FACTOR` times the median distance.
+    Fewer than four have none: one of three cannot be told from the other two.
     """
+    finite = [bool(np.isfinite(frame).all()) for frame in frames]
+    if not all(finite):
+        rest = iter(outliers([frame for frame, good in zip(frames, finite, strict=True) if good]))
+        return [next(rest) if good else True for good in finite]
     if len(frames) < 4:
         return [False] * len(frames)
     stack = np.stack(frames)
@@ -186,16 +190,24 @@ class BaselineBuilder:
         Raises
         ------
         BaselineError
-            Frames differ in their fingerprint, or hold values that are not finite.
+            Frames differ in their fingerprint, or more than half of them hold values that are not finite.
         """
         prints = [fingerprint_of(image, scan) for image in self.images]
-        for other in prints[1:]:
-            check_fingerprint(prints[0], other)
-        wrong = outliers([image.data for image in self.images])
+        # Readouts that were lost make a frame of other streaks, not another scan.
+        spokes = [facts.get("spokes") for facts in prints]
+        usual = prints[spokes.index(max(spokes, key=spokes.count))]
+        for other in prints:
+            check_fingerprint({name: fact for name, fact in usual.items() if name != "spokes"}, other)
+        apart = outliers([image.data for image in self.images])
+        wrong = [out or count != usual.get("spokes") for out, count in zip(apart, spokes, strict=True)]
         kept = [image for image, out in zip(self.images, wrong, strict=True) if not out]
+        spoilt = sum(not np.isfinite(image.data).all() for image in self.images)
+        if not kept or 2 * spoilt > len(self.images):
+            raise BaselineError(
+                f"{spoilt} of {len(self.images)} pre-heating frames hold values that are not finite: "
+                "check the receive chain."
+            )
         data = np.asarray(np.mean([image.data for image in kept], axis=0, dtype=np.complex64))
-        if not np.isfinite(data).all():
-            raise BaselineError("the pre-heating frames hold values that are not finite: check the receive chain.")
         return Baseline(
             data=data,
             n_effective=effective_frames(kept),
@@ -204,7 +216,7 @@ class BaselineBuilder:
             time_s=kept[-1].footprint[1],
             noise_sd=kept[-1].noise_sd,
             library=tuple(image.data for image in kept) if self._library else (),
-            fingerprint=prints[0],
+            fingerprint=usual,
         )
 
 
