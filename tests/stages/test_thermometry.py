@@ -458,6 +458,15 @@ def test_a_killed_scan_loses_no_finished_map_and_a_restart_goes_on(tmp_path) -> 
     assert records[-4:] == ["scan", "frame", "baseline", "end"]
 
 
+def test_a_baseline_file_that_is_gone_on_with_keeps_the_slices_that_have_not_come(tmp_path) -> None:
+    path = str(tmp_path / "baseline.h5")
+    images = [_image(number, slice_=slice_) for number in range(3) for slice_ in (0, 1)]
+    list(stage(iter(images), SCAN, _settings(baseline_save=path)))
+    again = _settings(baseline_save=path, baseline_rule="stored", baseline_file=path)
+    list(stage(iter([_image(3)]), SCAN, again))
+    list(stage(iter([_image(3, slice_=1)]), SCAN, again))
+
+
 def test_memory_is_flat_over_a_long_scan() -> None:
     """Every frame looks at what is held; after the baseline it must not grow with the number of frames."""
 

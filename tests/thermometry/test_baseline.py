@@ -17,6 +17,7 @@ from sinotherm.thermometry.baseline import (
     load_baseline,
     outliers,
     save_baseline,
+    stored_estimates,
 )
 
 SPACE = EncodingSpace(matrix=(8, 8, 1), fov_m=(0.2, 0.2, 0.005))
@@ -159,7 +160,8 @@ def test_stored_and_read_again(tmp_path, name: str) -> None:
         noise_sd=plane,
         phase_sd_rad=2 * plane,
         library=(data, 3 * data),
-        fingerprint={"method": "fbp"},
+        fingerprint={"method": "fbp", "estimated": "coil_maps"},
+        estimates={"coil_maps": data[:, 0], "gradient_delay": np.array([0.1, math.nan])},
         time_s=3.0,
     )
     plain = Baseline(data=2 * data, n_effective=1.0, frames=(4,))
@@ -178,7 +180,15 @@ def test_stored_and_read_again(tmp_path, name: str) -> None:
         (1,),
         2.5,
     )
-    assert found[0, 0, "fbp"].fingerprint == {"method": "fbp"}
+    assert found[0, 0, "fbp"].fingerprint == {"method": "fbp", "estimated": "coil_maps"}
+    assert set(stored_estimates(path, "fbp")) == {(0, 0)}
+    estimates = stored_estimates(path, "fbp")[0, 0]
+    assert set(estimates) == {"coil_maps", "gradient_delay"}
+    np.testing.assert_array_equal(estimates["coil_maps"], data[:, 0])
+    np.testing.assert_array_equal(estimates["gradient_delay"], [0.1, math.nan])
+    assert stored_estimates(path, "gridding") == {}
+    with pytest.raises(BaselineError, match="lacks the coil maps"):
+        stored_estimates(path, "tcr")
     assert math.isnan(found[0, 0, "fbp"].time_s)
     assert found[3, 1, "tcr"].noise_sd is None
     assert found[3, 1, "tcr"].phase_sd_rad is None

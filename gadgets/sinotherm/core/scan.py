@@ -16,6 +16,7 @@ from sinotherm.core.geometry import RadialSampling
 
 __all__ = [
     "EncodingSpace",
+    "Estimates",
     "Frame",
     "FrameImage",
     "FrameStatistics",
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 MetaValue: TypeAlias = str | float | int | bool | tuple[str | float | int, ...]
+
+Estimates: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
+"""What a scan's calibration estimated from its data, by name: ``noise_covariance``, ``coil_maps`` and others."""
 
 Item: TypeAlias = Any
 """Anything that travels: a readout, waveform, text, `Spoke`, `Frame`, `FrameImage`, `TemperatureMap`, image."""
@@ -70,6 +74,9 @@ class ScanHeader:
         Texts for logs and file names; empty where silent.
     xml
         The raw header.
+    estimates
+        Not of the header: what the scan of a stored baseline estimated, by slice and echo. It is used as it
+        is, because the baseline's phase is that of images made with it; empty: all is estimated anew.
     """
 
     encoded: EncodingSpace
@@ -91,6 +98,7 @@ class ScanHeader:
     protocol: str = ""
     measurement_id: str = ""
     xml: str = ""
+    estimates: Mapping[tuple[int, int], Estimates] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def pixel_m(self) -> tuple[float, float]:
@@ -130,6 +138,8 @@ class Spoke:
     calibration
         What the scan's calibration did to it (gradient delay, coil compression); goes into the meta of
         the frame and its images. One mapping is shared by all spokes of a calibration.
+    estimates
+        What of that was estimated from the data, for a later scan that goes on with it.
     """
 
     data: SpokeData
@@ -147,6 +157,7 @@ class Spoke:
     received_s: float = float("nan")
     noise_known: bool = False
     calibration: Mapping[str, MetaValue] = field(default_factory=dict)
+    estimates: Estimates = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +243,8 @@ class FrameImage:
         The frame's spokes, for stages that check or refine against the measurement; empty for foreign images.
     fingerprint
         What a baseline must agree on: f0, TE, geometry, coils, angle scheme, delays, maps, method.
+    estimates
+        What was estimated from the scan's data to make it: that of its spokes, and coil maps.
     footprint, header, received_s
         As in `Frame`.
     meta
@@ -248,6 +261,7 @@ class FrameImage:
     change_error: tuple[float, float] = (0.0, 0.0)
     spokes: tuple[Spoke, ...] = ()
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    estimates: Estimates = field(default_factory=dict, repr=False, compare=False)
     footprint: tuple[float, float, float] = (float("nan"),) * 3
     header: Any = None
     received_s: float = float("nan")

@@ -1,21 +1,78 @@
-"""The first frame's spokes, held back until the scan is calibrated on them.
+"""What is decided once for a scan: on its first frame, or as the scan of a stored baseline decided it.
 
 Gradient delay and coil compression are decided once and then frozen. They must hold for the first
 frame too: it is usually part of the baseline, and a baseline that was made otherwise than the frames
 compared with it is worthless. So the first frame waits for its last spoke, which its image needs
 anyway; nothing after it waits.
+
+A baseline that was stored is compared with frames of another scan, or of another part of the same one.
+What was estimated for it (noise, coil compression, gradient delay, coil maps) depends on the noise of its
+first frame, so it is stored as well and used again: estimated anew it would differ a little, and the phase
+with it. `ScanHeader.estimates` has it then, and no frame waits.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 
 from sinotherm.core.arrays import FrameData, SpokeAngles
 from sinotherm.core.scan import Item, ScanHeader, Spoke
+from sinotherm.errors import BaselineError
 
-__all__ = ["first_frame", "released", "stacked"]
+__all__ = ["calibration_facts", "check_stored", "first_frame", "released", "stacked", "stored_estimate"]
 
 _MOST_SPOKES = 64
+_QUALITY: Final = ("gradient_delay_mismatch", "coil_compression_energy", "streak_prone_coils")
+"""Notes on how well something was estimated: they change with the noise, and no image with them."""
+
+
+def stored_estimate(
+    scan: ScanHeader, name: str, *, slice_: int | None = None, echo: int | None = None
+) -> np.ndarray[Any, Any] | None:
+    """Return what the scan of the stored baseline estimated under this name; ``None`` where nothing is stored.
+
+    Parameters
+    ----------
+    slice_, echo
+        Of which slice and echo; by default the first that there is, for what holds for all of them.
+    """
+    for (of_slice, of_echo), found in scan.estimates.items():
+        if name in found and slice_ in (None, of_slice) and echo in (None, of_echo):
+            return found[name]
+    return None
+
+
+def check_stored(what: str, stored: Sequence[int], here: Sequence[int]) -> None:
+    """Refuse to use what was stored where its size is not that of this scan.
+
+    Raises
+    ------
+    BaselineError
+        The two differ.
+    """
+    if tuple(stored) != tuple(here):
+        sizes = [" x ".join(str(n) for n in size) for size in (stored, here)]
+        raise BaselineError(
+            f"the stored baseline does not fit this scan: its {what}: {sizes[0]}, of this scan: {sizes[1]}. "
+            "Take a new baseline, or give the one of this protocol."
+        )
+
+
+def calibration_facts(spoke: Spoke) -> Mapping[str, str]:
+    """Return what a baseline must agree on of a spoke's calibration; what was estimated stands there by its content."""
+    # Counts of what went wrong so far are no property of the scan.
+    facts = {
+        name: str(value)
+        for name, value in spoke.calibration.items()
+        if not name.startswith("readouts_") and name not in _QUALITY
+    }
+    named = {
+        name: hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:12]
+        for name, values in spoke.estimates.items()
+    }
+    return facts | named | {"estimated": " ".join(sorted(named)) or "nothing"}
 
 
 def first_frame(items: Iterator[Item], scan: ScanHeader, n_spokes: int = 0) -> tuple[list[Item], list[Spoke]]:

@@ -4,6 +4,7 @@ All matrices have orthonormal rows and act on whitened data, so the noise of the
 white with the same SD.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -33,11 +34,11 @@ class CoilCompression:
         complex64 (virtual coil, coil), rows orthonormal.
     energy
         Share of the signal's energy (with the region method: inside the field of view) that the virtual
-        coils keep, 0 … 1.
+        coils keep, 0 … 1; NaN where nobody measured it.
     """
 
     matrix: Complex64[np.ndarray, "virtual coil"]
-    energy: float
+    energy: float = math.nan
 
     def apply(self, data: SpokeData) -> SpokeData:
         """Return the virtual coils' data, complex64 (virtual coil, …), of data (coil, …)."""

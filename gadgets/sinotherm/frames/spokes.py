@@ -11,7 +11,7 @@ import numpy as np
 
 from sinotherm.core.arrays import FloatArray, SpokeData
 from sinotherm.core.geometry import GOLDEN_ANGLE, RadialSampling, spoke_angles, tiny_golden_angle
-from sinotherm.core.scan import MetaValue, ScanHeader, Spoke
+from sinotherm.core.scan import Estimates, MetaValue, ScanHeader, Spoke
 from sinotherm.errors import SpokeError
 from sinotherm.frames.clock import StampClock
 from sinotherm.frames.header import RADIAL_TRAJECTORIES
@@ -40,6 +40,7 @@ _FLAGS: Final = {
     "phase stabilization reference": ismrmrd.ACQ_IS_PHASE_STABILIZATION_REFERENCE,
     "phase stabilization": ismrmrd.ACQ_IS_PHASE_STABILIZATION,
 }
+_NO_ESTIMATES: Final[Estimates] = {}
 _NO_IMAGE: Final = sum(1 << (bit - 1) for bit in _FLAGS.values())
 _LAST: Final = sum(
     1 << (bit - 1)
@@ -246,6 +247,7 @@ class SpokeReader:
             received_s=readout.received_s,
             noise_known=isinstance(readout, WhitenedReadout),
             calibration=self._calibration,
+            estimates=readout.estimates if isinstance(readout, WhitenedReadout) else _NO_ESTIMATES,
         )
 
     def _follows(self, header: Any) -> bool:

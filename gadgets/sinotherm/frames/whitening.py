@@ -2,14 +2,15 @@
 
 import logging
 import math
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
 
 import ismrmrd
 import numpy as np
 
-from sinotherm.core.arrays import ComplexArray
-from sinotherm.errors import SpokeError
+from sinotherm.core.arrays import ComplexArray, FloatArray
+from sinotherm.core.scan import Estimates
+from sinotherm.errors import BaselineError, SpokeError
 from sinotherm.wire.messages import Readout
 
 __all__ = ["NoiseScan", "WhitenedReadout", "is_noise"]
@@ -19,11 +20,15 @@ logger = logging.getLogger(__name__)
 _NOISE: Final = 1 << (ismrmrd.ACQ_IS_NOISE_MEASUREMENT - 1)
 _SMALLEST_EIGENVALUE: Final = 1e-6
 _WANTED_SAMPLES: Final = 50
+_SAME_NOISE: Final = 1.2
+"""Factor between the noise of two scans beyond which what holds for the one is wrong for the other."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class WhitenedReadout(Readout):
-    """A readout whose noise has SD 1 in the real part of every coil."""
+    """A readout whose noise has SD 1 in the real part of every coil, and the noise scan that it was whitened by."""
+
+    estimates: Estimates = field(default_factory=dict)
 
 
 def is_noise(header: Any) -> bool:
@@ -38,6 +43,47 @@ class NoiseScan:
         self._sum: ComplexArray | None = None
         self._dwell_us = 0.0
         self.n_samples = 0
+
+    @classmethod
+    def of(cls, products: ComplexArray, readout: FloatArray) -> Self:
+        """Return the noise scan that had these `estimates`."""
+        scan = cls()
+        scan._sum, scan._dwell_us, scan.n_samples = products, float(readout[0]), int(readout[1])
+        return scan
+
+    @property
+    def estimates(self) -> Estimates:
+        """Sum of the coils' products, complex128 (coil, coil), sample time, µs, and samples; empty without any."""
+        if self._sum is None:
+            return {}
+        return {
+            "noise_products": self._sum,
+            "noise_readout": np.array([self._dwell_us, self.n_samples], dtype=np.float64),
+        }
+
+    def check_against(self, other: "NoiseScan") -> None:
+        """Refuse a noise scan of which this one, measured now, says that it is of another receiver.
+
+        Raises
+        ------
+        BaselineError
+            Another number of coils, or in a coil more than 1.2 times the noise, or less by that.
+        """
+        if self.n_coils != other.n_coils:
+            raise BaselineError(
+                f"the stored baseline was taken with {other.n_coils} coils, this scan has {self.n_coils}: "
+                "take a new baseline."
+            )
+        if self._sum is None or other._sum is None or self.n_samples < _WANTED_SAMPLES * self.n_coils:
+            return
+        here, there = np.diag(self._sum).real / self.n_samples, np.diag(other._sum).real / other.n_samples
+        ratios = np.sqrt(np.maximum(here, 1e-300) / np.maximum(there, 1e-300) / self._bandwidth_ratio(other._dwell_us))
+        coil = int(np.argmax(np.abs(np.log(ratios))))
+        if not 1.0 / _SAME_NOISE < ratios[coil] < _SAME_NOISE:
+            raise BaselineError(
+                f"coil {coil} has {ratios[coil]:.2g} times the noise that it had when the stored baseline was taken: "
+                "its uncertainty would be wrong; take a new baseline."
+            )
 
     @property
     def n_coils(self) -> int:
@@ -114,10 +160,13 @@ class NoiseScan:
         if values[0] < floor:
             logger.warning("the noise covariance is singular (a dead or doubled coil): its smallest values are raised")
             covariance = (vectors * np.maximum(values, floor)) @ vectors.conj().T
-        ratio = dwell_us / self._dwell_us if dwell_us > 0.0 and self._dwell_us > 0.0 else 1.0
-        scale = math.sqrt(2.0 * ratio * relative_bandwidth)
+        scale = math.sqrt(2.0 * self._bandwidth_ratio(dwell_us) * relative_bandwidth)
         lower = np.linalg.cholesky(covariance)
         return np.ascontiguousarray(scale * np.linalg.inv(lower), dtype=np.complex64)
+
+    def _bandwidth_ratio(self, dwell_us: float) -> float:
+        """Return the variance of this scan's noise relative to that at another sample time; 0: not stated."""
+        return dwell_us / self._dwell_us if dwell_us > 0.0 and self._dwell_us > 0.0 else 1.0
 
     def correlation(self) -> ComplexArray:
         """Return the noise correlation of the coils, complex128 (coil, coil), ones on the diagonal."""

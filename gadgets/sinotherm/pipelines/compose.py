@@ -23,6 +23,8 @@ from sinotherm.pipelines.registry import (
     target_stages,
 )
 from sinotherm.pipelines.xml import Step, Values, parse_configuration, split_name
+from sinotherm.thermometry.baseline import stored_estimates
+from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = [
     "Chain",
@@ -154,12 +156,28 @@ class Chain:
         note = {"pipeline": " > ".join(name for name, _, _ in self.stages)}
         note |= {f"setting {name}": value for name, value in self.values.items()}
         noted = False
+        scan = self._with_stored(scan)
         for name, module, settings in self.stages:
             if name in _LAST_STAGES and not noted:
                 items = _noted(items, note)
                 noted = True
             items = module.stage(items, scan, settings)
         return items
+
+    def _with_stored(self, scan: ScanHeader) -> ScanHeader:
+        """Return the header with what the scan of a stored baseline estimated, for the stages that would anew.
+
+        Raises
+        ------
+        BaselineError
+            The file cannot be read, or lacks it.
+        """
+        settings = {name: one for name, _, one in self.stages}
+        thermometry = settings.get("thermometry")
+        method = next((name for name in METHODS if name in settings), "")
+        if not method or not isinstance(thermometry, ThermometrySettings) or thermometry.baseline_rule != "stored":
+            return scan
+        return dataclasses.replace(scan, estimates=stored_estimates(Path(thermometry.baseline_file), method))
 
 
 def _noted(items: Iterator[Item], note: Mapping[str, str]) -> Iterator[Item]:
@@ -215,9 +233,14 @@ def _with_thermometry(given: Values) -> Values:
     Raises
     ------
     SettingsError
-        Gridding is not to go beside the network.
+        Gridding is not to go beside the network, or the baseline is a stored one.
     """
     baseline = stage_module("thermometry").Settings.parse("thermometry", given.get("thermometry", {}))
+    if baseline.baseline_rule == "stored":
+        raise SettingsError(
+            "thermometry.baseline_rule = stored: a network's images belong to the reference of their own scan; "
+            "take the baseline from this scan, or another reconstruction.method."
+        )
     decided = {
         "network": THERMOMETRY_NETWORK,
         "reference_frames": str(baseline.baseline_frames),

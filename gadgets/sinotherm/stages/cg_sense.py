@@ -13,6 +13,8 @@ from scipy.ndimage import gaussian_filter
 from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
+from sinotherm.errors import BaselineError
+from sinotherm.frames.calibration import calibration_facts, check_stored, stored_estimate
 from sinotherm.operators.coils import PlaneImages, adaptive_maps, maps_name
 from sinotherm.operators.density import readout_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
@@ -71,7 +73,12 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     """Yield the image of every frame; spokes end here.
 
     The first frames of a slice wait until there are enough spokes for coil maps. Maps, grid, noise map
-    and the scale of the total variation then hold for the scan.
+    and the scale of the total variation then hold for the scan. Those of a stored baseline serve at once.
+
+    Raises
+    ------
+    BaselineError
+        The stored baseline's maps are of another number of coils, or of a smaller image.
     """
     planes: dict[tuple[int, str], _Plane] = {}
     for item in items:
@@ -83,7 +90,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         plane = planes.setdefault((item.slice, _geometry(item)), _Plane())
         if not plane.name:
             plane.waiting.append(item)
-            if not _enough(plane.waiting, settings.maps_spokes):
+            stored = stored_estimate(scan, "coil_maps", slice_=item.slice)
+            if stored is None and not _enough(plane.waiting, settings.maps_spokes):
                 continue
             yield from _released(plane, scan, settings)
         else:
@@ -126,8 +134,34 @@ def _side(scan: ScanHeader) -> int:
 
 
 def _calibrate(plane: _Plane, scan: ScanHeader, settings: Settings) -> None:
-    """Make the coil maps from all waiting spokes of the first echo, at the resolution that they sample densely."""
+    """Make or take the coil maps, and the noise map with them."""
     first = [frame for frame in plane.waiting if frame.echo == plane.waiting[0].echo]
+    maps = stored_estimate(scan, "coil_maps", slice_=first[0].slice)
+    if maps is None:
+        maps = _coil_maps(first, scan, settings)
+    else:
+        check_stored("coils", maps.shape[:1], (len(first[0].spokes[0].data),))
+        if maps.shape[-1] < _side(scan):
+            raise BaselineError(
+                f"the stored baseline's grid of {maps.shape[-1]} pixels is smaller than this scan's image of "
+                f"{_side(scan)}: take a new baseline."
+            )
+        amplitude = stored_estimate(scan, "tv_amplitude", slice_=first[0].slice)
+        plane.amplitude = None if amplitude is None else float(amplitude[0])
+        plane.noise_sd = stored_estimate(scan, "noise_sd", slice_=first[0].slice)
+    plane.maps, plane.name = maps, maps_name(maps)
+    logger.info(
+        "slice %d: coil maps %s on a grid of %d for an image of %d",
+        *(first[0].slice, plane.name, maps.shape[-1], _side(scan)),
+    )
+    # Without a noise scan the data's noise is not 1, and nothing is known of the image's.
+    known = all(spoke.noise_known for frame in first for spoke in frame.spokes)
+    if plane.noise_sd is None and settings.replicas and known:
+        plane.noise_sd = _noise_sd(plane, first[0], scan, settings)
+
+
+def _coil_maps(first: Sequence[Frame], scan: ScanHeader, settings: Settings) -> PlaneImages:
+    """Return maps from all spokes of these frames, at the resolution that they sample densely."""
     data = np.concatenate([frame.data() for frame in first], axis=1)
     angles = np.concatenate([frame.angles() for frame in first])
     shifts = np.concatenate([frame.shifts() for frame in first])
@@ -142,15 +176,8 @@ def _calibrate(plane: _Plane, scan: ScanHeader, settings: Settings) -> None:
     weights = (readout_weights(sampling) * window * math.pi / len(angles)).astype(np.float32)
     plan = FinufftPlan((side, side), len(data)).set_points(radial_points(angles, sampling, shifts).reshape(-1, 2))
     images = plan.adjoint((data * weights).astype(np.complex64).reshape(len(data), -1))
-    plane.maps = adaptive_maps(images, settings.maps_block)
-    plane.name = maps_name(plane.maps)
-    logger.info(
-        "slice %d: coil maps %s from %d spokes on a grid of %d for an image of %d",
-        *(first[0].slice, plane.name, len(angles), side, matrix),
-    )
-    # Without a noise scan the data's noise is not 1, and nothing is known of the image's.
-    if settings.replicas and all(spoke.noise_known for frame in first for spoke in frame.spokes):
-        plane.noise_sd = _noise_sd(plane, first[0], scan, settings)
+    logger.info("coil maps from %d spokes", len(angles))
+    return adaptive_maps(images, settings.maps_block)
 
 
 def _solve(
@@ -230,8 +257,12 @@ def _image(plane: _Plane, frame: Frame, scan: ScanHeader, settings: Settings) ->
         "grid": found.image.shape[-1],
         "noise_map": "none" if plane.noise_sd is None else f"{settings.replicas} pseudo-replicas",
     }
-    # Counts of what went wrong so far are no property of the scan.
-    calibration = {name: str(value) for name, value in frame.meta.items() if name in frame.spokes[-1].calibration}
+    sampling = frame.sampling
+    estimates = {**frame.spokes[-1].estimates, "coil_maps": plane.maps}
+    if plane.amplitude is not None:
+        estimates["tv_amplitude"] = np.array([plane.amplitude])
+    if plane.noise_sd is not None:
+        estimates["noise_sd"] = plane.noise_sd
     return FrameImage(
         data=np.ascontiguousarray(_cropped(found.image, scan), dtype=np.complex64)[None, None],
         number=frame.number,
@@ -250,11 +281,12 @@ def _image(plane: _Plane, frame: Frame, scan: ScanHeader, settings: Settings) ->
             "iterations": str(settings.iterations),
             "coils": str(len(plane.maps)),
             "coil_maps": plane.name,
-            "sampling": str(frame.sampling),
+            "sampling": f"{sampling.n_readout} x {sampling.spacing:.6g} about {sampling.centre:.6g}",
             "spokes": str(frame.n_spokes),
             "geometry": _geometry(frame),
-            **{name: value for name, value in calibration.items() if not name.startswith("readouts_")},
+            **calibration_facts(frame.spokes[-1]),
         },
+        estimates=estimates,
         footprint=frame.footprint,
         header=frame.header,
         received_s=frame.received_s,

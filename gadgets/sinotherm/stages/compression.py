@@ -9,7 +9,7 @@ import numpy as np
 
 from sinotherm.core.scan import Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
-from sinotherm.frames.calibration import first_frame, released, stacked
+from sinotherm.frames.calibration import check_stored, first_frame, released, stacked, stored_estimate
 from sinotherm.frames.compression import (
     CoilCompression,
     region_compression,
@@ -40,28 +40,42 @@ class Settings(StageSettings):
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Turn coils into fewer virtual coils, the same for the whole scan.
 
-    The first frame is held back until its last spoke (`sinotherm.frames.calibration`).
+    The first frame is held back until its last spoke (`sinotherm.frames.calibration`); with a stored
+    baseline nothing is, and the coils become those of the baseline.
+
+    Raises
+    ------
+    BaselineError
+        The stored baseline was taken with another number of coils.
     """
     if settings.method == "off":
         yield from items
         return
-    held, spokes = first_frame(items, scan, settings.spokes)
+    matrix = stored_estimate(scan, "coil_compression")
+    held, spokes = first_frame(items, scan, settings.spokes if matrix is None else 1)
     n_coils = len(spokes[0].data) if spokes else 0
     if n_coils < 2 or 0 < n_coils <= settings.coils:
         yield from released(held, items)
         return
-    compression, streaky = _decided(spokes, scan, settings)
-    note: dict[str, MetaValue] = {
-        "coil_compression": settings.method,
-        "coil_compression_coils": (n_coils, len(compression.matrix)),
-        "coil_compression_energy": round(compression.energy, 5),
-    }
-    if streaky:
-        note["streak_prone_coils"] = streaky
+    note: dict[str, MetaValue] = {}
+    if matrix is None:
+        compression, streaky = _decided(spokes, scan, settings)
+        note["coil_compression_energy"] = round(compression.energy, 5)
+        if streaky:
+            note["streak_prone_coils"] = streaky
+    else:
+        check_stored("coils", matrix.shape[1:], (n_coils,))
+        compression = CoilCompression(matrix=matrix)
+    note |= {"coil_compression": settings.method, "coil_compression_coils": (n_coils, len(compression.matrix))}
     logger.info("coil compression: %s", note)
     for item in released(held, items):
         if isinstance(item, Spoke):
-            yield dataclasses.replace(item, data=compression.apply(item.data), calibration={**item.calibration, **note})
+            yield dataclasses.replace(
+                item,
+                data=compression.apply(item.data),
+                calibration={**item.calibration, **note},
+                estimates={**item.estimates, "coil_compression": compression.matrix},
+            )
         else:
             yield item
 

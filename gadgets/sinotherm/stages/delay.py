@@ -3,14 +3,14 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
-from sinotherm.core.scan import Item, MetaValue, ScanHeader, Spoke
+from sinotherm.core.scan import Estimates, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.errors import SettingsError, SpokeError
-from sinotherm.frames.calibration import first_frame, released, stacked
+from sinotherm.frames.calibration import first_frame, released, stacked, stored_estimate
 from sinotherm.frames.delay import GradientDelay, opposed_delay, ring_delay
 
 __all__ = ["Settings", "stage"]
@@ -47,8 +47,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     """Set ``Spoke.shift`` to where the late gradients have moved each spoke.
 
     With ``auto`` the first frame is held back until its last spoke, so that it gets the same delay as
-    all others (`sinotherm.frames.calibration`). Each echo has its own delay: readouts of alternating
-    polarity are late in opposite directions.
+    all others (`sinotherm.frames.calibration`); with a stored baseline it gets the baseline's, at once. Each
+    echo has its own delay: readouts of alternating polarity are late in opposite directions.
     """
     if settings.mode == "off":
         yield from items
@@ -57,9 +57,10 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     held: list[Item] = []
     if settings.mode == "given":
         delays = {0: _given(settings.given)}
-    else:
+    elif not (delays := _stored(scan)):
         held, spokes = first_frame(items, scan, settings.spokes)
         delays = _estimated(spokes, settings)
+    estimates = {echo: _as_estimate(delay) for echo, delay in delays.items() if settings.mode == "auto"}
     notes = {echo: _note(delay, settings) for echo, delay in delays.items()}
     for echo, note in notes.items():
         logger.info("gradient delay of echo %d: %s", echo, note)
@@ -69,19 +70,37 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
                 "which weighs each spoke by itself, is wrong there: take reconstruction.method = gridding or cg_sense",
                 *(echo, delays[echo].across),
             )
-    noted: dict[int, Mapping[str, MetaValue]] = {}
-    before: Mapping[str, MetaValue] | None = None
+    noted: dict[int, dict[str, Any]] = {}
+    before: tuple[Any, Any] = (None, None)
     for item in released(held, items):
         if isinstance(item, Spoke) and delays:
             echo = item.echo if item.echo in delays else min(delays)
-            if item.calibration is not before:
-                before = item.calibration
-                noted = {number: {**before, **note} for number, note in notes.items()}
-            yield dataclasses.replace(
-                item, shift=delays[echo].shift(item.angle_rad, item.sampling), calibration=noted[echo]
-            )
+            if item.calibration is not before[0] or item.estimates is not before[1]:
+                before = item.calibration, item.estimates
+                noted = {
+                    number: {
+                        "calibration": {**item.calibration, **note},
+                        "estimates": {**item.estimates, **estimates.get(number, {})},
+                    }
+                    for number, note in notes.items()
+                }
+            yield dataclasses.replace(item, shift=delays[echo].shift(item.angle_rad, item.sampling), **noted[echo])
         else:
             yield item
+
+
+def _as_estimate(delay: GradientDelay) -> Estimates:
+    return {"gradient_delay": np.array([delay.x, delay.y, delay.xy, delay.mismatch], dtype=np.float64)}
+
+
+def _stored(scan: ScanHeader) -> dict[int, GradientDelay]:
+    """Return the delays of the stored baseline's scan by echo, which hold for all slices; empty without one."""
+    found = {echo: stored_estimate(scan, "gradient_delay", echo=echo) for _, echo in scan.estimates}
+    return {
+        echo: GradientDelay(**dict(zip(("x", "y", "xy", "mismatch"), map(float, values), strict=True)))
+        for echo, values in sorted(found.items())
+        if values is not None
+    }
 
 
 def _given(values: tuple[float, ...]) -> GradientDelay:

@@ -11,6 +11,7 @@ from sinotherm.core.arrays import ComplexArray, FloatArray, SpokeAngles, SpokeSh
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
+from sinotherm.frames.calibration import calibration_facts, check_stored, stored_estimate
 from sinotherm.operators.backend import frame_backend
 from sinotherm.operators.backprojection import BackProjector, interleave_coils
 from sinotherm.operators.coils import adaptive_maps, combine, espirit_maps, maps_name, rss
@@ -80,9 +81,13 @@ class CoilMaps:
     name: str
 
     @classmethod
-    def of(cls, images: ComplexArray, method: MapMethod) -> "CoilMaps":
+    def estimated(cls, images: ComplexArray, method: MapMethod) -> "CoilMaps":
         """Estimate maps from coil images (coil, y, x)."""
-        maps = adaptive_maps(images) if method == "adaptive" else espirit_maps(images)
+        return cls.of(adaptive_maps(images) if method == "adaptive" else espirit_maps(images))
+
+    @classmethod
+    def of(cls, maps: ComplexArray) -> "CoilMaps":
+        """Return these maps, complex64 (coil, y, x)."""
         return cls(maps=maps, interleaved=interleave_coils(maps), name=maps_name(maps))
 
 
@@ -134,7 +139,8 @@ def _geometry(frame: Frame) -> str:
 class FrameImager:
     """Turns coil images of frames into `FrameImage`: frozen maps, noise, fingerprint, meta.
 
-    Maps are made once per slice and plane, from the mean of its first frames, which are held back until then.
+    Maps are made once per slice and plane, from the mean of its first frames, which are held back until then;
+    those of a stored baseline serve at once.
 
     Parameters
     ----------
@@ -165,7 +171,7 @@ class FrameImager:
             yield self._image(frame, source.root_sum_of_squares()[None], None)
         else:
             place = (frame.slice, _geometry(frame))
-            maps = self._maps.get(place)
+            maps = self._maps.get(place) or self._stored(place, frame)
             if maps is not None:
                 yield self._image(frame, source.combined(maps)[None], maps)
                 return
@@ -181,11 +187,21 @@ class FrameImager:
 
     def _release(self, place: tuple[int, str]) -> Iterator[FrameImage]:
         held = self._held.pop(place)
-        maps = CoilMaps.of(np.mean([images for _, images in held], axis=0, dtype=np.complex64), self._settings.maps)
-        self._maps[place] = maps
+        mean = np.asarray(np.mean([images for _, images in held], axis=0, dtype=np.complex64))
+        maps = self._maps[place] = CoilMaps.estimated(mean, self._settings.maps)
         logger.info("coil maps of slice %d frozen: %s, of %d frames", place[0], maps.name, len(held))
         for frame, images in held:
             yield self._image(frame, combine(images, maps.maps)[None], maps)
+
+    def _stored(self, place: tuple[int, str], frame: Frame) -> CoilMaps | None:
+        """Return the maps of the stored baseline of this slice, or ``None``."""
+        maps = stored_estimate(self._scan, "coil_maps", slice_=frame.slice)
+        if maps is None:
+            return None
+        check_stored("coil maps", maps.shape, (len(frame.spokes[0].data), *image_shape(self._scan)))
+        found = self._maps[place] = CoilMaps.of(maps)
+        logger.info("coil maps of slice %d: %s, of the stored baseline", place[0], found.name)
+        return found
 
     def _image(self, frame: Frame, data: ComplexArray, maps: CoilMaps | None) -> FrameImage:
         settings = self._settings
@@ -213,6 +229,7 @@ class FrameImager:
             noise_sd=self._noise(frame),
             spokes=frame.spokes,
             fingerprint=self._fingerprint(frame, maps),
+            estimates={**frame.spokes[-1].estimates, **({} if maps is None else {"coil_maps": maps.maps})},
             footprint=frame.footprint,
             header=frame.header,
             received_s=frame.received_s,
@@ -243,13 +260,12 @@ class FrameImager:
             "method": f"{self._method} {settings.filter} {settings.weights} {settings.centre} {settings.combine}",
             "coils": str(len(frame.spokes[0].data)),
             "sampling": f"{sampling.n_readout} x {sampling.spacing:.6g} about {sampling.centre:.6g}",
+            "spokes": str(frame.n_spokes),
             "geometry": _geometry(frame),
         }
         if maps is not None:
             facts["coil_maps"] = maps.name
-        # Counts of what went wrong so far are no property of the scan.
-        calibration = frame.spokes[-1].calibration.items()
-        return facts | {name: str(value) for name, value in calibration if not name.startswith("readouts_")}
+        return {**facts, **calibration_facts(frame.spokes[-1])}
 
 
 class Gridder:

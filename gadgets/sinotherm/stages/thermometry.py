@@ -226,7 +226,8 @@ class _Session:
             self._record("baseline", facts)
         path = self._book.settings.baseline_save
         if path:
-            kept = {
+            # Those of slices that have not come yet stay in a file that is gone on with.
+            kept = {**self._stored} | {
                 (slice_, echo, method): baseline
                 for (slice_, method), one in self._monitors.items()
                 for echo, baseline in one.baselines.items()

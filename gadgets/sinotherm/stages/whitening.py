@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 from sinotherm.core.arrays import ComplexArray
-from sinotherm.core.scan import Item, ScanHeader
+from sinotherm.core.scan import Estimates, Item, ScanHeader
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.errors import SpokeError
+from sinotherm.frames.calibration import check_stored, stored_estimate
 from sinotherm.frames.whitening import NoiseScan, WhitenedReadout, is_noise
 from sinotherm.wire.messages import Readout
 
@@ -32,10 +33,13 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     """Whiten every readout after the noise scan; without one they pass through as they are.
 
     Noise readouts go on to the stage ``spokes``, which counts and drops them. The noise scan is frozen
-    with the first other readout.
+    with the first other readout. With a stored baseline it is that of the baseline, and the one of this
+    scan, if there is one, only has to agree with it.
 
     Raises
     ------
+    BaselineError
+        The noise is not that of the stored baseline.
     SpokeError
         Noise scan and readouts do not have the same channels, or the noise scan cannot be used.
     """
@@ -43,6 +47,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         yield from items
         return
     noise = NoiseScan()
+    estimates: Estimates = {}
+    products, readout = (stored_estimate(scan, name) for name in ("noise_products", "noise_readout"))
     bandwidth = settings.relative_bandwidth or scan.relative_noise_bandwidth or 1.0
     matrices: dict[float, ComplexArray] = {}
     frozen = warned = False
@@ -61,6 +67,11 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
             continue
         if not frozen:
             frozen = True
+            if products is not None and readout is not None:
+                measured, noise = noise, NoiseScan.of(products, readout)
+                if measured.n_coils:
+                    measured.check_against(noise)
+            estimates = noise.estimates
             _report(noise, bandwidth)
         if not noise.n_coils:
             yield item
@@ -70,12 +81,18 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         if matrix is None:
             matrix = matrices[dwell] = noise.matrix(dwell_us=dwell, relative_bandwidth=bandwidth)
         if len(item.data) != len(matrix):
+            if products is not None:
+                check_stored("coils", (len(matrix),), (len(item.data),))
             raise SpokeError(
                 f"readout {header.scan_counter} has {len(item.data)} channels, the noise scan {len(matrix)}: "
                 "both need the same coils, or set whitening.mode = off."
             )
         yield WhitenedReadout(
-            header=header, data=matrix @ item.data, trajectory=item.trajectory, received_s=item.received_s
+            header=header,
+            data=matrix @ item.data,
+            trajectory=item.trajectory,
+            received_s=item.received_s,
+            estimates=estimates,
         )
 
 

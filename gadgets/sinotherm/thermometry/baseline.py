@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from sinotherm.core.arrays import CoilImages, MapArray
-from sinotherm.core.scan import FrameImage, ScanHeader
+from sinotherm.core.scan import Estimates, FrameImage, ScanHeader
 from sinotherm.errors import BaselineError
 
 __all__ = [
@@ -25,10 +25,11 @@ __all__ = [
     "load_baseline",
     "outliers",
     "save_baseline",
+    "stored_estimates",
 ]
 
 OUTLIER_FACTOR: Final = 4.0
-_FILE_SCHEMA: Final = 1
+_FILE_SCHEMA: Final = 2
 
 BaselineKey: TypeAlias = tuple[int, int, str]
 """Slice, echo and reconstruction method."""
@@ -56,6 +57,9 @@ class Baseline:
         The frames themselves, where each frame takes the most similar one (respiration); else empty.
     fingerprint
         What a frame must agree on.
+    estimates
+        What the frames' scan estimated to make them (coil maps, gradient delay, …): frames of another scan
+        must be made with the same.
     """
 
     data: CoilImages
@@ -67,6 +71,7 @@ class Baseline:
     phase_sd_rad: MapArray | None = None
     library: tuple[CoilImages, ...] = ()
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    estimates: Estimates = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -185,7 +190,7 @@ class BaselineBuilder:
         self.images.append(image)
 
     def build(self, scan: ScanHeader) -> Baseline:
-        """Return the mean of the frames that belong together.
+        """Return the mean of the frames that belong together; those that lack spokes do not.
 
         Raises
         ------
@@ -217,6 +222,7 @@ class BaselineBuilder:
             noise_sd=kept[-1].noise_sd,
             library=tuple(image.data for image in kept) if self._library else (),
             fingerprint=usual,
+            estimates=kept[-1].estimates,
         )
 
 
@@ -235,6 +241,8 @@ def save_baseline(path: Path, baselines: Mapping[BaselineKey, Baseline]) -> None
             entries[f"{place}/phase_sd_rad"] = baseline.phase_sd_rad
         for index, other in enumerate(baseline.library):
             entries[f"{place}/library{index}"] = other
+        for name, values in baseline.estimates.items():
+            entries[f"{place}/estimates/{name}"] = values
         facts.append(
             {
                 "slice": slice_,
@@ -295,6 +303,11 @@ def load_baseline(path: Path) -> Mapping[BaselineKey, Baseline]:
                 phase_sd_rad=entries.get(f"{place}/phase_sd_rad"),
                 library=tuple(entries[f"{place}/library{index}"] for index in range(facts["library"])),
                 fingerprint=facts["fingerprint"],
+                estimates={
+                    name.removeprefix(f"{place}/estimates/"): values
+                    for name, values in entries.items()
+                    if name.startswith(f"{place}/estimates/")
+                },
             )
             for place, facts in enumerate(json.loads(text)["baselines"])
         }
@@ -302,3 +315,28 @@ def load_baseline(path: Path) -> Mapping[BaselineKey, Baseline]:
         raise BaselineError(
             f"{str(path)!r} is not a baseline file ({error}): write one with thermometry.baseline_save."
         ) from error
+
+
+def stored_estimates(path: Path, method: str) -> Mapping[tuple[int, int], Estimates]:
+    """Return what the images of a stored baseline were made with, by slice and echo.
+
+    Parameters
+    ----------
+    path
+        File that `save_baseline` wrote.
+    method
+        Reconstruction that images will be made by; of another one's baselines nothing is returned, and their
+        fingerprints say why they do not fit.
+
+    Raises
+    ------
+    BaselineError
+        It is no such file, or one that was written before it held this.
+    """
+    own = {(slice_, echo): one for (slice_, echo, name), one in load_baseline(path).items() if name == method}
+    if not all("estimated" in baseline.fingerprint for baseline in own.values()):
+        raise BaselineError(
+            f"baseline file {str(path)!r} lacks the coil maps and the gradient delay that its images were made with "
+            "(another version wrote it, or a network went beside): take a new baseline, with thermometry.baseline_save."
+        )
+    return {place: baseline.estimates for place, baseline in own.items()}
