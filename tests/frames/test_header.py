@@ -138,6 +138,7 @@ BILLION = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><ismrmrdHeader>&
         (document(ENCODING.replace("<x>32</x>", "<x>100000</x>")), "1 to 4096"),
         (document(ENCODING.replace("<x>32</x>", "")), "''"),
         (document(ENCODING.replace("<x>480</x>", "<x>-1</x>")), "-1 mm"),
+        (document(ENCODING.replace("<x>240</x>", "<x>1e-300</x>")), r"reconSpace .* x .* is 1e-300 mm: .* 0\.1 to"),
         (document(ENCODING.replace("<x>480</x>", "<x>nan</x>")), "'nan'"),
         (document(ENCODING, "<sequenceParameters><TE>soon</TE></sequenceParameters>"), "'soon'"),
         (

@@ -19,6 +19,7 @@ RADIAL_TRAJECTORIES: Final = ("radial", "goldenangle")
 """Kinds of trajectory that are radial; ``other`` and an empty one are decided by the readouts."""
 
 _LARGEST_MATRIX: Final = 4096
+_SMALLEST_FOV_MM: Final = 0.1
 _LARGEST_FOV_MM: Final = 10_000.0
 _LARGEST_COUNT: Final = 65_535
 _WAVEFORM_IDS: Final = {"ecg": 0, "pulse": 1, "respiratory": 2, "trigger": 3}
@@ -168,10 +169,10 @@ def _space(encoding: Any, name: str) -> EncodingSpace | None:
         length = _number(
             _text(element, f"fieldOfView_mm/{axis}") or ("1" if axis == "z" else ""), f"{name} field of view {axis}"
         )
-        if not 0.0 < length <= _LARGEST_FOV_MM:
+        if not _SMALLEST_FOV_MM <= length <= _LARGEST_FOV_MM:
             raise HeaderError(
                 f"{name} field of view {axis} of the scan header is {length:g} mm: "
-                f"it must be above 0 and at most {_LARGEST_FOV_MM:g}; {_ASK}."
+                f"it must be {_SMALLEST_FOV_MM:g} to {_LARGEST_FOV_MM:g}; {_ASK}."
             )
         fov.append(1e-3 * length)
     return EncodingSpace(matrix=(matrix[0], matrix[1], matrix[2]), fov_m=(fov[0], fov[1], fov[2]))
