@@ -6,7 +6,9 @@ import pytest
 
 from sinotherm.core.geometry import GOLDEN_ANGLE
 from sinotherm.errors import FileFormatError
-from sinotherm.simulation.mrd import readouts, simulate
+from sinotherm.frames.header import scan_header
+from sinotherm.frames.spokes import SpokeReader
+from sinotherm.simulation.mrd import header_xml, readouts, simulate
 from sinotherm.simulation.protocol import Protocol
 from sinotherm.simulation.scan import Scan
 
@@ -105,6 +107,18 @@ def test_without_trajectory_and_with_golden_angles():
     stored = list(readouts(scan(schedule="golden")))[-1].trajectory
     angle = 14 * GOLDEN_ANGLE
     np.testing.assert_allclose(stored[-1], 15 / 32 * np.array([np.cos(angle), np.sin(angle)]), atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["uniform180", "uniform360", "golden", "tiny_golden", "raga"])
+def test_without_trajectories_the_header_tells_the_angles(schedule, caplog):
+    def angles(**changes):
+        made = scan(schedule=schedule, **changes)
+        reader = SpokeReader(scan_header(header_xml(made)))
+        return [spoke.angle_rad for item in readouts(made) if (spoke := reader.read(item)) is not None]
+
+    measured, told = np.array(angles()), np.array(angles(trajectory=False))
+    np.testing.assert_allclose(np.exp(1j * told), np.exp(1j * measured), atol=1e-5)
+    assert "assumed" not in caplog.text
 
 
 def test_header_names_the_golden_angle(tmp_path):

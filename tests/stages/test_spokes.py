@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinotherm.core.geometry import GOLDEN_ANGLE, spoke_angles, tiny_golden_angle
+from sinotherm.core.geometry import GOLDEN_ANGLE, TINY_GOLDEN_ORDER, spoke_angles, tiny_golden_angle
 from sinotherm.core.scan import EncodingSpace, ScanHeader
-from sinotherm.errors import SpokeError
+from sinotherm.errors import HeaderError, SpokeError
 from sinotherm.frames.header import scan_header
 from sinotherm.frames.spokes import SpokeReader, trajectory_scale
 from sinotherm.frames.whitening import WhitenedReadout
@@ -114,6 +114,18 @@ def test_other_pixels_than_encoded():
     assert dataclasses.replace(stated.sampling, spacing=spoke.sampling.spacing) == spoke.sampling
 
 
+@pytest.mark.parametrize(("rows", "height"), [(16, 0.3), (32, 0.15), (32, 0.305)])
+def test_pixels_that_are_not_square_are_refused(rows, height):
+    scan = dataclasses.replace(SCAN, recon=EncodingSpace(matrix=(32, rows, 1), fov_m=(0.3, height, 0.005)))
+    with pytest.raises(HeaderError, match=rf"9\.375 x .* \(32 x {rows} over 300 x .* by 1%; correct .* reconSpace"):
+        run([readout(positions(0.0))], scan)
+
+
+def test_images_need_not_be_square():
+    scan = dataclasses.replace(SCAN, recon=EncodingSpace(matrix=(32, 16, 1), fov_m=(0.3, 0.151, 0.005)))
+    assert run([readout(positions(0.0))], scan)[0].sampling.spacing == pytest.approx(1 / 64)
+
+
 def test_samples_beyond_half_a_cycle_are_left_out(caplog):
     scan = dataclasses.replace(SCAN, recon=EncodingSpace(matrix=(16, 16, 1), fov_m=(0.3, 0.3, 0.005)))
     item = readout(positions(0.0))
@@ -208,6 +220,51 @@ class TestSchedules:
     def test_by_scan_counter(self):
         spokes = run([readout(counter=i) for i in (5, 6, 9)], angles="tiny_golden", counter="scan", tiny_golden_order=3)
         np.testing.assert_allclose([s.angle_rad for s in spokes], np.array([0, 1, 4]) * tiny_golden_angle(3))
+
+    @pytest.mark.parametrize("kind", ["radial", "goldenangle"])
+    @pytest.mark.parametrize("schedule", ["uniform180", "uniform360", "golden", "tiny_golden", "raga"])
+    def test_the_header_names_the_schedule(self, schedule, kind, caplog):
+        named = {"angle_schedule": schedule, "tiny_golden_order": 5.0}
+        scan = dataclasses.replace(SCAN, trajectory=kind, user_parameters=named)
+        spokes = run([readout(counter=i, step=i % 8) for i in range(16)], scan)
+        expected = spoke_angles(schedule, 16, per_frame=8, order=5)
+        np.testing.assert_allclose(np.exp(1j * np.array([s.angle_rad for s in spokes])), np.exp(1j * expected))
+        assert spokes[0].calibration["spoke_angles"].startswith(f"schedule {schedule}")
+        assert "assumed" not in caplog.text + spokes[0].calibration["spoke_angles"]
+
+    def test_what_the_header_leaves_open_is_said(self, caplog):
+        (spoke,) = run([readout(step=1)])
+        assert spoke.calibration["spoke_angles"] == "schedule uniform180 (assumed), counter encoding"
+        assert "(uniform180), are assumed; set spokes.angles, or name the schedule" in caplog.text
+        caplog.clear()
+        run([readout(step=1)], angles="uniform180")
+        run([readout(positions(0.0))])
+        assert "assumed" not in caplog.text
+
+    def test_a_schedule_that_is_not_known_is_not_guessed(self):
+        named = {"angle_schedule": "spiral_phyllotaxis"}
+        scan = dataclasses.replace(SCAN, user_parameters=named)
+        with pytest.raises(
+            SpokeError, match=r"angle_schedule is 'spiral_phyllotaxis': known are .* set spokes\.angles"
+        ):
+            run([readout()], scan)
+        assert run([readout(positions(0.5))], scan)[0].angle_rad == pytest.approx(0.5)
+        golden = run([readout(), readout(counter=1)], dataclasses.replace(scan, trajectory="goldenangle"))
+        assert golden[1].angle_rad == pytest.approx(GOLDEN_ANGLE)
+
+    def test_order_of_the_tiny_golden_angle(self, caplog):
+        def second(order=0, **parameters):
+            scan = dataclasses.replace(SCAN, user_parameters=parameters)
+            return run([readout(), readout(counter=1)], scan, angles="tiny_golden", tiny_golden_order=order)[1]
+
+        assert second(3, tiny_golden_order=5.0).angle_rad == pytest.approx(tiny_golden_angle(3))
+        assert second(tiny_golden_order=5.0).calibration["spoke_angles"].startswith("schedule tiny_golden of order 5,")
+        assert not caplog.text
+        assert second().angle_rad == pytest.approx(tiny_golden_angle(TINY_GOLDEN_ORDER))
+        assert "7 is assumed; set spokes.tiny_golden_order" in caplog.text
+        for wrong in (2.5, 0.0, 101.0, "seven"):
+            with pytest.raises(SpokeError, match=f"tiny_golden_order is '{wrong}'"):
+                second(tiny_golden_order=wrong)
 
     @pytest.mark.parametrize("schedule", ["auto", "uniform180", "uniform360", "raga"])
     def test_repeating_schedules_go_by_the_encoding_counter(self, schedule):

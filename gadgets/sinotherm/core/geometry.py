@@ -17,6 +17,7 @@ from sinotherm.errors import SettingsError
 
 __all__ = [
     "GOLDEN_ANGLE",
+    "TINY_GOLDEN_ORDER",
     "AngleSchedule",
     "RadialSampling",
     "angular_gaps",
@@ -27,6 +28,9 @@ __all__ = [
 
 GOLDEN_ANGLE: Final = math.pi * (math.sqrt(5.0) - 1.0) / 2.0
 """Golden-angle increment, rad (111.246117975°). Winkelmann et al. 2007, 10.1109/TMI.2006.885337."""
+
+TINY_GOLDEN_ORDER: Final = 7
+"""Order of the tiny golden angle where none is given."""
 
 AngleSchedule: TypeAlias = Literal["uniform180", "uniform360", "golden", "tiny_golden", "raga"]
 
@@ -67,7 +71,12 @@ def tiny_golden_angle(order: int) -> float:
 
 
 def spoke_angles(
-    schedule: AngleSchedule, n_spokes: int, *, first: int = 0, per_frame: int | None = None, order: int = 7
+    schedule: AngleSchedule,
+    n_spokes: int,
+    *,
+    first: int = 0,
+    per_frame: int | None = None,
+    order: int = TINY_GOLDEN_ORDER,
 ) -> SpokeAngles:
     """Return the angles of ``n_spokes`` spokes of a schedule, rad, float64 (spoke,).
 

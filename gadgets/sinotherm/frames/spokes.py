@@ -4,15 +4,22 @@ import logging
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import ismrmrd
 import numpy as np
 
 from sinotherm.core.arrays import FloatArray, SpokeData
-from sinotherm.core.geometry import GOLDEN_ANGLE, RadialSampling, spoke_angles, tiny_golden_angle
+from sinotherm.core.geometry import (
+    GOLDEN_ANGLE,
+    TINY_GOLDEN_ORDER,
+    AngleSchedule,
+    RadialSampling,
+    spoke_angles,
+    tiny_golden_angle,
+)
 from sinotherm.core.scan import Estimates, MetaValue, ScanHeader, Spoke
-from sinotherm.errors import SpokeError
+from sinotherm.errors import HeaderError, SpokeError
 from sinotherm.frames.clock import StampClock
 from sinotherm.frames.header import RADIAL_TRAJECTORIES
 from sinotherm.frames.whitening import WhitenedReadout
@@ -48,6 +55,10 @@ _LAST: Final = sum(
 )
 _REVERSE: Final = 1 << (ismrmrd.ACQ_IS_REVERSE - 1)
 
+_SCHEDULES: Final[tuple[AngleSchedule, ...]] = get_args(AngleSchedule)
+_HIGHEST_ORDER: Final = 100
+_SQUARE: Final = 0.01
+"""Largest relative difference between the sides of a reconstructed pixel."""
 _STRAIGHT: Final = 0.05
 """Largest RMS distance of the samples from an equidistant straight line, samples."""
 _MISS: Final = 3.0
@@ -131,7 +142,7 @@ class SpokeReader:
     per_frame
         Spokes over which a uniform or rational schedule repeats; 0: the header's.
     order
-        Order of the tiny golden angle.
+        Order of the tiny golden angle; 0: the header's, else 7.
     user_float, user_float_degrees
         Which ``user_float`` holds the angle, and whether it is in degrees.
     tick_s
@@ -146,13 +157,14 @@ class SpokeReader:
         trajectory_unit: TrajectoryUnit = "auto",
         counter: AngleCounter = "auto",
         per_frame: int = 0,
-        order: int = 7,
+        order: int = 0,
         user_float: int = 0,
         user_float_degrees: bool = False,
         tick_s: float = 2.5e-3,
     ) -> None:
         self._scan = scan
         self._source = angles
+        self._assumed = False
         self._unit: TrajectoryUnit = trajectory_unit
         self._scale = 0.0
         self._counter = counter
@@ -193,6 +205,8 @@ class SpokeReader:
 
         Raises
         ------
+        HeaderError
+            The pixels of the reconstructed space are not square.
         SpokeError
             The readout does not fit the scan, is not radial, holds values that are not finite, or there is
             no way to derive its angle.
@@ -302,6 +316,7 @@ class SpokeReader:
                 f"discard_post {header.discard_post} leave {max(last - first, 0)}; at least 2 are needed."
             )
         self._choose_source(header, trajectory)
+        self._check_pixel()
         if self._source == "trajectory":
             spacing, centre = self._measured_sampling(header, trajectory, first, last)
         else:
@@ -370,7 +385,19 @@ class SpokeReader:
             return f"trajectory ({self._unit})"
         if self._source == "user_float":
             return f"user_float[{self._user_float}]"
-        return f"schedule {self._source}, counter {self._counter}"
+        order = f" of order {self._order}" if self._source == "tiny_golden" else ""
+        return f"schedule {self._source}{order}{' (assumed)' if self._assumed else ''}, counter {self._counter}"
+
+    def _check_pixel(self) -> None:
+        # One spacing of the samples holds at every angle.
+        x, y = self._scan.pixel_m
+        if abs(x - y) > _SQUARE * max(x, y):
+            (columns, rows, _), fov = self._scan.recon.matrix, self._scan.recon.fov_m
+            raise HeaderError(
+                f"reconstructed pixels of {1e3 * x:.4g} x {1e3 * y:.4g} mm ({columns} x {rows} over "
+                f"{1e3 * fov[0]:g} x {1e3 * fov[1]:g} mm): their sides may differ by {_SQUARE:.0%}; correct matrixSize "
+                "or fieldOfView_mm of the header's reconSpace."
+            )
 
     def _stated_sampling(self, header: Any, n_samples: int) -> tuple[float, float]:
         """Return spacing and centre as the headers state them."""
@@ -493,25 +520,59 @@ class SpokeReader:
         if self._source != "auto":
             self._prepare(header)
             return
-        kind = self._scan.trajectory
-        if has_trajectory:
-            self._source = "trajectory"
-        elif kind == "goldenangle":
-            self._source = "golden"
-        elif kind in RADIAL_TRAJECTORIES:
-            self._source = "uniform180"
-        else:
+        self._source = "trajectory" if has_trajectory else self._stated_source(header)
+        self._prepare(header)
+
+    def _stated_source(self, header: Any) -> AngleSchedule:
+        """Return the schedule that the scan's header names."""
+        kind, name = self._scan.trajectory, self._scan.user_parameters.get("angle_schedule")
+        if kind not in RADIAL_TRAJECTORIES:
             raise SpokeError(
                 f"readout {header.scan_counter} has no trajectory and the header says {kind or 'nothing'!r}: no way to "
                 "derive the angles; if the scan is radial, set spokes.angles (golden, uniform180, user_float, …)."
             )
-        self._prepare(header)
+        named = next((schedule for schedule in _SCHEDULES if schedule == name), None)
+        if named is not None:
+            return named
+        if kind == "goldenangle":
+            return "golden"
+        if name is not None:
+            raise SpokeError(
+                f"the header's user parameter angle_schedule is {str(name)[:40]!r}: known are {', '.join(_SCHEDULES)}; "
+                "set spokes.angles, or give trajectories."
+            )
+        logger.warning(
+            "the readouts have no trajectory and the header says no more than 'radial': angles equidistant over 180 "
+            "degrees, the same in every frame (uniform180), are assumed; set spokes.angles, or name the schedule in "
+            "the header's user parameter angle_schedule (%s)",
+            ", ".join(_SCHEDULES),
+        )
+        self._assumed = True
+        return "uniform180"
+
+    def _stated_order(self) -> int:
+        """Return the order of the tiny golden angle that the scan's header names."""
+        order = self._scan.user_parameters.get("tiny_golden_order")
+        if order is None:
+            logger.warning(
+                "the header has no user parameter tiny_golden_order: %d is assumed; set spokes.tiny_golden_order",
+                TINY_GOLDEN_ORDER,
+            )
+            return TINY_GOLDEN_ORDER
+        if isinstance(order, str) or order != int(order) or not 1 <= order <= _HIGHEST_ORDER:
+            raise SpokeError(
+                f"the header's user parameter tiny_golden_order is {str(order)[:40]!r}: it must be a whole number from "
+                f"1 to {_HIGHEST_ORDER}; set spokes.tiny_golden_order."
+            )
+        return int(order)
 
     def _prepare(self, header: Any) -> None:
         if self._source in ("trajectory", "user_float") or self._layouts:
             return
         if self._counter == "auto":
             self._counter = "running" if self._source in ("golden", "tiny_golden") else "encoding"
+        if self._source == "tiny_golden" and not self._order:
+            self._order = self._stated_order()
         self._first_counter, self._missing_before = header.scan_counter, self.n_missing
         if self._source in ("uniform180", "uniform360", "raga"):
             if not self._per_frame:

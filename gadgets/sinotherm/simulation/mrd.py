@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from sinotherm.core.arrays import SpokeAngles, SpokeData
+from sinotherm.core.geometry import TINY_GOLDEN_ORDER
 from sinotherm.core.physics import BODY_TEMPERATURE_DEGC, PRF_COEFFICIENT
 from sinotherm.simulation.scan import Scan
 
@@ -78,6 +79,11 @@ def header_xml(scan: Scan) -> bytes:
             userParameterLong=[
                 xsd.userParameterLongType(name="spokes_per_frame", value=protocol.spokes),
                 xsd.userParameterLongType(name="baseline_frames", value=protocol.baseline_frames),
+                *(
+                    [xsd.userParameterLongType(name="tiny_golden_order", value=TINY_GOLDEN_ORDER)]
+                    if protocol.schedule == "tiny_golden"
+                    else []
+                ),
             ],
             userParameterDouble=[
                 xsd.userParameterDoubleType(name="dwell_time_us", value=1e6 * protocol.dwell_s),

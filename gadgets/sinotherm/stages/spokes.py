@@ -30,7 +30,9 @@ class Settings(StageSettings):
     per_frame: int = setting(
         0, "Spokes after which a uniform or rational schedule repeats; 0: as the header says.", ge=0, le=65_536
     )
-    tiny_golden_order: int = setting(7, "Order of the tiny golden angle.", ge=1, le=100)
+    tiny_golden_order: int = setting(
+        0, "Order of the tiny golden angle; 0: as the header says, else 7 with a warning.", ge=0, le=100
+    )
     user_float: int = setting(0, "Which user_float of a readout holds its angle.", ge=0, le=7)
     user_float_degrees: bool = setting(False, "The angle in user_float is in degrees instead of radians.")
     tick: float = setting(
@@ -58,6 +60,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
 
     Raises
     ------
+    HeaderError
+        The pixels of the reconstructed space are not square.
     SpokeError
         A readout does not fit the scan, or its angle cannot be derived.
     """
