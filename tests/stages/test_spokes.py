@@ -158,11 +158,37 @@ def test_a_partial_echo_is_filled_to_the_full_spoke(with_trajectory, kept, centr
 def test_discarded_samples_are_left_out(with_trajectory):
     trajectory = np.concatenate((np.full((4, 2), 0.9), positions(0.4), np.full((3, 2), 0.9))).astype(np.float32)
     item = readout(trajectory if with_trajectory else None, n=71, discard_pre=4, discard_post=3, center_sample=36)
-    scan = SCAN if with_trajectory else dataclasses.replace(SCAN, encoded=ENCODED)
-    (spoke,) = run([item], scan)
+    (spoke,) = run([item])
     np.testing.assert_array_equal(spoke.data, item.data[:, 4:68])
+    assert spoke.sampling.spacing == pytest.approx(1 / 64)
     assert spoke.sampling.centre == pytest.approx(32.0, abs=1e-4)
     assert spoke.data.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("n", "pre", "post", "stated", "centre", "whole"),
+    [
+        # The samples that warm the receiver up stand beside the encoded ones.
+        (72, 8, 0, 40, 40, 64),
+        (72, 8, 0, 41, 41, 64),
+        (72, 8, 0, 0, 40, 64),
+        (72, 4, 4, 0, 36, 64),
+        # Those before an asymmetric echo are a part of them.
+        (64, 16, 0, 32, 32, 64),
+        (64, 16, 0, 0, 32, 64),
+        # The same where the header leaves the oversampling out.
+        (136, 8, 0, 72, 72, 128),
+        (136, 8, 0, 0, 72, 128),
+        (128, 32, 0, 64, 64, 128),
+        (128, 0, 32, 64, 64, 128),
+    ],
+)
+def test_discarded_samples_are_no_oversampling(n, pre, post, stated, centre, whole):
+    item = readout(n=n, discard_pre=pre, discard_post=post, center_sample=stated)
+    (spoke,) = run([item])
+    assert spoke.sampling.spacing == pytest.approx(1 / whole)
+    assert spoke.sampling.n_readout == pytest.approx(whole, abs=1)
+    assert spoke.data[0, round(spoke.sampling.centre)] == item.data[0, centre]
 
 
 def test_readouts_of_other_lengths_are_placed_by_their_centre():

@@ -320,7 +320,7 @@ class SpokeReader:
         if self._source == "trajectory":
             spacing, centre = self._measured_sampling(header, trajectory, first, last)
         else:
-            spacing, centre = self._stated_sampling(header, n_samples)
+            spacing, centre = self._stated_sampling(header, n_samples, first, last)
         # The reconstructed grid holds nothing beyond half a cycle per pixel.
         reach = 0.5 / spacing + 0.51
         kept_first, kept_last = max(first, math.ceil(centre - reach)), min(last, math.floor(centre + reach) + 1)
@@ -399,20 +399,23 @@ class SpokeReader:
                 "or fieldOfView_mm of the header's reconSpace."
             )
 
-    def _stated_sampling(self, header: Any, n_samples: int) -> tuple[float, float]:
+    def _stated_sampling(self, header: Any, n_samples: int, first: int, last: int) -> tuple[float, float]:
         """Return spacing and centre as the headers state them."""
         encoded = self._scan.encoded
         spacing = self._scan.pixel_m[0] / encoded.fov_m[0]
-        if n_samples > encoded.matrix[0]:
-            logger.info(
-                "%d samples for an encoded matrix of %d: taken as readout oversampling that the header leaves out",
-                *(n_samples, encoded.matrix[0]),
-            )
-            spacing *= encoded.matrix[0] / n_samples
-        centre = header.center_sample
+        n_kept, centre = last - first, header.center_sample
         if centre == 0 and n_samples >= encoded.matrix[0]:
             # Converters leave center_sample empty; a whole spoke has its centre in the middle.
-            centre = n_samples // 2
+            centre = first + n_kept // 2 if n_kept >= encoded.matrix[0] else n_samples // 2
+        # What is discarded is no part of the spoke, or the part that an asymmetric echo lacks: the centre tells.
+        reach = 2 * max(centre - first, last - centre)
+        n_whole = min(n_kept, n_samples, key=lambda n: abs(n - reach))
+        if n_whole > encoded.matrix[0]:
+            logger.info(
+                "%d samples for an encoded matrix of %d: taken as readout oversampling that the header leaves out",
+                *(n_whole, encoded.matrix[0]),
+            )
+            spacing *= encoded.matrix[0] / n_whole
         return spacing, float(centre)
 
     def _measured_sampling(self, header: Any, trajectory: FloatArray, first: int, last: int) -> tuple[float, float]:
