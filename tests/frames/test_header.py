@@ -119,6 +119,33 @@ def test_limits_and_user_parameters():
     assert scan.user_parameters == {"n": 3.0, "d": 0.5, "s": "x"}
 
 
+@pytest.mark.parametrize(
+    ("encoded", "limits", "found"),
+    [
+        (8, (0, 7, 4), (8, 8, 0)),
+        # A full slab fits in one way only: a centre that nobody filled in does no harm.
+        (8, (0, 7, 0), (8, 8, 0)),
+        (8, (2, 7, 4), (8, 6, 0)),
+        (8, (0, 5, 2), (8, 6, 2)),
+        (9, (0, 6, 2), (9, 7, 2)),
+        (8, (0, 5, None), (8, 6, 0)),
+        (8, (0, 0, 0), (1, 1, 0)),
+        (8, (3, 3, 3), (1, 1, -3)),
+        (1, (1, 6, 3), (6, 6, -1)),
+        (8, None, (1, 1, 0)),
+    ],
+)
+def test_partitions_go_by_the_encoded_matrix_and_the_centre(encoded, limits, found):
+    xml = ENCODING.replace("<z>1</z>", f"<z>{encoded}</z>", 1)
+    if limits is not None:
+        names = [(name, value) for name, value in zip(("minimum", "maximum", "center"), limits, strict=True)]
+        values = "".join(f"<{name}>{value}</{name}>" for name, value in names if value is not None)
+        step = f"<kspace_encoding_step_2>{values}</kspace_encoding_step_2>"
+        xml = xml.replace("<trajectory>", f"<encodingLimits>{step}</encodingLimits><trajectory>")
+    scan = scan_header(document(xml))
+    assert (scan.n_partitions, scan.acquired_partitions, scan.partition_offset) == found
+
+
 BILLION = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><ismrmrdHeader>&b;</ismrmrdHeader>'
 
 

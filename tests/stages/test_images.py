@@ -21,7 +21,9 @@ from sinotherm.core.scan import (
     TemperatureMap,
 )
 from sinotherm.frames.images import META_PREFIX
+from sinotherm.pipelines.compose import compose
 from sinotherm.stages.images import Settings, stage
+from sinotherm.wire.messages import Readout
 
 SPACE = EncodingSpace(matrix=(6, 4, 1), fov_m=(0.3, 0.2, 0.005))
 SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial")
@@ -271,6 +273,49 @@ def test_planes_of_a_slab_have_their_own_position():
     assert list(centre.position) == [1.5, -2.5, 10.0]
     assert list(first.position) == pytest.approx([1.5, -2.5, 10.0 - 4 * 5.0])
     assert centre.field_of_view[2] == pytest.approx(5.0)
+
+
+def test_planes_are_as_far_apart_as_those_that_are_made():
+    """A reconstructed matrix beyond the partitions asks for an interpolation that is not made."""
+    encoded = EncodingSpace(matrix=(6, 4, 8), fov_m=(0.3, 0.2, 0.08))
+    recon = EncodingSpace(matrix=(6, 4, 16), fov_m=(0.3, 0.2, 0.08))
+    scan = dataclasses.replace(SCAN, encoded=encoded, recon=recon, n_partitions=8)
+    first, centre, last, next_slab = run([image(slice=i) for i in (0, 4, 7, 8)], scan)
+    assert [one.position[2] for one in (first, centre, last, next_slab)] == pytest.approx([-30.0, 10.0, 40.0, -30.0])
+    assert first.field_of_view[2] == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("n_partitions", [1, 4])
+def test_an_off_centre_oblique_scan_keeps_its_place(n_partitions):
+    """What the scanner has demodulated to the position stays in the middle of the image, whatever the position."""
+    space = EncodingSpace(matrix=(16, 16, n_partitions), fov_m=(0.16, 0.16, 0.008 * n_partitions))
+    scan = ScanHeader(
+        encoded=space, recon=space, trajectory="radial", n_partitions=n_partitions, spokes_per_frame=16, n_coils=1
+    )
+    items = []
+    for number in range(16 * n_partitions):
+        head = reference()
+        head.position[:] = (31.5, -42.5, 110.0)
+        head.slice_dir[:] = (0.0, -0.6, 0.8)
+        head.number_of_samples, head.active_channels = 16, 1
+        head.scan_counter = number
+        head.idx.kspace_encode_step_1, head.idx.kspace_encode_step_2 = number % 16, number // 16
+        head.idx.average = 0
+        items.append(
+            Readout(header=head, data=np.ones((1, 16), np.complex64), trajectory=np.zeros((16, 0), np.float32))
+        )
+    values = {"spokes": {"angles": "uniform180"}, "delay": {"mode": "off"}}
+    made = list(compose("reconstruct", values)(scan, iter(items)))
+    assert len(made) == n_partitions
+    for plane, one in enumerate(made):
+        away = 8.0 * (plane - n_partitions // 2)
+        assert list(one.position) == pytest.approx([31.5, -42.5 - 0.6 * away, 110.0 + 0.8 * away])
+        assert list(one.read_dir) == pytest.approx([0.6, 0.8, 0.0])
+        assert list(one.phase_dir) == pytest.approx([-0.8, 0.6, 0.0])
+        assert list(one.slice_dir) == pytest.approx([0.0, -0.6, 0.8])
+        assert list(one.field_of_view) == pytest.approx([160.0, 160.0, 8.0])
+    brightest = np.stack([one.data[0, 0] for one in made])
+    assert np.unravel_index(brightest.argmax(), brightest.shape) == (n_partitions // 2, 8, 8)
 
 
 def spokes(n):

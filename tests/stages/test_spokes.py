@@ -368,7 +368,7 @@ def test_counters_flags_and_stamps_travel():
         received_s=12.5,
         kind=WhitenedReadout,
     )
-    (spoke,) = run([item])
+    (spoke,) = run([item], dataclasses.replace(SCAN, n_partitions=8))
     assert (spoke.slice, spoke.echo, spoke.repetition, spoke.partition, spoke.index) == (3, 1, 2, 5, 40)
     assert spoke.last
     assert spoke.noise_known
@@ -379,6 +379,19 @@ def test_counters_flags_and_stamps_travel():
     assert not other.last
     assert not other.noise_known
     assert math.isnan(other.time_s)
+
+
+def test_partitions_are_counted_from_their_place_in_the_slab():
+    slab = dataclasses.replace(SCAN, n_partitions=8, acquired_partitions=6, partition_offset=2)
+    items = [readout(positions(0.0), counter=i, kspace_encode_step_2=i) for i in range(6)]
+    assert [spoke.partition for spoke in run(items, slab)] == [2, 3, 4, 5, 6, 7]
+    with pytest.raises(SpokeError, match=r"readout 9 has kspace_encode_step_2 = 6: by the header .* between 0 and 5"):
+        run([readout(positions(0.0), counter=9, kspace_encode_step_2=6)], slab)
+
+
+def test_partitions_in_a_scan_of_slices_are_refused():
+    with pytest.raises(SpokeError, match=r"kspace_encode_step_2 = 1: .* between 0 and 0; correct the limits"):
+        run([readout(positions(0.0)), readout(positions(0.1), counter=1, kspace_encode_step_2=1)])
 
 
 def test_time_goes_on_after_midnight():

@@ -64,8 +64,14 @@ class ScanHeader:
         Index of the encoding that this describes; readouts of other ones are no part of the images.
     relative_noise_bandwidth
         Share of the receiver's bandwidth that its noise fills (for the scaling of noise scans).
-    n_slices, n_partitions, n_repetitions, spokes_per_frame
+    n_slices, n_repetitions, spokes_per_frame
         From the encoding limits (1 or ``None`` where silent).
+    n_partitions
+        Partitions of a stack of stars: the encoded matrix where the limits say that there are several; else 1.
+    acquired_partitions
+        Of these, the ones that are acquired (partial Fourier); ``None``: all.
+    partition_offset
+        Place of the partition whose counter is 0; the place ``n_partitions // 2`` is kz = 0.
     user_parameters
         Header's user parameters by name.
     waveforms
@@ -91,6 +97,8 @@ class ScanHeader:
     field_strength_t: float | None = None
     n_slices: int = 1
     n_partitions: int = 1
+    acquired_partitions: int | None = None
+    partition_offset: int = 0
     n_repetitions: int | None = None
     spokes_per_frame: int | None = None
     user_parameters: Mapping[str, str | float] = field(default_factory=dict)
@@ -104,6 +112,18 @@ class ScanHeader:
     def pixel_m(self) -> tuple[float, float]:
         """Size of a reconstructed pixel (x, y), m."""
         return self.recon.fov_m[0] / self.recon.matrix[0], self.recon.fov_m[1] / self.recon.matrix[1]
+
+    @property
+    def n_planes(self) -> int:
+        """Images of a slab: the reconstructed matrix, but no more than partitions (planes are not interpolated)."""
+        return min(self.recon.matrix[2], self.n_partitions)
+
+    @property
+    def plane_m(self) -> float:
+        """Distance of the planes of a slab, or thickness of a slice, m."""
+        if self.recon.matrix[2] > self.n_partitions > 1:
+            return self.encoded.fov_m[2] / self.n_partitions
+        return self.recon.fov_m[2] / self.n_planes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +141,10 @@ class Spoke:
     shift
         Offset (kx, ky) of the whole spoke in k-space, cycles per pixel (gradient delay); the true
         positions are κ·(cos θ, sin θ) + shift.
-    slice, partition, echo, repetition
+    slice, echo, repetition
         Counters of the readout.
+    partition
+        Place among the partitions of the slab, kz = 0 at ``n_partitions // 2``.
     time_s
         Start of the readout since midnight or scan start, from the time stamp; NaN where there is none.
     index

@@ -101,7 +101,8 @@ class FrameAssembler:
                 "set frames.by = count, index or flags."
             )
         self.rule: FrameRule = chosen
-        self._count = wanted * (n_partitions or scan.n_partitions) if chosen in ("count", "index", "auto") else 0
+        acquired = n_partitions or scan.acquired_partitions or scan.n_partitions
+        self._count = wanted * acquired if chosen in ("count", "index", "auto") else 0
         # Flags of a stack may end each of its partitions; a known count is the better sign.
         self._flags = chosen == "flags" or (chosen == "auto" and not (self._stack and self._count))
         self._repetitions = chosen in ("index", "auto")
@@ -112,6 +113,19 @@ class FrameAssembler:
         self.n_frames = 0
         self.n_dropped_spokes = 0
         logger.info("frames by %s", self.described())
+        self._check_planes()
+
+    def _check_planes(self) -> None:
+        encoded, scan = self._scan.encoded, self._scan
+        if not self._stack or encoded.matrix[2] != scan.n_partitions:
+            return
+        distance = encoded.fov_m[2] / scan.n_partitions
+        if abs(scan.plane_m - distance) > 0.01 * distance:
+            logger.warning(
+                "planes are %.3g mm apart by the header's reconSpace and %.3g mm by its encodedSpace: the first is "
+                "written into the images; correct the header if it is wrong",
+                *(1e3 * scan.plane_m, 1e3 * distance),
+            )
 
     def described(self) -> str:
         """Return the rule in words, for the log and the image meta."""
@@ -222,7 +236,7 @@ class FrameAssembler:
             yield self._frame(stream, spokes, complete=complete)
             return
         number = stream.number
-        for plane in planes(spokes, self._scan.n_partitions, self._scan.recon.matrix[2]):
+        for plane in planes(spokes, self._scan.n_partitions, self._scan.n_planes):
             yield from plane
             stream.number = number
             yield self._frame(stream, plane, complete=complete, footprint=_footprint(spokes))

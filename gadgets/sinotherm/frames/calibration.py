@@ -94,7 +94,7 @@ def first_frame(items: Iterator[Item], scan: ScanHeader, n_spokes: int = 0) -> t
     held: list[Item] = []
     spokes: list[Spoke] = []
     wanted = n_spokes or scan.spokes_per_frame or 0
-    most = (wanted or _MOST_SPOKES) * scan.n_partitions
+    most = (wanted or _MOST_SPOKES) * (scan.acquired_partitions or scan.n_partitions)
     of_first = 0
     for item in items:
         held.append(item)

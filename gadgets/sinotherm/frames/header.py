@@ -61,6 +61,7 @@ def scan_header(xml: bytes | str) -> ScanHeader:
     if encoded is None:
         raise HeaderError(f"encoding {chosen} of the scan header has no <encodedSpace>; {_ASK}.")
     n_spokes = _limit(encoding, "kspace_encoding_step_1")
+    n_partitions, acquired, offset = _partitions(encoding, encoded.matrix[2])
     return ScanHeader(
         encoded=encoded,
         # A silent header means that the images are made as they are encoded.
@@ -74,7 +75,9 @@ def scan_header(xml: bytes | str) -> ScanHeader:
         larmor_hz=_positive(root, "experimentalConditions/H1resonanceFrequency_Hz"),
         field_strength_t=_positive(root, "acquisitionSystemInformation/systemFieldStrength_T"),
         n_slices=_limit(encoding, "slice") or 1,
-        n_partitions=_limit(encoding, "kspace_encoding_step_2") or 1,
+        n_partitions=n_partitions,
+        acquired_partitions=acquired,
+        partition_offset=offset,
         n_repetitions=_limit(encoding, "repetition"),
         # A limit of one spoke is what converters write that know none.
         spokes_per_frame=n_spokes if n_spokes is not None and n_spokes > 1 else None,
@@ -192,6 +195,18 @@ def _limit(encoding: Any, name: str) -> int | None:
             f"whole numbers from 0 to {_LARGEST_COUNT}, the maximum not below the minimum; {_ASK}."
         )
     return int(count)
+
+
+def _partitions(encoding: Any, encoded: int) -> tuple[int, int, int]:
+    """Return the partitions of a slab, how many of them are acquired, and the place of the counter's zero."""
+    name = "kspace_encoding_step_2"
+    acquired = _limit(encoding, name) or 1
+    if acquired == 1 or acquired >= encoded:
+        # These fit in one way only, whatever the centre says.
+        smallest = _numbers(encoding, f"encodingLimits/{name}/minimum") or [0.0]
+        return acquired, acquired, -int(smallest[0])
+    centre = _numbers(encoding, f"encodingLimits/{name}/center") or [encoded // 2]
+    return encoded, acquired, encoded // 2 - int(centre[0])
 
 
 def _user_parameters(root: Any) -> Iterator[tuple[str, str | float]]:

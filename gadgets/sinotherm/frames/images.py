@@ -237,8 +237,8 @@ class ImageMaker:
         head, reference = ismrmrd.ImageHeader(), item.header
         head.version = 1
         recon = self._scan.recon
-        n_planes = recon.matrix[2] if self._scan.n_partitions > 1 else 1
-        fov = [1e3 * recon.fov_m[0], 1e3 * recon.fov_m[1], 1e3 * recon.fov_m[2] / n_planes]
+        n_planes = self._scan.n_planes
+        fov = [1e3 * recon.fov_m[0], 1e3 * recon.fov_m[1], 1e3 * self._scan.plane_m]
         if reference is not None:
             for name in _FIXED:
                 setattr(head, name, getattr(reference, name))

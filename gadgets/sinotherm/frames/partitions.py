@@ -52,8 +52,7 @@ def planes(spokes: Sequence[Spoke], n_partitions: int, n_planes: int) -> list[li
     for spoke in spokes:
         if not 0 <= spoke.partition < n_partitions:
             raise SpokeError(
-                f"readout {spoke.index} has partition {spoke.partition}: the header's limits allow 0 to "
-                f"{n_partitions - 1}."
+                f"readout {spoke.index} has partition {spoke.partition}: the slab has 0 to {n_partitions - 1}."
             )
         stacks.setdefault(spoke.partition, []).append(spoke)
     star = max(stacks.values(), key=len)

@@ -238,7 +238,7 @@ class SpokeReader:
             layout = self._layouts[key] = self._lay_out(header, n_samples, trajectory)
         sampling = layout.sampling
         idx = header.idx
-        stream = (idx.slice, idx.kspace_encode_step_2, idx.contrast)
+        stream = (idx.slice, self._partition(header), idx.contrast)
         if self._source == "trajectory":
             angle, shift = self._measured(header, trajectory, layout)
         else:
@@ -305,6 +305,18 @@ class SpokeReader:
         if self._n_coils is not None:
             logger.info("the header states %d channels, the readouts have %d: theirs count", self._n_coils, n_coils)
         self._n_coils = n_coils
+
+    def _partition(self, header: Any) -> int:
+        """Return the place of a readout among the partitions of its slab."""
+        n, offset = self._scan.n_partitions, self._scan.partition_offset
+        partition: int = header.idx.kspace_encode_step_2 + offset
+        if not 0 <= partition < n:
+            raise SpokeError(
+                f"readout {header.scan_counter} has kspace_encode_step_2 = {partition - offset}: by the header it lies "
+                f"between {max(0, -offset)} and {n - 1 - offset}; correct the limits and centre of "
+                "kspace_encoding_step_2 and the encoded matrix z, or the converter that wrote them."
+            )
+        return partition
 
     # Where the samples lie
 
