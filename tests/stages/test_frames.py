@@ -101,6 +101,26 @@ def test_by_repetition_index():
     assert indices(frames(items, by="index")) == [[0, 1, 2], [3, 4, 5]]
 
 
+@pytest.mark.parametrize(("by", "stated"), [("index", 2), ("index", 5), ("auto", 5)])
+def test_repetitions_outvote_a_header_that_is_wrong(by, stated, caplog):
+    scan = dataclasses.replace(SCAN, spokes_per_frame=stated)
+    found = frames([spoke(i, repetition=i // 3) for i in range(9)], scan, by=by)
+    assert indices(found) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert all(frame.complete for frame in found)
+    assert f"frame 0 has 3 spokes where {stated} were expected" in caplog.text
+    assert caplog.text.count("were expected") == 1
+    cut = frames([spoke(i, repetition=i // 3) for i in range(8)], scan, by=by)
+    assert indices(cut) == [[0, 1, 2], [3, 4, 5]]
+    assert "partial frame of 2 of 3 spokes: dropped" in caplog.text
+
+
+def test_a_frame_that_lost_spokes_is_no_measure_of_whole_ones(caplog):
+    scan = dataclasses.replace(SCAN, spokes_per_frame=4)
+    items = [spoke(i, repetition=i // 4) for i in range(11) if i not in (5, 6, 7)]
+    assert indices(frames(items, scan)) == [[0, 1, 2, 3], [4]]
+    assert "partial frame of 3 of 4 spokes: dropped" in caplog.text
+
+
 def test_slices_and_echoes_are_frames_of_their_own():
     items = [spoke(i, slice=i % 2, echo=i // 2 % 2) for i in range(16)]
     found = frames(items, spokes=2)
@@ -238,6 +258,34 @@ class TestStacksOfStars:
         expected = np.einsum("zp,psci->zsci", kernel.conj().T, kspace)
         np.testing.assert_allclose(found[0].data(), expected[1].transpose(1, 0, 2), atol=1e-5)
         assert "3 of 18 spokes of the stack were not acquired" in caplog.text
+
+    def test_partitions_that_are_acquired_make_a_frame(self, volume, caplog):
+        scan = dataclasses.replace(self.SCAN3, acquired_partitions=4)
+        seen = [(p, s) for p in range(2, 6) for s in range(3)]
+        once = self.acquire(volume, seen)
+        twice = [dataclasses.replace(one, index=one.index + 12) for one in once]
+        assert [(frame.slice, frame.number) for frame in frames([*once, *twice], scan)] == [
+            (plane, number) for number in range(2) for plane in range(4)
+        ]
+        assert not caplog.text
+        # The header claims all partitions, and the repetition counter tells better.
+        twice = [dataclasses.replace(one, repetition=1) for one in twice]
+        assert len(frames([*once, *twice], self.SCAN3)) == 8
+        assert "frame 0 has 12 spokes where 18 were expected" in caplog.text
+
+    def test_planes_are_not_interpolated(self, volume):
+        fine = EncodingSpace(matrix=(8, 8, 12), fov_m=(0.2, 0.2, 0.06))
+        found = frames(self.acquire(volume), dataclasses.replace(self.SCAN3, recon=fine))
+        assert [frame.slice for frame in found] == list(range(6))
+        for plane, frame in enumerate(found):
+            np.testing.assert_allclose(frame.data(), volume[plane].transpose(1, 0, 2), atol=1e-5)
+
+    def test_planes_that_the_header_gives_two_distances_are_warned_of(self, caplog):
+        run([], self.SCAN3)
+        assert not caplog.text
+        thick = EncodingSpace(matrix=(8, 8, 4), fov_m=(0.2, 0.2, 0.06))
+        run([], dataclasses.replace(self.SCAN3, recon=thick))
+        assert "planes are 15 mm apart by the header's reconSpace and 10 mm by its encodedSpace" in caplog.text
 
     def test_a_lost_spoke_of_a_partition_is_zero(self, volume):
         seen = [(p, s) for p in range(6) for s in range(3) if (p, s) != (2, 0)]

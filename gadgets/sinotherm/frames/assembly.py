@@ -40,6 +40,7 @@ class _Stream:
     geometry: bytes = b""
     number: int = 0
     usual: int = 0
+    longest: int = 0
     fresh: int = 0
     full: bool = False
 
@@ -102,7 +103,8 @@ class FrameAssembler:
             )
         self.rule: FrameRule = chosen
         acquired = n_partitions or scan.acquired_partitions or scan.n_partitions
-        self._count = wanted * acquired if chosen in ("count", "index", "auto") else 0
+        self._expected = wanted * acquired if chosen in ("count", "index", "auto") else 0
+        self._count = 0 if chosen == "index" else self._expected
         # Flags of a stack may end each of its partitions; a known count is the better sign.
         self._flags = chosen == "flags" or (chosen == "auto" and not (self._stack and self._count))
         self._repetitions = chosen in ("index", "auto")
@@ -194,7 +196,7 @@ class FrameAssembler:
                 yield from self._end(stream)
 
     def _end(self, stream: _Stream) -> Iterator[Spoke | Frame]:
-        if self.rule != "window" and not self._count and not stream.number:
+        if self.rule != "window" and not self._expected and not stream.number:
             logger.info("nothing ends a frame before the scan does: all %d spokes are one", len(stream.spokes))
             yield from self._close(stream)
         else:
@@ -210,7 +212,7 @@ class FrameAssembler:
     def _cut(self, stream: _Stream) -> Iterator[Spoke | Frame]:
         """End the running frame early."""
         windowed = 0 if stream.full else self._window
-        expected = windowed if self.rule == "window" else self._count or stream.usual
+        expected = windowed if self.rule == "window" else stream.longest or self._expected
         n = len(stream.spokes)
         if n >= expected and self.rule != "window":
             yield from self._close(stream)
@@ -228,10 +230,13 @@ class FrameAssembler:
 
     def _close(self, stream: _Stream, *, complete: bool = True) -> Iterator[Spoke | Frame]:
         spokes, stream.spokes = stream.spokes, []
-        expected = stream.usual or self._count
+        expected = stream.usual or self._expected
         if complete and expected and len(spokes) != expected:
             logger.warning("frame %d has %d spokes where %d were expected", stream.number, len(spokes), expected)
         stream.usual = len(spokes)
+        if complete:
+            # The header's count may be wrong, and a frame that lost spokes is no measure of the others.
+            stream.longest = max(stream.longest, len(spokes))
         if not self._stack:
             yield self._frame(stream, spokes, complete=complete)
             return
