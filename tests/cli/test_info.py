@@ -1,6 +1,7 @@
 import json
 from importlib.resources import files
 
+import h5py
 import ismrmrd
 import jsonschema
 import numpy as np
@@ -132,6 +133,25 @@ def test_a_file_of_images(tmp_path, app):
     text = screen(app, path)
     assert "series 3 1 images, 1 x 1 x 4 x 6 float32" in text
     assert "nothing: there is no complete frame" in text
+
+
+def test_a_damaged_series_does_not_hide_the_rest(tmp_path, app):
+    path = write(tmp_path / "scan.h5", [readout(i, 0.1 * i) for i in range(3)])
+    with h5py.File(path, "r+") as file:
+        file["dataset"].create_group("image_1")
+    text = screen(app, path, "--json", str(tmp_path / "info.json"))
+    assert "3: 3 spokes" in text
+    assert "image_1 lacks one of header, attributes, data." in text
+    record = json.loads((tmp_path / "info.json").read_text())
+    jsonschema.validate(record, json.loads((files("sinotherm") / "schemas" / "info.json").read_text()))
+    assert len(record["image_problems"]) == 1
+
+
+def test_frames_before_a_bad_readout_are_counted(tmp_path, app):
+    items = [readout(0, 0.0), readout(1, 0.1, [ismrmrd.ACQ_LAST_IN_REPETITION]), readout(2, 0.2), readout(3)]
+    text = screen(app, write(tmp_path / "scan.h5", items, "cartesian"))
+    assert "1 images of 2 spokes" in text
+    assert "it ends there: readout 3 has no trajectory" in text
 
 
 def test_no_mrd_file(tmp_path):

@@ -255,19 +255,80 @@ def test_damage_inside_a_file_is_noticed(tmp_path: Path) -> None:
     assert any("truncated or damaged" in text for text in failed)
 
 
-def test_damage_at_the_start_of_the_tables_is_noticed(tmp_path: Path) -> None:
-    class Broken:
-        def __len__(self) -> int:
-            return 3
+class BadRow:
+    """A table of which one row cannot be read."""
 
-        def __getitem__(self, _: Any) -> Any:
+    def __init__(self, table: Any, bad: int) -> None:
+        self.table, self.bad = table, bad
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, rows: slice) -> Any:
+        if rows.start <= self.bad < rows.stop:
             raise OSError("unreadable")
+        return self.table[rows]
 
-    package_file(tmp_path / "a.h5", [readout(1)])
+
+@pytest.mark.parametrize("bad", [0, 2, 4, 300, 699])
+def test_what_is_good_before_a_bad_row_is_kept(tmp_path: Path, bad: int) -> None:
+    with AcquisitionWriter(tmp_path / "a.h5", XML) as writer:
+        for n in range(700):
+            writer.append(readout(n, stamp=n))
+        writer.append(waveform(0))
     with MrdFile(tmp_path / "a.h5") as file:
-        file._readouts = Broken()
-        with pytest.raises(FileFormatError, match="rows 0 to 2 cannot be read"):
-            next(file.readouts())
+        file._readouts = BadRow(file._readouts, bad)
+        got = file.readouts()
+        for n in range(bad):
+            same(next(got), readout(n, stamp=n))
+        with pytest.raises(FileFormatError, match=f"rows {bad} to {bad} cannot be read .*truncated or damaged"):
+            next(got)
+
+
+def test_readouts_do_not_need_the_waveforms(tmp_path: Path) -> None:
+    with AcquisitionWriter(tmp_path / "a.h5", XML) as writer:
+        for stamp in range(3):
+            writer.append(readout(stamp, stamp=stamp))
+            writer.append(waveform(stamp))
+    with MrdFile(tmp_path / "a.h5") as file:
+        file._waveforms = BadRow(file._waveforms, 1)
+        got = file.items()
+        assert [type(next(got)).__name__ for _ in range(4)] == ["Readout", "Waveform", "Readout", "Readout"]
+        with pytest.raises(FileFormatError, match="rows 1 to 1"):
+            next(got)
+
+
+def read_all(path: Path) -> None:
+    with MrdFile(path) as file:
+        list(file.items())
+        list(file.images())
+    read_images(path)
+
+
+@pytest.mark.parametrize(
+    ("spot", "damaged"),
+    [
+        (b"SNOD", b"SNOX"),
+        (b"TREE", b"TREX"),
+        (b"HEAP", b"HEAX"),
+        (b"dataset\0", b"data\xfeet\0"),
+        (b"number_of_samples\0", b"numb\xfer_of_samples\0"),
+    ],
+)
+def test_damaged_structures_are_told(tmp_path: Path, spot: bytes, damaged: bytes) -> None:
+    path = tmp_path / "a.h5"
+    with AcquisitionWriter(path, XML) as writer:
+        writer.append(readout(1))
+    with h5py.File(path, "r+") as file:
+        group = file["dataset"].create_group("image_1")
+        for name in ("header", "attributes", "data"):
+            group[name] = np.zeros(1)
+    raw = path.read_bytes()
+    assert spot in raw
+    for start in (raw.find(spot), raw.rfind(spot)):
+        path.write_bytes(raw[:start] + damaged + raw[start + len(spot) :])
+        with pytest.raises(FileFormatError):
+            read_all(path)
 
 
 def test_time_stamps_are_looked_for(tmp_path: Path) -> None:
@@ -368,6 +429,36 @@ def test_unreadable_images_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(h5py.Dataset, "__getitem__", fail)
     with pytest.raises(FileFormatError, match="cannot be read"):
         read_images(tmp_path / "a.h5")
+
+
+def test_the_other_series_of_a_damaged_one_can_be_had(tmp_path: Path) -> None:
+    with ImageWriter(tmp_path / "a.h5", XML) as writer:
+        for series in (1, 2, 3, 4):
+            writer.append(image(1, series=series))
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["dataset/image_1/data"]
+        del file["dataset/image_2"]
+        file["dataset/image_2"] = np.zeros(3)
+        file["dataset/image_4/header"].resize(2, axis=0)
+    problems: list[str] = []
+    assert list(read_images(tmp_path / "a.h5", problems=problems)) == [3]
+    assert [text.partition("/dataset/")[2] for text in problems] == [
+        "image_1 lacks one of header, attributes, data.",
+        "image_2 lacks one of header, attributes, data.",
+        "image_4 holds 2 headers, 1 attributes and 1 images; the file is truncated or damaged.",
+    ]
+    with pytest.raises(FileFormatError, match="image_1 lacks one of"):
+        read_images(tmp_path / "a.h5")
+
+
+def test_paths_may_be_texts(tmp_path: Path) -> None:
+    with ImageWriter(str(tmp_path / "a.h5"), XML) as writer:
+        writer.append(image(1))
+    assert list(read_images(str(tmp_path / "a.h5"))) == [1]
+    with AcquisitionWriter(str(tmp_path / "b.h5"), XML) as readouts:
+        readouts.append(readout(1))
+    with MrdFile(str(tmp_path / "b.h5")) as file:
+        same(next(file.readouts()), readout(1))
 
 
 def test_a_file_of_images_is_read_one_by_one(tmp_path: Path) -> None:

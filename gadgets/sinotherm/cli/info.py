@@ -58,7 +58,8 @@ def describe(path: Path, *, dataset: str = "dataset") -> dict[str, Any]:
     with MrdFile(path, dataset=dataset) as file:
         header = scan_header(file.header_xml)
         figures = {"file": path.name} | _stated(header) | _counted(file, header)
-    return figures | {"image_series": _series(path, dataset)}
+    problems: list[str] = []
+    return figures | {"image_series": _series(path, dataset, problems), "image_problems": problems}
 
 
 def _stated(scan: ScanHeader) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def _counted(file: MrdFile, scan: ScanHeader) -> dict[str, Any]:
     }
 
 
-def _series(path: Path, dataset: str) -> list[dict[str, Any]]:
+def _series(path: Path, dataset: str, problems: list[str]) -> list[dict[str, Any]]:
     from sinotherm.wire.file import read_images
 
     return [
@@ -159,7 +160,7 @@ def _series(path: Path, dataset: str) -> list[dict[str, Any]]:
             "shape": list(series.data.shape[1:]),
             "type": str(series.data.dtype),
         }
-        for number, series in sorted(read_images(path, dataset=dataset).items())
+        for number, series in sorted(read_images(path, dataset=dataset, problems=problems).items())
     ]
 
 
@@ -220,17 +221,21 @@ def _rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     for series in figures["image_series"]:
         shape = " x ".join(str(length) for length in series["shape"])
         rows.append((f"series {series['series']}", f"{series['images']} images, {shape} {series['type']}"))
+    rows += [("unreadable", problem) for problem in figures["image_problems"]]
     return [*rows, ("will be", _outlook(figures))]
 
 
 def _outlook(figures: dict[str, Any]) -> str:
     """Return what the shipped pipelines will make of it."""
-    if figures["problem"] is not None:
-        return f"not reconstructed: {figures['problem']}"
+    problem = figures["problem"]
+    if problem is not None and not figures["frames"]:
+        return f"not reconstructed: {problem}"
     if not figures["frames"]:
         return "nothing: there is no complete frame of spokes"
     per_frame = " or ".join(str(count) for count in figures["spokes_per_frame"])
     parts = [f"{figures['frames']} images of {per_frame} spokes (a frame ends by {figures['frame_rule']})"]
+    if problem is not None:
+        parts.append(f"it ends there: {problem}")
     if figures["spokes_left_over"]:
         parts.append(f"{figures['spokes_left_over']} spokes are left over")
     if not figures["noise_readouts"]:

@@ -7,6 +7,7 @@ Layout as ``ismrmrd.Dataset`` writes it: ``/dataset/xml``, ``/dataset/data`` (he
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -25,6 +26,8 @@ __all__ = ["AcquisitionWriter", "ImageSeries", "ImageWriter", "MrdFile", "read_i
 
 _BLOCK_BYTES: Final = 4 << 20
 _BLOCK_ROWS: Final = 512
+_FIRST_ROWS: Final = 4
+"""A noise scan may be shorter than what follows it: more than one row says how large rows are."""
 _STAMP_ROWS: Final = 4096
 _FLUSH_S: Final = 1.0
 _IMAGE_TABLES: Final = {"header", "attributes", "data"}
@@ -32,6 +35,17 @@ _STORED_COMPLEX: Final = {
     np.dtype("<c8"): np.dtype([("real", "<f4"), ("imag", "<f4")]),
     np.dtype("<c16"): np.dtype([("real", "<f8"), ("imag", "<f8")]),
 }
+_DAMAGE: Final = (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError)
+"""What h5py raises over a damaged file; a name of damaged letters is a ValueError."""
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Raise what h5py raises over a damaged file as a `FileFormatError`."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise FileFormatError(f"{what} cannot be read ({error}); the file is truncated or damaged.") from None
 
 
 def _open(path: Path) -> Any:
@@ -41,7 +55,7 @@ def _open(path: Path) -> Any:
         return h5py.File(path, "r")
     except FileNotFoundError:
         raise FileFormatError(f"{path}: no such file.") from None
-    except OSError as error:
+    except _DAMAGE as error:
         raise FileFormatError(f"{path}: not an HDF5 file, or damaged ({error}); an MRD file is HDF5.") from None
 
 
@@ -59,9 +73,10 @@ def _create(path: Path) -> Any:
 
 
 def _group(file: Any, path: Path, name: str) -> Any:
-    group = file.get(name)
-    if not isinstance(group, h5py.Group):
+    with _reading(f"{path}: the group /{name}"):
+        group = file.get(name)
         found = ", ".join(sorted(file)) or "nothing"
+    if not isinstance(group, h5py.Group):
         raise FileFormatError(f"{path}: not an MRD file, it has no group /{name} (in it: {found}).")
     return group
 
@@ -96,11 +111,11 @@ class MrdFile:
         The file is missing, not HDF5, not MRD, truncated or damaged.
     """
 
-    def __init__(self, path: Path, *, dataset: str = "dataset") -> None:
-        self.path = path
-        self._file = _open(path)
+    def __init__(self, path: str | Path, *, dataset: str = "dataset") -> None:
+        self.path = Path(path)
+        self._file = _open(self.path)
         try:
-            self._group = _group(self._file, path, dataset)
+            self._group = _group(self._file, self.path, dataset)
             self.header_xml: bytes = self._read_header()
             self._readouts = self._table("data", ("head", "traj", "data"))
             self._waveforms = self._table("waveforms", ("head", "data"))
@@ -140,41 +155,46 @@ class MrdFile:
         return False
 
     def _read_header(self) -> bytes:
-        try:
+        with _reading(f"{self.path}: the header"):
             xml = self._group["xml"][()] if "xml" in self._group else b""
-        except (OSError, TypeError) as error:
-            raise FileFormatError(f"{self.path}: the header cannot be read ({error}); the file is damaged.") from None
-        if isinstance(xml, np.ndarray):
-            xml = xml.flat[0] if xml.size else b""
-        header = xml.encode() if isinstance(xml, str) else bytes(xml)
+            if isinstance(xml, np.ndarray):
+                xml = xml.flat[0] if xml.size else b""
+            header = xml.encode() if isinstance(xml, str) else bytes(xml)
         if not header.strip(b"\0 \r\n"):
             raise FileFormatError(f"{self.path}: not an MRD file, it has no header in {self._group.name}/xml.")
         return header
 
     def _table(self, name: str, fields: tuple[str, ...]) -> Any:
-        table = self._group.get(name)
-        if table is None:
-            return None
-        names = table.dtype.names if isinstance(table, h5py.Dataset) and table.ndim == 1 else None
+        with _reading(f"{self.path}: {self._group.name}/{name}"):
+            table = self._group.get(name)
+            if table is None:
+                return None
+            names = table.dtype.names if isinstance(table, h5py.Dataset) and table.ndim == 1 else None
         if names is None or not set(fields) <= set(names):
             raise FileFormatError(f"{self.path}: {self._group.name}/{name} is not a table of {', '.join(fields)}.")
         return table
 
     def _rows(self, table: Any, start: int, stop: int) -> np.ndarray:
-        try:
-            return table[start:stop]
-        except OSError as error:
-            raise FileFormatError(
-                f"{self.path}: the rows {start} to {stop - 1} cannot be read ({error}); "
-                "the file is truncated or damaged."
-            ) from None
+        with _reading(f"{self.path}: the rows {start} to {stop - 1}"):
+            rows: np.ndarray = table[start:stop]
+        return rows
 
     def _blocks(self, table: Any) -> Iterator[tuple[int, np.ndarray]]:
-        # A noise scan may be shorter than what follows it.
-        row_bytes = max((row.nbytes for row in self._rows(table, 0, min(4, len(table)))["data"]), default=1)
-        rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(row_bytes, 1)))
-        for start in range(0, len(table), rows):
-            yield start, self._rows(table, start, min(start + rows, len(table)))
+        start, rows = 0, _FIRST_ROWS
+        while start < len(table):
+            try:
+                block = self._rows(table, start, min(start + rows, len(table)))
+            except FileFormatError:
+                if rows == 1:
+                    raise
+                # One bad row fails its whole block: smaller ones save what is good before it.
+                rows = max(1, rows // 8)
+                continue
+            yield start, block
+            if start == 0:
+                row_bytes = max(row.nbytes for row in block["data"])
+                rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(row_bytes, 1)))
+            start += len(block)
 
     def readouts(self) -> Iterator[Readout]:
         """Return the readouts in the order of the file; ``received_s`` is NaN.
@@ -237,21 +257,34 @@ class MrdFile:
         DataError
             An image's attributes are not MRD meta XML.
         """
-        for name in sorted(self._group):
-            group = self._group[name]
-            if isinstance(group, h5py.Group) and set(group) >= _IMAGE_TABLES:
-                for row in range(len(group["header"])):
-                    (head,), (attributes,), (pixels,) = _image_rows(group, self.path, slice(row, row + 1))
-                    yield image_from_parts(head, attributes, pixels)
+        with _reading(f"{self.path}: {self._group.name}"):
+            names = sorted(self._group)
+        for name in names:
+            with _reading(f"{self.path}: {self._group.name}/{name}"):
+                group = self._group[name]
+                found = isinstance(group, h5py.Group) and set(group) >= _IMAGE_TABLES
+                n_images = len(group["header"]) if found else 0
+            for row in range(n_images):
+                (head,), (attributes,), (pixels,) = _image_rows(group, self.path, slice(row, row + 1))
+                yield image_from_parts(head, attributes, pixels)
 
     def items(self) -> Iterator[Any]:
         """Return readouts and waveforms merged by time stamp, a waveform after the readouts up to its own stamp.
 
-        A file without readouts is one of images: then those.
+        A file without readouts is one of images: then those. A waveform that cannot be read ends the
+        waveforms; the error comes after the readouts, which do not need them.
         """
         if self._readouts is None:
             yield from self.images()
-        waveforms = self.waveforms()
+        late: list[FileFormatError] = []
+
+        def readable() -> Iterator[Any]:
+            try:
+                yield from self.waveforms()
+            except FileFormatError as error:
+                late.append(error)
+
+        waveforms = readable()
         waiting = next(waveforms, None)
         for readout in self.readouts():
             while waiting is not None and waiting.time_stamp < readout.header.acquisition_time_stamp:
@@ -261,27 +294,32 @@ class MrdFile:
         while waiting is not None:
             yield waiting
             waiting = next(waveforms, None)
+        if late:
+            raise late[0]
 
 
 def _image_rows(group: Any, path: Path, rows: slice) -> tuple[list[Any], list[bytes], np.ndarray]:
     """Return headers, attributes and pixels (frame, channel, z, y, x) of some images of a group."""
-    try:
+    with _reading(f"{path}: {group.name}"):
         heads, texts, pixels = group["header"][rows], group["attributes"][rows], group["data"][rows]
-    except OSError as error:
-        raise FileFormatError(f"{path}: {group.name} cannot be read ({error}); the file is damaged.") from None
-    for dtype, stored in _STORED_COMPLEX.items():
-        if pixels.dtype == stored:
-            pixels = pixels.view(dtype)
-    attributes = [text if isinstance(text, bytes) else str(text).encode() for text in texts]
+        for dtype, stored in _STORED_COMPLEX.items():
+            if pixels.dtype == stored:
+                pixels = pixels.view(dtype)
+        attributes = [text if isinstance(text, bytes) else str(text).encode() for text in texts]
+    if not len(heads) == len(attributes) == len(pixels):
+        raise FileFormatError(
+            f"{path}: {group.name} holds {len(heads)} headers, {len(attributes)} attributes and {len(pixels)} "
+            "images; the file is truncated or damaged."
+        )
     return _headers(heads, image_header_dtype, ismrmrd.ImageHeader, f"{path}: {group.name}"), attributes, pixels
 
 
 class _Writer(ABC):
     """An MRD file that grows table by table."""
 
-    def __init__(self, path: Path, header_xml: bytes, dataset: str) -> None:
-        self.path = path
-        self._file = _create(path)
+    def __init__(self, path: str | Path, header_xml: bytes, dataset: str) -> None:
+        self.path = Path(path)
+        self._file = _create(self.path)
         self._group = self._file.create_group(dataset)
         if header_xml:
             xml = self._group.create_dataset("xml", (1,), dtype=h5py.special_dtype(vlen=bytes))
@@ -332,7 +370,7 @@ class AcquisitionWriter(_Writer):
         Group of the scan.
     """
 
-    def __init__(self, path: Path, header_xml: bytes, *, dataset: str = "dataset") -> None:
+    def __init__(self, path: str | Path, header_xml: bytes, *, dataset: str = "dataset") -> None:
         super().__init__(path, header_xml, dataset)
         self._readouts: list[Readout] = []
         self._waveforms: list[Any] = []
@@ -383,7 +421,7 @@ class ImageWriter(_Writer):
         Group of the scan.
     """
 
-    def __init__(self, path: Path, header_xml: bytes = b"", *, dataset: str = "dataset") -> None:
+    def __init__(self, path: str | Path, header_xml: bytes = b"", *, dataset: str = "dataset") -> None:
         super().__init__(path, header_xml, dataset)
         self._waiting: dict[int, list[Any]] = {}
         self._layouts: dict[int, tuple[np.dtype[Any], tuple[int, ...]]] = {}
@@ -453,8 +491,20 @@ class ImageSeries:
     data: np.ndarray
 
 
-def read_images(path: Path, *, dataset: str = "dataset") -> dict[int, ImageSeries]:
+def read_images(
+    path: str | Path, *, dataset: str = "dataset", problems: list[str] | None = None
+) -> dict[int, ImageSeries]:
     """Return the image series of an MRD file by number (groups ``image_<number>``).
+
+    Parameters
+    ----------
+    path
+        The file.
+    dataset
+        Group of the scan.
+    problems
+        Takes a sentence about each series that cannot be read, and that series is left out; ``None``: the
+        first such series is an error.
 
     Raises
     ------
@@ -463,18 +513,28 @@ def read_images(path: Path, *, dataset: str = "dataset") -> dict[int, ImageSerie
     DataError
         An image's attributes are not MRD meta XML.
     """
+    path = Path(path)
     found: dict[int, ImageSeries] = {}
     with _open(path) as file:
         group = _group(file, path, dataset)
-        for name in group:
-            match = re.fullmatch(r"image_(\d+)", name)
-            if match is None:
-                continue
-            series = group[name]
-            if not set(series) >= _IMAGE_TABLES:
-                raise FileFormatError(f"{path}: {series.name} lacks one of header, attributes, data.")
-            heads, attributes, data = _image_rows(series, path, slice(None))
-            found[int(match[1])] = ImageSeries(
-                headers=tuple(heads), meta=tuple(parse_meta(text) for text in attributes), data=data
-            )
+        with _reading(f"{path}: {group.name}"):
+            names = [name for name in group if re.fullmatch(r"image_\d+", name)]
+        for name in names:
+            try:
+                found[int(name.removeprefix("image_"))] = _series(group, name, path)
+            except DataError as error:
+                if problems is None:
+                    raise
+                problems.append(str(error))
     return found
+
+
+def _series(group: Any, name: str, path: Path) -> ImageSeries:
+    where = f"{path}: {group.name}/{name}"
+    with _reading(where):
+        series = group[name]
+        complete = isinstance(series, h5py.Group) and set(series) >= _IMAGE_TABLES
+    if not complete:
+        raise FileFormatError(f"{where} lacks one of header, attributes, data.")
+    heads, attributes, data = _image_rows(series, path, slice(None))
+    return ImageSeries(headers=tuple(heads), meta=tuple(parse_meta(text) for text in attributes), data=data)
