@@ -106,7 +106,10 @@ def test_nothing_to_do():
     assert rounds == 0
     empty = tv_sense(0 * data, angles, sampling, maps)
     assert not empty.image.any()
+    assert empty.in_time
+    assert empty.iterations == 0
     stopped = tv_sense(data, angles, sampling, maps, time_budget_s=0.0)
     assert not stopped.in_time
+    assert (stopped.rounds, stopped.iterations) == (1, 9)
     with pytest.raises(DataError, match="first guess"):
         tv_sense(data, angles, sampling, maps, start=np.zeros((3, 3), np.complex64))

@@ -7,6 +7,7 @@ import pytest
 from direct_radial import coil_maps, ellipse_image, ellipse_scan, noise_for_snr
 from sinotherm.core.geometry import spoke_angles
 from sinotherm.core.scan import EncodingSpace, Frame, FrameImage, ScanHeader, Spoke
+from sinotherm.errors import SettingsError
 from sinotherm.stages.cg_sense import Settings, stage
 
 N, COILS = 48, 5
@@ -130,9 +131,82 @@ def test_warm_start_and_time_budget():
     scans = frames(3)
     cold, warm = (run(scans, iterations=3, warm_start=warm)[2] for warm in (False, True))
     assert modulus_error(warm.data[0, 0]) < modulus_error(cold.data[0, 0])
-    hurried = run(scans, iterations=50, time_budget=1e-9)[1]
-    assert not hurried.meta["within_time_budget"]
-    assert hurried.meta["iterations"] == 0
+
+
+@pytest.mark.parametrize("values", [{}, {"warm_start": True}, {"regularisation": "tv"}])
+def test_a_time_budget_that_is_too_short_still_gives_images(values, caplog):
+    scans = frames(3, n_spokes=48)
+    hurried = run(scans, iterations=50, time_budget=1e-9, **values)
+    for image in hurried:
+        assert not image.meta["within_time_budget"]
+        assert image.meta["iterations"] == (9 if values.get("regularisation") == "tv" else 1)
+        assert modulus_error(image.data[0, 0]) < 0.5
+    assert "frame 2: the time budget of 1e-09 s ended the reconstruction after 1 of 50 iterations" in caplog.text
+
+
+@pytest.mark.parametrize("values", [{}, {"regularisation": "tv"}])
+def test_noise_map_is_of_the_iterations_that_a_frame_had(values):
+    scans = frames(2, n_spokes=48, noise=1.0)
+    hurried = run(scans, replicas=3, iterations=20, time_budget=1e-9, **values)[1]
+    few = run(scans, replicas=3, iterations=1, **values)[1]
+    many = run(scans, replicas=3, iterations=20, **values)[1]
+    np.testing.assert_allclose(hurried.noise_sd, few.noise_sd, rtol=1e-3)
+    ratio = np.median(many.noise_sd) / np.median(few.noise_sd)
+    assert ratio < 0.9 if values else ratio > 1.1
+
+
+@pytest.mark.parametrize("regularisation", ["l2", "tv"])
+def test_noise_map_is_made_again_for_a_frame_of_more_noise(monkeypatch, regularisation):
+    clock, ticks = [0.0], [0.9]
+
+    def now():
+        clock[0] += ticks[0]
+        return clock[0]
+
+    monkeypatch.setattr("time.perf_counter", now)
+
+    def paced():
+        for number, frame in enumerate(frames(4, n_spokes=64, noise=1.0)):
+            ticks[0] = usual if number != 2 else 0.5 - usual / 2
+            yield frame
+
+    usual = 0.4 if regularisation == "l2" else 0.12
+    images = list(stage(paced(), header(), Settings(regularisation=regularisation, replicas=2, time_budget=1.0)))
+    counts = [image.meta["iterations"] for image in images]
+    levels = [float(np.median(image.noise_sd)) for image in images]
+    assert counts[0] == counts[1] == counts[3] != counts[2]
+    assert levels[0] == levels[1] < levels[2] == levels[3]
+
+
+@pytest.mark.parametrize("values", [{}, {"regularisation": "tv"}])
+def test_empty_frames_give_empty_images_and_do_no_harm(values, caplog):
+    whole = frames(2, n_spokes=64, schedule="uniform180", noise=1.0)
+
+    def emptied(frame):
+        return dataclasses.replace(
+            frame, spokes=tuple(dataclasses.replace(s, data=np.zeros_like(s.data)) for s in frame.spokes)
+        )
+
+    empty, later = run([emptied(whole[0]), whole[1]], replicas=2, **values)
+    assert not empty.data.any()
+    assert empty.noise_sd is None
+    assert empty.meta["within_time_budget"]
+    assert empty.meta["residual"] == 0.0
+    assert "1 frames hold zeros only; the next make the coil maps" in caplog.text
+    assert "time budget" not in caplog.text
+    (expected,) = run(whole[1:], replicas=2, **values)
+    np.testing.assert_array_equal(later.data, expected.data)
+    # In the middle, angles that repeat.
+    first, gap, last = run([whole[0], emptied(whole[0]), whole[0]], replicas=2, **values)
+    assert not gap.data.any()
+    np.testing.assert_allclose(last.data, first.data, rtol=1e-2, atol=1e-2)
+
+
+def test_a_grid_smaller_than_the_image_is_refused():
+    for grid in ("0.5", "0.99"):
+        with pytest.raises(SettingsError, match=r"cg_sense.grid = .*give 1 to 2, or 0"):
+            Settings.parse("cg_sense", {"grid": grid})
+    assert Settings.parse("cg_sense", {"grid": "1"}).grid == 1.0
 
 
 def test_grid_takes_up_what_lies_outside_the_image():

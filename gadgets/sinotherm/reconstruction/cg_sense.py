@@ -42,6 +42,8 @@ class IterativeImage:
         complex64 (G, G) in units of the object, on the grid of the maps.
     iterations
         Applications of the normal operator.
+    rounds
+        What a bound of the iterations counts: the same, or (total variation) rounds of ADMM.
     residual
         Norm of the normal equations' residual relative to their right-hand side.
     in_time
@@ -50,6 +52,7 @@ class IterativeImage:
 
     image: Complex64[np.ndarray, "y x"]
     iterations: int
+    rounds: int
     residual: float
     in_time: bool = True
 
@@ -123,7 +126,7 @@ def conjugate_gradients(
     tolerance
         Stop at this residual relative to ‖b‖.
     deadline
-        `time.perf_counter` at which no further iteration is begun.
+        `time.perf_counter` at which no further iteration is begun; the first one always is.
 
     Returns
     -------
@@ -141,7 +144,7 @@ def conjugate_gradients(
     direction = rest.clone()
     energy = float(torch.linalg.vector_norm(rest)) ** 2
     done = 0
-    while done < iterations and energy > (tolerance * size) ** 2 and time.perf_counter() < deadline:
+    while done < iterations and energy > (tolerance * size) ** 2 and (done == 0 or time.perf_counter() < deadline):
         image = normal(direction).add_(direction, alpha=regularisation)
         step = energy / float(torch.vdot(direction.ravel(), image.ravel()).real)
         solution.add_(direction, alpha=step)
@@ -186,7 +189,7 @@ def cg_sense(
     start
         First guess, complex64 (G, G), such as the last frame's image.
     time_budget_s
-        No iteration is begun after this time, the set-up included.
+        No iteration but the first is begun after this time, the set-up included.
 
     Raises
     ------
@@ -226,7 +229,7 @@ def iterate_cg(
         deadline=deadline,
     )
     in_time = done == iterations or residual <= tolerance
-    return IterativeImage(image=solution.numpy(), iterations=done, residual=residual, in_time=in_time)
+    return IterativeImage(image=solution.numpy(), iterations=done, rounds=done, residual=residual, in_time=in_time)
 
 
 def first_guess(start: ComplexArray | None, normal: SenseNormal) -> Tensor | None:

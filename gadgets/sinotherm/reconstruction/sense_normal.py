@@ -111,7 +111,8 @@ class SenseNormal:
         shape = (len(angles), sampling.n_readout)
         self._weights = np.ones(shape, np.float32) if weights is None else np.broadcast_to(weights, shape)
         self._toeplitz = Toeplitz(self._points, self._weights.ravel(), self.size)
-        self.scale = self._toeplitz.largest
+        # Without any weight both sides are zero, whatever they are divided by.
+        self.scale = self._toeplitz.largest or 1.0
 
     def right_hand_side(self, data: FrameData) -> Tensor:
         """Return AᴴW y / scale, complex64 (y, x), of samples (coil, spoke, readout)."""

@@ -100,10 +100,12 @@ def minimise(
         a; ``None``: the 99th percentile of the first guess's magnitude.
     iterations
         Rounds of ADMM, each with three applications of every normal operator.
+    deadline
+        `time.perf_counter` at which no further round is begun; the first guess and one round always are.
     """
     if start is None:
         found = [
-            conjugate_gradients(normal, right, iterations=_START_ITERATIONS, regularisation=1e-4, deadline=deadline)[0]
+            conjugate_gradients(normal, right, iterations=_START_ITERATIONS, regularisation=1e-4)[0]
             for normal, right in zip(normals, rights, strict=True)
         ]
         series = torch.stack(found)
@@ -126,7 +128,7 @@ def minimise(
         return applied.add_(differences.adjoint(differences.forward(image), image), alpha=rho)
 
     done = 0
-    while done < iterations and time.perf_counter() < deadline:
+    while done < iterations and (done == 0 or time.perf_counter() < deadline):
         right = target + rho * differences.adjoint([z - u for z, u in zip(split, duals, strict=True)], series)
         series, _, _ = conjugate_gradients(system, right, start=series, iterations=_INNER_ITERATIONS)
         jumps = differences.forward(series)
@@ -201,5 +203,10 @@ def iterate_tv(
     )
     rest = float(torch.linalg.vector_norm(right - normal(series[0])))
     residual = rest / max(float(torch.linalg.vector_norm(right)), 1e-30)
-    applied = done * (_INNER_ITERATIONS + 1) + (_START_ITERATIONS if start is None else 0)
-    return IterativeImage(image=series[0].numpy(), iterations=applied, residual=residual, in_time=done == iterations)
+    return IterativeImage(
+        image=series[0].numpy(),
+        iterations=done * (_INNER_ITERATIONS + 1) + (_START_ITERATIONS if start is None and done else 0),
+        rounds=done,
+        residual=residual,
+        in_time=done == iterations or residual == 0.0,
+    )

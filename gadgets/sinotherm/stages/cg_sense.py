@@ -3,11 +3,12 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
+from pydantic import field_validator
 from scipy.ndimage import gaussian_filter
 
 from sinotherm.core.arrays import ComplexArray, FloatArray
@@ -40,19 +41,31 @@ class Settings(StageSettings):
         0.5, "Exponent of the sample weights: 0 least noise and slow, 1 ramp and fastest.", ge=0.0, le=1.0
     )
     grid: float = setting(
-        0.0, "Side of the grid relative to the image, cropped last; 0: as far as the coils see.", ge=0.0, le=2.0
+        0.0,
+        "Side of the grid relative to the image, 1 or more, cropped last; 0: as far as the coils see.",
+        ge=0.0,
+        le=2.0,
     )
     maps_spokes: int = setting(
         64, "Spokes that the coil maps are made of at least; the first frames wait for them.", ge=1
     )
     maps_block: int = setting(9, "Side of the block that a coil map's voxel is made of.", unit="pixels", ge=1, le=63)
-    time_budget: float = setting(0.0, "No iteration begins after this time; 0: no bound.", unit="s", ge=0.0)
+    time_budget: float = setting(
+        0.0, "No iteration but the first begins after this time; 0: no bound.", unit="s", ge=0.0
+    )
     warm_start: bool = setting(
         False, "Start from the last frame: fewer iterations, but frames are then not independent of each other."
     )
     replicas: int = setting(
         8, "Pseudo-replicas behind the noise map, made once a slice; 0: no noise map, and no uncertainty.", ge=0, le=256
     )
+
+    @field_validator("grid")
+    @classmethod
+    def _holds_the_image(cls, value: float) -> float:
+        if 0.0 < value < 1.0:
+            raise ValueError("the image does not fit into a smaller grid; give 1 to 2, or 0")
+        return value
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +76,7 @@ class _Plane:
     maps: PlaneImages = field(default_factory=lambda: np.empty((0, 0, 0), np.complex64))
     name: str = ""
     noise_sd: FloatArray | None = None
+    noise_rounds: int = 0
     amplitude: float | None = None
     key: bytes = b""
     normal: SenseNormal | None = None
@@ -87,13 +101,15 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         if not isinstance(item, Frame):
             yield item
             continue
-        plane = planes.setdefault((item.slice, _geometry(item)), _Plane())
+        place = (item.slice, _geometry(item))
+        plane = planes.setdefault(place, _Plane())
         if not plane.name:
             plane.waiting.append(item)
             stored = stored_estimate(scan, "coil_maps", slice_=item.slice)
             if stored is None and not _enough(plane.waiting, settings.maps_spokes):
                 continue
-            yield from _released(plane, scan, settings)
+            if not (yield from _released(plane, scan, settings)):
+                del planes[place]
         else:
             yield _image(plane, item, scan, settings)
     for plane in planes.values():
@@ -102,11 +118,17 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
             yield from _released(plane, scan, settings)
 
 
-def _released(plane: _Plane, scan: ScanHeader, settings: Settings) -> Iterator[Item]:
-    _calibrate(plane, scan, settings)
+def _released(plane: _Plane, scan: ScanHeader, settings: Settings) -> Generator[Item, None, bool]:
+    """Yield the images of the frames that waited; return whether the plane's maps are made of any signal."""
+    signal = _calibrate(plane, scan, settings)
     waiting, plane.waiting = plane.waiting, []
     for frame in waiting:
         yield _image(plane, frame, scan, settings)
+    if not signal:
+        logger.warning(
+            "slice %d: %d frames hold zeros only; the next make the coil maps", waiting[0].slice, len(waiting)
+        )
+    return signal
 
 
 def _geometry(frame: Frame) -> str:
@@ -133,8 +155,8 @@ def _side(scan: ScanHeader) -> int:
     return max(scan.recon.matrix[:2])
 
 
-def _calibrate(plane: _Plane, scan: ScanHeader, settings: Settings) -> None:
-    """Make or take the coil maps, and the noise map with them."""
+def _calibrate(plane: _Plane, scan: ScanHeader, settings: Settings) -> bool:
+    """Make or take the coil maps; return whether there was any signal to make them from."""
     first = [frame for frame in plane.waiting if frame.echo == plane.waiting[0].echo]
     maps = stored_estimate(scan, "coil_maps", slice_=first[0].slice)
     if maps is None:
@@ -149,15 +171,14 @@ def _calibrate(plane: _Plane, scan: ScanHeader, settings: Settings) -> None:
         amplitude = stored_estimate(scan, "tv_amplitude", slice_=first[0].slice)
         plane.amplitude = None if amplitude is None else float(amplitude[0])
         plane.noise_sd = stored_estimate(scan, "noise_sd", slice_=first[0].slice)
+        rounds = stored_estimate(scan, "noise_rounds", slice_=first[0].slice)
+        plane.noise_rounds = 0 if rounds is None else int(rounds[0])
     plane.maps, plane.name = maps, maps_name(maps)
     logger.info(
         "slice %d: coil maps %s on a grid of %d for an image of %d",
         *(first[0].slice, plane.name, maps.shape[-1], _side(scan)),
     )
-    # Without a noise scan the data's noise is not 1, and nothing is known of the image's.
-    known = all(spoke.noise_known for frame in first for spoke in frame.spokes)
-    if plane.noise_sd is None and settings.replicas and known:
-        plane.noise_sd = _noise_sd(plane, first[0], scan, settings)
+    return any(spoke.data.any() for frame in first for spoke in frame.spokes)
 
 
 def _coil_maps(first: Sequence[Frame], scan: ScanHeader, settings: Settings) -> PlaneImages:
@@ -190,7 +211,8 @@ def _solve(
         # A partial echo is filled with zeros, which nobody measured.
         weights = sample_weights(angles, sampling, settings.density, shifts) * np.any(data, axis=(0, 1))
         plane.normal = SenseNormal(angles, sampling, plane.maps, shifts=shifts, weights=weights)
-        plane.key = key
+        # An empty frame's operator is zero, and must not stay for a frame of the same angles.
+        plane.key = key if weights.any() else b""
     if settings.regularisation == "l2":
         return iterate_cg(
             plane.normal,
@@ -245,7 +267,19 @@ def _image(plane: _Plane, frame: Frame, scan: ScanHeader, settings: Settings) ->
     found = _solve(plane, frame, frame.data(), settings, start)
     plane.last[frame.echo] = found.image
     if not found.in_time:
-        logger.warning("frame %d: %d iterations within the time budget", frame.number, found.iterations)
+        logger.warning(
+            "frame %d: the time budget of %g s ended the reconstruction after %d of %d iterations",
+            *(frame.number, settings.time_budget, found.rounds, settings.iterations),
+        )
+    # A map of other iterations than this frame had must not call it too certain: noise grows with the
+    # iterations of l2, and shrinks with the rounds of tv.
+    rounds = settings.iterations if found.in_time else found.rounds
+    more = rounds - plane.noise_rounds if settings.regularisation == "l2" else plane.noise_rounds - rounds
+    # Without a noise scan the data's noise is not 1, and nothing is known of the image's.
+    known = all(spoke.noise_known for spoke in frame.spokes) and found.image.any()
+    if settings.replicas and known and (plane.noise_sd is None or more > 0):
+        unhurried = settings.model_copy(update={"iterations": rounds, "time_budget": 0.0})
+        plane.noise_sd, plane.noise_rounds = _noise_sd(plane, frame, scan, unhurried), rounds
     meta: dict[str, MetaValue] = {
         "method": "cg_sense",
         "regularisation": settings.regularisation,
@@ -262,7 +296,7 @@ def _image(plane: _Plane, frame: Frame, scan: ScanHeader, settings: Settings) ->
     if plane.amplitude is not None:
         estimates["tv_amplitude"] = np.array([plane.amplitude])
     if plane.noise_sd is not None:
-        estimates["noise_sd"] = plane.noise_sd
+        estimates |= {"noise_sd": plane.noise_sd, "noise_rounds": np.array([plane.noise_rounds])}
     return FrameImage(
         data=np.ascontiguousarray(_cropped(found.image, scan), dtype=np.complex64)[None, None],
         number=frame.number,
