@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from importlib.resources import files
 
@@ -12,9 +13,11 @@ from sinotherm.core.geometry import spoke_angles
 from sinotherm.core.scan import Spoke
 from sinotherm.errors import SpokeError
 from sinotherm.evaluation.acceptance import coil_rows, delay_rows
+from sinotherm.frames.whitening import is_noise
 from sinotherm.simulation.mrd import simulate
 from sinotherm.simulation.protocol import Protocol
 from sinotherm.simulation.scan import Scan
+from sinotherm.wire.file import AcquisitionWriter, MrdFile
 
 N = 64
 
@@ -64,7 +67,21 @@ def test_coils_are_judged_by_noise_correlation_and_streaks():
     assert rows[3]["streak_relative"] > 2.0
     assert [row["passed"] for row in rows] == [False, False, False, False, True]
     silent = coil_rows(np.empty((0, 0), np.complex64), spokes_of("golden", (0.0, 0.0, 0.0), 5), N)
-    assert all(row["passed"] and row["noise_relative"] is None for row in silent)
+    assert all(row["noise_relative"] is None and row["streak_relative"] < 2.0 for row in silent)
+    assert not any(row["passed"] for row in silent)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_coils_of_zeros_do_not_pass(noise):
+    rng = np.random.default_rng(0)
+    samples = noise * (rng.standard_normal((3, 4000)) + 1j * rng.standard_normal((3, 4000)))
+    spokes = spokes_of("golden", (0.0, 0.0, 0.0))
+    dead = [dataclasses.replace(s, data=s.data * np.array([[1], [0], [1]], np.complex64)) for s in spokes]
+    rows = coil_rows(samples.astype(np.complex64), dead, N)
+    assert [row["passed"] for row in rows] == [noise > 0, False, noise > 0]
+    assert rows[1]["streak_relative"] is None
+    empty = [dataclasses.replace(s, data=np.zeros_like(s.data)) for s in spokes]
+    assert not any(row["passed"] for row in coil_rows(samples.astype(np.complex64), empty, N))
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +116,56 @@ def test_command_prints_and_records_by_its_schema(command, scan_file, tmp_path):
         assert written["results"][0]["y_samples"] == pytest.approx(0.2, abs=0.1)
     else:
         assert len(written["results"]) == 4
+
+
+def changed(scan_file, path, change):
+    with MrdFile(scan_file) as file, AcquisitionWriter(path, file.header_xml) as writer:
+        for readout in file.readouts():
+            made = change(readout)
+            if made is not None:
+                writer.append(made)
+    return path
+
+
+def test_streaks_are_laid_to_the_coil_that_makes_them(scan_file, tmp_path):
+    """Noise correlation mixes the coils in whitening, each into those after it."""
+    mixing = np.linalg.cholesky(np.full((4, 4), 0.4) + 0.6 * np.eye(4))
+    rng = np.random.default_rng(0)
+
+    def streaky(readout):
+        shape = readout.data.shape
+        data = (mixing @ (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))).astype(np.complex64)
+        if not is_noise(readout.header):
+            data = 1e-3 * np.abs(readout.data).max() * data + readout.data
+            along = readout.trajectory[:, 0] * 38.0
+            data[1] += (3.0 * np.abs(readout.data).max() * np.exp(-2j * np.pi * along)).astype(np.complex64)
+        return dataclasses.replace(readout, data=data.astype(np.complex64))
+
+    record = tmp_path / "qa.json"
+    path = changed(scan_file, tmp_path / "streaky.h5", streaky)
+    result = CliRunner().invoke(app, ["coils", str(path), "--spokes", "80", "--json", str(record)])
+    assert result.exit_code == 1
+    passed = [row["passed"] for row in json.loads(record.read_text())["results"]]
+    assert passed == [True, False, True, True]
+
+
+def test_what_could_not_be_judged_is_said(scan_file, tmp_path):
+    quiet = changed(scan_file, tmp_path / "quiet.h5", lambda r: None if is_noise(r.header) else r)
+    result = CliRunner().invoke(app, ["coils", str(quiet)])
+    assert result.exit_code == 1
+    assert "NOT passed\nno noise readouts in the scan" in result.output
+
+    def zeros(readout):
+        return dataclasses.replace(readout, data=np.zeros_like(readout.data))
+
+    record = tmp_path / "qa.json"
+    empty = changed(scan_file, tmp_path / "empty.h5", zeros)
+    result = CliRunner().invoke(app, ["coils", str(empty), "--json", str(record)])
+    assert result.exit_code == 1
+    assert "no signal in coil 0, 1, 2, 3: zeros only" in result.output
+    jsonschema.validate(
+        json.loads(record.read_text()), json.loads((files("sinotherm") / "schemas/qa_coils.json").read_text())
+    )
 
 
 def test_failure_is_the_exit_code(scan_file, monkeypatch):

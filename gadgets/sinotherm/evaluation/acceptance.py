@@ -92,22 +92,26 @@ def coil_rows(noise: ComplexArray, spokes: Sequence[Spoke], matrix: int) -> list
     Parameters
     ----------
     noise
-        Samples of the scan's noise readouts, complex64 (coil, sample); without any, those figures are ``None``.
+        Samples of the scan's noise readouts, complex64 (coil, sample); without any, those figures are ``None``
+        and no coil passes.
     spokes
-        Whitened where there is noise, of one slice, partition and echo.
+        Of one slice, partition and echo, not whitened: whitening mixes the coils, and would lay the streaks of
+        one on others. A coil of zeros has no streak ratio and does not pass.
     matrix
         Width of the image, pixels.
     """
     data, angles = stacked(spokes)
     ratios = streak_ratios(data, angles, spokes[0].sampling, matrix)
-    ratios = ratios / max(float(np.median(ratios)), 1e-30)
+    signal = np.any(data, axis=(1, 2))
+    ratios = ratios / (float(np.median(ratios[signal])) if signal.any() else 1.0)
     n_coils = len(data)
     level, correlation = np.ones(n_coils), np.zeros((n_coils, n_coils))
     if noise.size:
         covariance = noise @ noise.conj().T / noise.shape[1]
-        level = np.sqrt(np.maximum(np.diag(covariance).real, 1e-30))
-        correlation = np.abs(covariance) / np.outer(level, level) * (1.0 - np.eye(n_coils))
-        level = level / np.median(level)
+        level = np.sqrt(np.diag(covariance).real.astype(np.float64))
+        floor = np.maximum(level, 1e-30)
+        correlation = np.abs(covariance) / np.outer(floor, floor) * (1.0 - np.eye(n_coils))
+        level = level / np.median(floor)
     rows = []
     for coil in range(n_coils):
         row: dict[str, Any] = {
@@ -115,12 +119,12 @@ def coil_rows(noise: ComplexArray, spokes: Sequence[Spoke], matrix: int) -> list
             "noise_relative": None,
             "largest_correlation": None,
             "correlated_with": None,
-            "streak_relative": float(ratios[coil]),
+            "streak_relative": float(ratios[coil]) if signal[coil] else None,
             "limit_noise_relative": NOISE_LIMIT,
             "limit_correlation": CORRELATION_LIMIT,
             "limit_streak_relative": STREAK_LIMIT,
         }
-        passed = ratios[coil] <= STREAK_LIMIT
+        passed = noise.size and signal[coil] and ratios[coil] <= STREAK_LIMIT
         if noise.size:
             other = int(np.argmax(correlation[coil]))
             row["noise_relative"] = float(level[coil])
@@ -131,7 +135,7 @@ def coil_rows(noise: ComplexArray, spokes: Sequence[Spoke], matrix: int) -> list
     return rows
 
 
-def _scan(path: Path, n_spokes: int) -> tuple[ScanHeader, ComplexArray, list[Spoke]]:
+def _scan(path: Path, n_spokes: int, *, whitened: bool) -> tuple[ScanHeader, ComplexArray, list[Spoke]]:
     """Return header, noise (coil, sample) and the first spokes of slice 0, the central partition and echo 0."""
     noise: list[ComplexArray] = []
     with MrdFile(path) as file:
@@ -143,7 +147,8 @@ def _scan(path: Path, n_spokes: int) -> tuple[ScanHeader, ComplexArray, list[Spo
                     noise.append(readout.data)
                 yield readout
 
-        items = whitening.stage(readouts(), scan, whitening.Settings())
+        mode = whitening.Settings(mode="auto" if whitened else "off")
+        items = whitening.stage(readouts(), scan, mode)
         made = (item for item in spokes_stage.stage(items, scan, spokes_stage.Settings()) if isinstance(item, Spoke))
         centre = scan.n_partitions // 2
         wanted = (spoke for spoke in made if (spoke.slice, spoke.echo, spoke.partition) == (0, 0, centre))
@@ -169,11 +174,17 @@ def _report(rows: Sequence[Mapping[str, Any]], json: Path | None) -> bool:
 
 def run_delay(path: Path, *, n_spokes: int, json: Path | None) -> bool:
     """Print the gradient delays of a scan; return whether they are within the limits."""
-    _, _, spokes = _scan(path, n_spokes)
+    _, _, spokes = _scan(path, n_spokes, whitened=True)
     return _report(delay_rows(spokes), json)
 
 
 def run_coils(path: Path, *, n_spokes: int, json: Path | None) -> bool:
     """Print the coils' noise and streaks of a scan; return whether they are within the limits."""
-    scan, noise, spokes = _scan(path, n_spokes)
-    return _report(coil_rows(noise, spokes, max(scan.recon.matrix[:2])), json)
+    scan, noise, spokes = _scan(path, n_spokes, whitened=False)
+    passed = _report(coil_rows(noise, spokes, max(scan.recon.matrix[:2])), json)
+    if not noise.size:
+        sys.stdout.write("no noise readouts in the scan: noise and its correlation could not be judged\n")
+    empty = [str(coil) for coil in range(len(spokes[0].data)) if not any(spoke.data[coil].any() for spoke in spokes)]
+    if empty:
+        sys.stdout.write(f"no signal in coil {', '.join(empty)}: zeros only\n")
+    return passed
