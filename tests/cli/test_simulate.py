@@ -7,9 +7,11 @@ import numpy as np
 import typer
 from typer.testing import CliRunner
 
+from sinotherm.cli import recon
 from sinotherm.cli.simulate import command
 from sinotherm.errors import SettingsError
 from sinotherm.simulation.phantoms import image_of_file
+from sinotherm.wire.file import read_images
 
 SMALL = [
     "--matrix", "16", "--coils", "2", "--spokes", "5", "--frames", "3", "--baseline", "1", "--cooling", "0",
@@ -35,6 +37,13 @@ def test_a_scan_with_its_figures(tmp_path):
     with h5py.File(tmp_path / "scan.h5") as file:
         assert file["dataset/data"].shape == (18,)
         assert file["truth/temperature"].shape == (3, 16, 16)
+
+
+def test_a_scan_without_noise_can_be_reconstructed(tmp_path):
+    result = run(tmp_path / "scan.h5", *SMALL, "--snr", "inf", "--spokes", "25")
+    assert result.exit_code == 0, result.output
+    recon.command(tmp_path / "scan.h5", tmp_path / "images.h5")
+    assert read_images(tmp_path / "images.h5")[1].data.any(axis=(1, 2, 3, 4)).tolist() == [True] * 3
 
 
 def test_parts_of_the_scan_follow_its_length(tmp_path):

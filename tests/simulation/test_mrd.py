@@ -124,6 +124,7 @@ def test_without_trajectories_the_header_tells_the_angles(schedule, caplog):
 def test_header_names_the_golden_angle(tmp_path):
     figures = simulate(scan(schedule="golden", snr=float("inf"), frames=1, baseline_frames=0), tmp_path / "golden.h5")
     assert figures["snr"] is None
+    assert figures["readouts"] == 3 + 5
     with ismrmrd.File(tmp_path / "golden.h5", "r") as file:
         assert file["dataset"].header.encoding[0].trajectory == ismrmrd.xsd.trajectoryType.GOLDENANGLE
 

@@ -173,12 +173,12 @@ def test_preparation_precedes_the_steady_state():
     made = scan(dummy_scans=8, spokes=6)
     noise, dummies = made.preparation()
     first = next(made.frames())
-    assert noise.shape == (3, 4, 48)
-    assert not np.any(noise)
+    assert noise.shape == (3, 0, 48)
     strength = np.abs(dummies[:, :6]).sum(axis=(0, 2)) / np.abs(first).sum(axis=(0, 2))
     assert np.all(np.diff(strength) < 0)
     assert strength[-1] > 1.0
-    empty = scan(dummy_scans=0, noise_scans=0).preparation()
+    assert scan(snr=10.0).preparation()[0].shape == (3, 4, 48)
+    empty = scan(snr=10.0, dummy_scans=0, noise_scans=0).preparation()
     assert [part.shape[1] for part in empty] == [0, 0]
 
 

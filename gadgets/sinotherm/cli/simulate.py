@@ -25,7 +25,9 @@ def command(
     b0: Annotated[float, typer.Option(help="Field strength, T.")] = 1.5,
     bandwidth: Annotated[float, typer.Option(help="Receiver bandwidth, Hz per pixel.")] = 500.0,
     flip: Annotated[float, typer.Option(help="Flip angle, degrees.")] = 15.0,
-    snr: Annotated[float, typer.Option(help="SNR in the tumour with 402 spokes; inf: no noise.")] = 40.0,
+    snr: Annotated[
+        float, typer.Option(help="SNR in the tumour with 402 spokes; inf: no noise, and no noise scan.")
+    ] = 40.0,
     peak: Annotated[float, typer.Option(help="Largest heating of a frame, °C above 37 °C.")] = 8.0,
     width: Annotated[float | None, typer.Option(help="Width of the heating (FWHM), mm. [default: the scene's]")] = None,
     drift: Annotated[float, typer.Option(help="B0 drift at the end of the scan, Hz.")] = 2.0,

@@ -88,7 +88,7 @@ class Protocol:
         Whether the sample positions stand in the file; without them the angle follows from the
         counters and the header's user parameters.
     noise_scans, dummy_scans
-        Readouts without a pulse, and before the steady state.
+        Readouts without a pulse (none where the SNR is infinite), and before the steady state.
     kspace
         ``analytic``: exact shapes, one uniform coil, no field map, no heating; drift of order 0 in space.
     seed
@@ -207,7 +207,12 @@ class Protocol:
     @property
     def first_readout(self) -> int:
         """Readouts before the first frame."""
-        return self.noise_scans + self.dummy_scans
+        return self.n_noise_scans + self.dummy_scans
+
+    @property
+    def n_noise_scans(self) -> int:
+        """Noise readouts in the scan: none without noise, since zeros are no noise scan to whiten by."""
+        return 0 if math.isinf(self.snr) else self.noise_scans
 
     @property
     def heating(self) -> tuple[HeatSource, float]:

@@ -312,7 +312,7 @@ class Scan:
         S_n = S + (S_0 − S)(cos α exp(−TR/T1))^n.
         """
         protocol, random = self.protocol, self.random("noise")
-        noise = self.noise(random, protocol.noise_scans)
+        noise = self.noise(random, protocol.n_noise_scans)
         muscle = TISSUES["muscle"]
         left = math.exp(-protocol.repetition_time_s / muscle.t1_s)
         steady = (1.0 - left) / (1.0 - left * math.cos(protocol.flip_angle_rad))
