@@ -1,7 +1,8 @@
 """Measure of the retrospectively sampled multi-coil sets: ours beside BART `pics` and sigpy on the same samples.
 
-    python benchmarks/physics_undersampling.py DATA/multicoil_complex.h5 brain benchmarks/physics_brain.json
-    python benchmarks/physics_undersampling.py DATA/multicoil_complex.h5 phantom benchmarks/physics_phantom.json
+    SET=DATA/multicoil_complex/multicoil_complex.h5
+    python benchmarks/physics_undersampling.py $SET brain benchmarks/physics_brain.json
+    python benchmarks/physics_undersampling.py $SET phantom benchmarks/physics_phantom.json
 
 Needs `bart` on the PATH and the extra `bench` (sigpy). DATA: `multicoil_complex` (MIT, see its SOURCE.md).
 Pause other work: the times of a run are compared with each other.
@@ -37,7 +38,8 @@ def main(path: Path, name: str, record: Path) -> None:
                 print_row(["---"] * len(row))
             rows.append(row)
             print_row([table_cell(value) for value in row.values()])
-    command = f"python benchmarks/physics_undersampling.py DATA/{path.name} {name}"
+    arguments = f"DATA/{path.parent.name}/{path.name} {name} benchmarks/{record.name}"
+    command = f"python benchmarks/physics_undersampling.py {arguments}"
     write_record(record, figures_record(command, rows))
 
 

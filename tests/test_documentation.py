@@ -10,6 +10,9 @@ import pytest
 from sinotherm.cli.__main__ import COMMANDS, GROUPS
 from sinotherm.core.scan import EncodingSpace, FrameImage, ScanHeader
 from sinotherm.pipelines.registry import pipeline_names
+from sinotherm.simulation.mrd import simulate
+from sinotherm.simulation.protocol import Protocol
+from sinotherm.simulation.scan import Scan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,6 +33,24 @@ def test_commands_of_the_readme_exist() -> None:
 
 def test_every_pipeline_stands_in_the_readme() -> None:
     assert all(f"`{name}`" in README for name in pipeline_names())
+
+
+def test_the_library_example_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "MrdFile(" in block)
+    monkeypatch.chdir(tmp_path)
+    sizes = {"matrix": 32, "n_coils": 2, "spokes": 64, "frames": 2, "baseline_frames": 1, "cooling_frames": 0}
+    simulate(Scan(protocol=Protocol(**sizes)), Path("scan.h5"))
+    exec(code, {})
+    assert "Image" in capsys.readouterr().out.split()
+
+
+@pytest.mark.data
+def test_files_of_the_shared_data_that_documents_name_exist(shared_data: Path) -> None:
+    named = {path for document in DOCUMENTS for path in re.findall(r"DATA/([\w/.-]+\.h5)", document.read_text("utf-8"))}
+    assert named
+    assert not [path for path in named if not (shared_data / path).exists()]
 
 
 def test_the_stage_of_the_readme_smooths_images_and_passes_on_the_rest() -> None:
