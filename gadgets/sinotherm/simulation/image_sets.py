@@ -1,12 +1,25 @@
 """Image sets as objects of simulated scans: reading, people and splits, one size and scale for all.
 
-A set is any folder or file of images: HDF5 (every numeric dataset of two or three dimensions, last axes
-row and column, person = top-level name), NIfTI or PNG (person = file name). Scales and sizes follow the
-evaluation protocol: centre padding to a square, Fourier resampling, 99.5th percentile to 1.
+A set is any folder or file of images: HDF5 (every real dataset of two or three dimensions, last axes row
+and column), NIfTI or PNG. Scales and sizes follow the evaluation protocol: centre padding to a square, Fourier
+resampling, 99.5th percentile to 1.
+
+Who is who, where no ``splits.json`` says it:
+
+- An HDF5 file by itself is a set; its top-level names are the people. So is one among others if it has several
+  top-level groups, or if none of its top-level names comes again in another file and it has several, or its folder
+  to itself.
+- Every other file is one person's. A name that begins with ``sub-LABEL`` (BIDS) says whose. Otherwise people
+  have folders of their own where files of different folders share their names (``p1/T1.nii``, ``p2/T1.nii``;
+  ``p1/p1_T1.nii``); else the folder is the set, and each file a person.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,10 +29,35 @@ import numpy as np
 from sinotherm.core.arrays import FloatArray
 from sinotherm.errors import DataError, FileFormatError
 
-__all__ = ["ImageSeries", "Split", "attenuation", "find_splits", "prepare", "read_series", "resample"]
+__all__ = [
+    "ImageSeries",
+    "Split",
+    "attenuation",
+    "find_splits",
+    "is_label",
+    "prepare",
+    "read_series",
+    "readable",
+    "resample",
+    "set_of",
+]
+
+log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "all"]
-SUFFIXES: Final = (".h5", ".hdf5", ".nii", ".nii.gz", ".png")
+HDF5: Final = (".h5", ".hdf5")
+SUFFIXES: Final = (*HDF5, ".nii", ".nii.gz", ".png")
+NOTES: Final = (".json", ".md", ".txt", ".tsv", ".csv", ".bval", ".bvec")
+"""What lies beside images to describe them."""
+SMALLEST: Final = 8
+"""Rows and columns of an image; below lie matrices of coordinates and the like."""
+LOWEST_HU: Final = -1024.0
+"""Scanners fill what lies outside of their circle with still lower values."""
+
+_SUBJECT: Final = re.compile(r"sub-[0-9A-Za-z]+")
+_LABEL: Final = re.compile(
+    r"(?:^|[._-])(?:d?seg|probseg|segmentations?|masks?|labels?(?:tr|ts)?|phase(?:diff)?)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +69,7 @@ class ImageSeries:
     dataset, person, name
         Set, person and series; slices of one person never count as independent.
     images
-        (slice, row, column) as stored.
+        (slice, row, column) as stored; a slice with a value that is not finite is all zero.
     attributes
         What the file says about them.
     """
@@ -83,65 +121,248 @@ def prepare(image: np.ndarray, size: int = 256) -> FloatArray:
 
 def attenuation(image: np.ndarray, size: int = 256) -> FloatArray:
     """Return a CT image in Hounsfield units as attenuation relative to water, float32 (size, size), air = 0."""
-    return np.maximum(resample(image.astype(np.float64) + 1000.0, size) / 1000.0, 0.0).astype(np.float32)
+    water = np.maximum(image.astype(np.float64), LOWEST_HU) + 1000.0
+    return np.maximum(resample(water, size) / 1000.0, 0.0).astype(np.float32)
 
 
 def find_splits(path: Path) -> dict[str, dict[str, list[str]]] | None:
-    """Return the splits of people from ``splits.json`` in ``path`` or the two folders above; ``None`` without one."""
+    """Return the splits of people from ``splits.json`` in ``path`` or the two folders above; ``None`` without one.
+
+    Raises
+    ------
+    FileFormatError
+        The file does not hold sets with lists of people.
+    """
+    path = path.absolute()
     for folder in (path, path.parent, path.parent.parent):
         file = folder / "splits.json"
-        if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+        if not file.is_file():
+            continue
+        with readable(file, "JSON"):
+            splits = json.loads(file.read_text(encoding="utf-8"))
+        sets = splits.values() if isinstance(splits, dict) else [None]
+        if not all(isinstance(part, dict) and all(isinstance(who, list) for who in part.values()) for part in sets):
+            raise FileFormatError(
+                f'{file} is not {{"SET": {{"train": [PEOPLE], "val": [PEOPLE]}}}}: correct it, or give it another name.'
+            )
+        return splits
     return None
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file() and file.name.lower().endswith(SUFFIXES))
+def set_of(file: Path, splits: Collection[str]) -> str | None:
+    """Return the set of ``splits.json`` that a file or folder is of: by its own name or that of a folder it is in."""
+    file = file.absolute()
+    names = (file.parent.name, _stem(file), file.name, *(folder.name for folder in file.parents[1:]))
+    return next((name for name in names if name in splits), None)
 
 
-def _hdf5(file: Path, people: Sequence[str] | None) -> Iterator[tuple[str, str, np.ndarray, Mapping[str, Any]]]:
+def is_label(name: str) -> bool:
+    """Return whether a name says mask, segmentation, label or phase, which are no images of a person's tissue."""
+    return _LABEL.search(name) is not None
+
+
+@contextmanager
+def readable(file: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes its reader raise into an error that names the file.
+
+    Raises
+    ------
+    FileFormatError
+        The file cannot be read.
+    DataError
+        The reader is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise DataError(f"{file}: reading {kind} needs {error.name}: pip install {error.name}.") from error
+    except Exception as error:
+        raise FileFormatError(f"{file} is not a readable {kind} file: {error}") from error
+
+
+def _stem(file: Path) -> str:
+    """Return a file's name without the suffix of its kind; other dots may belong to the name."""
+    found = next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), file.suffix)
+    return file.name.removesuffix(file.name[len(file.name) - len(found) :])
+
+
+def _files(path: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of images, and those that may have been meant as such but are left out."""
+    if not path.is_dir():
+        return [path], []
+    found: list[Path] = []
+    others: list[Path] = []
+    for file in sorted(path.rglob("*")):
+        parts = file.relative_to(path).parts
+        # A link whose target is missing stays in: reading it says so.
+        if any(part.startswith(".") for part in parts) or (file.is_dir() and not file.is_symlink()):
+            continue
+        image = file.name.lower().endswith(SUFFIXES)
+        if image and not any(is_label(part) or part == "derivatives" for part in (*parts[:-1], _stem(file))):
+            found.append(file)
+        elif image or file.suffix.lower() not in ("", *NOTES):
+            others.append(file)
+    scans = {file.parent for file in found if file.suffix.lower() != ".png"}
+    previews = {file for file in found if file.suffix.lower() == ".png" and file.parent in scans}
+    return [file for file in found if file not in previews], [*others, *sorted(previews)]
+
+
+def _owners(path: Path, files: Sequence[Path]) -> Iterator[tuple[Path, str, str | None]]:
+    """Yield each file with its set and its person; ``None``: the people are in the file."""
+    inside = {file: {(top, top == name) for top, name, _ in _hdf5(file, ())} for file in files if _is_hdf5(file)}
+    files = [file for file in files if inside.get(file) != set()]
+    counts = Counter(name for names in inside.values() for name, _ in names)
+    folders = Counter(file.parent for file, names in inside.items() if names)
+    sets = {
+        file
+        for file, names in inside.items()
+        if folders.total() == 1
+        or sum(not plain for _, plain in names) > 1
+        or (all(counts[name] == 1 for name, _ in names) and (len(names) > 1 or folders[file.parent] == 1))
+    }
+    lone = [file for file in files if file not in sets]
+    # A name that comes again in another folder is not a person's.
+    homes: dict[str, set[Path]] = defaultdict(set)
+    for file in lone:
+        homes[_ending(file)].add(file.parent)
+    shared = {file.parent for file in lone if len(homes[_ending(file)]) > 1}
+    names = Counter(
+        folder.name for folder in {f for file in lone for f in file.parents if f != path and f.is_relative_to(path)}
+    )
+    for file in files:
+        folder, subject = file.parent, _SUBJECT.match(_stem(file))
+        if file in sets:
+            yield file, _stem(file), None
+        elif not path.is_dir():
+            yield file, _stem(file), _stem(file)
+        elif subject:
+            while folder != path and subject[0] in folder.relative_to(path).parts:
+                folder = folder.parent
+            yield file, folder.name, subject[0]
+        elif folder in shared:
+            while folder != path and names[folder.name] > 1:
+                folder = folder.parent
+            yield (file, path.name, _stem(file)) if folder == path else (file, folder.parent.name, folder.name)
+        else:
+            yield file, folder.name, _stem(file)
+
+
+def _ending(file: Path) -> str:
+    """Return a file's name without its folder's in front."""
+    return _stem(file).removeprefix(file.parent.name)
+
+
+def _is_hdf5(file: Path) -> bool:
+    return file.suffix.lower() in HDF5
+
+
+def _hdf5(
+    file: Path, people: Collection[str] | None
+) -> Iterator[tuple[str, str, tuple[np.ndarray, Mapping[str, Any]] | None]]:
+    """Yield top-level name, name below it or the same, and for these people (``None``: all) images and attributes."""
     import h5py
 
-    try:
+    found: list[tuple[str, str, Any]] = []
+    with readable(file, "HDF5"):
         source = h5py.File(file, "r")
-    except OSError as error:
-        raise FileFormatError(f"{file} is not a readable HDF5 file: {error}") from error
     with source:
-        for person in sorted(source):
-            if people is not None and person not in people:
-                continue
-            found: list[tuple[str, Any]] = []
-            node = source[person]
-            if isinstance(node, h5py.Dataset):
-                found.append((person, node))
-            else:
-                node.visititems(
-                    lambda name, item, found=found: (
-                        found.append((name, item)) if isinstance(item, h5py.Dataset) else None
+        with readable(file, "HDF5"):
+            for top in sorted(source):
+                node = source[top]
+                if isinstance(node, h5py.Dataset):
+                    found.append((top, top, node))
+                else:
+                    node.visititems(
+                        lambda name, item, top=top: (
+                            found.append((top, name, item)) if isinstance(item, h5py.Dataset) else None
+                        )
                     )
-                )
-            for name, item in found:
-                if item.ndim in (2, 3) and item.dtype.kind in "uif" and min(item.shape[-2:]) > 1:
-                    yield person, name, item[()].reshape(-1, *item.shape[-2:]), dict(item.attrs)
+        images = 0
+        for top, name, item in found:
+            shape = tuple(n for n in item.shape or () if n != 1)
+            if len(shape) not in (2, 3) or item.dtype.kind not in "uif" or min(shape[-2:]) < SMALLEST or not item.size:
+                continue
+            images += 1
+            content = None
+            if people is None or top in people:
+                with readable(file, "HDF5"):
+                    content = item[()].reshape(-1, *shape[-2:]), dict(item.attrs)
+            yield top, name, content
+        if not images:
+            held = [f"{n} {'records' if i.dtype.names else i.dtype} {i.shape}" for _, n, i in found[:5]]
+            log.warning(
+                "%s is left out: real images of two or three dimensions are needed; it holds %s",
+                file,
+                ", ".join(held) or "nothing",
+            )
 
 
-def _volume(file: Path) -> np.ndarray:
+def _volume(file: Path) -> np.ndarray | None:
+    """Return the slices of a NIfTI or PNG file, (slice, row, column); ``None`` if its shape is none of images."""
     if file.name.lower().endswith(".png"):
-        from matplotlib.image import imread
+        with readable(file, "PNG"):
+            from matplotlib.image import imread
 
-        pixels = np.asarray(imread(file))
-        return (pixels[..., :3].mean(axis=-1) if pixels.ndim == 3 else pixels)[None]
-    import nibabel
+            pixels = np.asarray(imread(file))
+        if pixels.ndim == 3:
+            # Grey with alpha has two channels, colour three or four.
+            pixels = pixels[..., : 3 if pixels.shape[-1] > 2 else 1].mean(axis=-1)
+        return pixels[None]
+    with readable(file, "NIfTI"):
+        import nibabel
 
-    volume = np.asarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
+        volume = np.asarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
+    shape = volume.shape
+    volume = volume.reshape(*shape[:3], *(n for n in shape[3:] if n > 1))
     if volume.ndim == 2:
-        return volume.T[None]
+        volume = volume[..., None]
+    if volume.ndim not in (3, 4) or volume.dtype.kind not in "uif" or min(volume.shape[:2]) < 2 or not volume.size:
+        log.warning("%s is left out: a real volume is needed, not %s of shape %s", file, volume.dtype, shape)
+        return None
     if volume.ndim == 4:
         volume = volume[..., 0]
     # NIfTI stores (x, y, z); here a slice is (row, column) = (y, x).
     return np.moveaxis(volume, -1, 0).swapaxes(1, 2)
+
+
+def _finite(images: np.ndarray, file: Path, person: str) -> np.ndarray:
+    """Return the images with those emptied that hold a value that is not finite."""
+    good = np.isfinite(images).all(axis=(1, 2))
+    if good.all():
+        return images
+    log.warning(
+        "%s: %d of %d slices of %s hold values that are not finite and are left out; where they stand for no signal, "
+        "write 0 in the file",
+        file,
+        len(good) - good.sum(),
+        len(good),
+        person,
+    )
+    return np.where(good[:, None, None], images, 0)
+
+
+def _file_series(file: Path, dataset: str, person: str | None, people: Collection[str] | None) -> Iterator[ImageSeries]:
+    """Yield the series of a file that belong to these people (``None``: to all)."""
+    if not _is_hdf5(file):
+        images = _volume(file)
+        if images is not None and person is not None:
+            yield ImageSeries(
+                dataset=dataset,
+                person=person,
+                name=_stem(file),
+                images=_finite(images, file, person),
+                attributes={},
+            )
+        return
+    for top, below, content in _hdf5(file, people if person is None else None):
+        if content is not None:
+            yield ImageSeries(
+                dataset=dataset,
+                person=person or top,
+                name=below if person is None or below == top else f"{top}/{below}",
+                images=_finite(content[0], file, person or top),
+                attributes=content[1],
+            )
 
 
 def read_series(path: Path, *, split: Split = "all", datasets: Sequence[str] | None = None) -> Iterator[ImageSeries]:
@@ -150,7 +371,8 @@ def read_series(path: Path, *, split: Split = "all", datasets: Sequence[str] | N
     Parameters
     ----------
     path
-        A file, the folder of a set, or a folder with several sets and a ``splits.json``.
+        A file, the folder of a set, or a folder with several sets. Of a folder, hidden files, ``derivatives`` and
+        what is named as mask, label or phase are left out, and PNG files beside HDF5 or NIfTI.
     split
         People to read; ``train`` and ``val`` need a ``splits.json``.
     datasets
@@ -160,30 +382,55 @@ def read_series(path: Path, *, split: Split = "all", datasets: Sequence[str] | N
     ------
     DataError
         There is no such path, no image, or no splits although a split is asked for.
+    FileFormatError
+        A file cannot be read.
     """
     if not path.exists():
         raise DataError(f"no images: {path} does not exist.")
+    path = path.absolute()
     splits = find_splits(path)
     if split != "all" and splits is None:
         raise DataError(f"no splits.json beside {path}: only --split all is possible.")
+    splits = splits or {}
+    # Whoever asks for what splits.json names does not mean anything else that lies there.
+    listed_only = split != "all" or (datasets is not None and set(datasets) <= splits.keys())
+    files, others = _files(path)
+    if others and not listed_only:
+        log.warning(
+            "%s: %d files are left out, which are no HDF5, NIfTI or PNG images, or are pictures beside such, masks or "
+            "labels: %s",
+            path,
+            len(others),
+            ", ".join([str(file.relative_to(path)) for file in others[:5]] + ["…"] * (len(others) > 5)),
+        )
+    known = {file: name for file in files if (name := set_of(file, splits)) is not None}
+    rest = [] if listed_only else [file for file in files if file not in known]
+    owners = {file: (dataset, person) for file, dataset, person in _owners(path, rest)}
     found = False
-    for file in _files(path):
-        known = [part for part in (file.parent.name, file.stem) if splits and part in splits]
-        dataset = known[0] if known else (file.parent.name if file.suffix == ".png" else file.name.split(".")[0])
-        if datasets is not None and dataset not in datasets:
-            continue
-        if split != "all" and not known:
-            continue
-        people = splits[dataset].get(split, []) if splits and known and split != "all" else None
-        if file.suffix in (".h5", ".hdf5"):
-            for person, name, images, attributes in _hdf5(file, people):
-                found = True
-                yield ImageSeries(dataset=dataset, person=person, name=name, images=images, attributes=attributes)
-        else:
-            person = file.name.split(".")[0]
-            if people is not None and person not in people:
+    for file in files:
+        people = None
+        if file in known:
+            dataset = known[file]
+            if datasets is not None and dataset not in datasets:
                 continue
+            listed = {one for part in splits[dataset].values() for one in part}
+            subject = _SUBJECT.match(_stem(file))
+            names = (_stem(file), subject[0] if subject else "", *(folder.name for folder in file.parents))
+            person = next((name for name in names if name in listed), None)
+            people = None if split == "all" else splits[dataset].get(split, [])
+            if not _is_hdf5(file):
+                person = person or _stem(file)
+            if people is not None and person is not None and person not in people:
+                continue
+        elif file in owners:
+            dataset, person = owners[file]
+            if datasets is not None and dataset not in datasets:
+                continue
+        else:
+            continue
+        for series in _file_series(file, dataset, person, people):
             found = True
-            yield ImageSeries(dataset=dataset, person=person, name=person, images=_volume(file), attributes={})
+            yield series
     if not found:
-        raise DataError(f"no images of split {split} in {path}.")
+        hint = "" if split == "all" else "; --split all takes whoever is there"
+        raise DataError(f"no images of split {split} in {path}: HDF5, NIfTI or PNG are read{hint}.")
