@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 
 
 def test_coils_unfold_what_zero_filling_leaves(data):
-    rows = {row["method"]: row for row in evaluate(data, acceleration=3.0, snr=200.0, names=METHODS[:2])}
+    rows = {row["method"]: row for row, _ in evaluate(data, acceleration=3.0, snr=200.0, names=METHODS[:2])}
     assert (rows["cg-sense"]["n_people"], rows["cg-sense"]["n_slices"]) == (2, 3)
     assert rows["cg-sense"]["nrmse_mean"] < 0.5 * rows["zero-filled"]["nrmse_mean"]
     assert rows["cg-sense"]["ssim_mean"] > rows["zero-filled"]["ssim_mean"] + 0.05
@@ -40,7 +40,7 @@ def test_a_network_that_corrects_nothing_is_data_consistency(data, monkeypatch, 
         name="fourier-pdunet", network="primal-dual", geometry="cartesian", sha256="", architecture=architecture
     )
     save_network(network, tmp_path / "fourier-pdunet.safetensors", card)
-    rows = {row["method"]: row for row in evaluate(data, acceleration=3.0, snr=200.0, per_person=1)}
+    rows = {row["method"]: row for row, _ in evaluate(data, acceleration=3.0, snr=200.0, per_person=1)}
     assert rows["cg-sense"]["nrmse_mean"] < rows["fourier-pdunet"]["nrmse_mean"] < rows["zero-filled"]["nrmse_mean"]
 
 
@@ -61,6 +61,7 @@ def test_command_writes_a_record_that_fits_its_schema(data, tmp_path):
     schema = json.loads(files("sinotherm").joinpath("schemas/evaluate_cartesian.json").read_text())
     jsonschema.validate(json.loads(record.read_text()), schema)
     assert "| all | zero-filled | 10.0000 | 8 | 30.0000 | 2 | 3 |" in (tmp_path / "cartesian.md").read_text()
+    assert (tmp_path / "cartesian.png").stat().st_size > 5000
 
 
 def test_unknown_methods_and_missing_weights_are_named(monkeypatch, tmp_path):

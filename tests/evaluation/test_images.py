@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -99,3 +100,196 @@ def test_what_cannot_be_read_is_an_error(tmp_path, folder):
         list(read_series(bad))
     with pytest.raises(DataError, match="only --split all"):
         list(read_series(bad, split="val"))
+
+
+def _images(count=2):
+    return np.random.default_rng(0).integers(1, 900, (count, 24, 20)).astype(np.int16)
+
+
+def _nifti(path, images=None):
+    nibabel = pytest.importorskip("nibabel")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image((_images() if images is None else images).transpose(2, 1, 0), np.eye(4)), path)
+
+
+def _hdf5(path, **content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, images in content.items():
+            file[name.replace("__", "/")] = images
+
+
+def _png(path):
+    from matplotlib.image import imsave
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imsave(path, _images(1)[0], cmap="gray")
+
+
+def _people(path):
+    """Set, person and number of slices."""
+    found = {}
+    for one in magnitude_slices(path, size=16):
+        found[one.dataset, one.person] = found.get((one.dataset, one.person), 0) + 1
+    return [(*who, count) for who, count in found.items()]
+
+
+@pytest.mark.parametrize(
+    ("files", "person", "slices"),
+    [
+        (["{}.nii.gz"], "p{}", 2),
+        (["{}.NII"], "p{}", 2),
+        (["{}.PNG"], "p{}", 1),
+        (["{}.h5"], "p{}", 2),
+        (["{}/T1.nii.gz", "{}/T2.nii"], "p{}", 4),
+        (["{}/{}_t1.nii.gz"], "p{}", 2),
+        (["{}/scan/T1.nii", "{}/scan/T2.nii"], "p{}", 4),
+        (["{}/slice1.png", "{}/slice2.png"], "p{}", 2),
+        (["{}/images.hdf5"], "p{}", 2),
+        (["sub-{}_T1w.nii.gz", "sub-{}_T2w.nii.gz"], "sub-p{}", 4),
+        (["sub-{}/anat/sub-{}_T1w.nii.gz"], "sub-p{}", 2),
+        (["sub-{}/ses-1/anat/sub-{}_ses-1_T1w.nii.gz", "sub-{}/ses-2/anat/sub-{}_ses-2_T1w.nii.gz"], "sub-p{}", 4),
+    ],
+)
+def test_files_of_a_folder_are_its_people(tmp_path, files, person, slices):
+    """As many people as there are, not as many sets of one person."""
+    folder = tmp_path / "study"
+    for number in (1, 2, 3):
+        for name in files:
+            path = folder / name.format(f"p{number}", f"p{number}")
+            if path.suffix.lower() == ".png":
+                _png(path)
+            elif path.suffix in (".h5", ".hdf5"):
+                _hdf5(path, images=_images(), affine=np.eye(4))
+            else:
+                _nifti(path)
+    assert _people(folder) == [("study", person.format(number), slices) for number in (1, 2, 3)]
+
+
+def test_contrasts_in_the_files_of_people_are_series(tmp_path):
+    for name in ("anna", "bert"):
+        _hdf5(tmp_path / "study" / f"{name}.h5", t1=_images(), t2=_images(1))
+    assert _people(tmp_path / "study") == [("study", "anna", 3), ("study", "bert", 3)]
+
+
+def test_sets_with_their_people_inside_stay_sets(tmp_path, caplog):
+    """The same people's names in two sets, one person alone in a set, and what lies beside."""
+    for name in ("heads", "knees"):
+        _hdf5(tmp_path / name / f"{name}.h5", **{"sub-01__ax": _images(), "sub-02__ax": _images(3)})
+    _hdf5(tmp_path / "pelvis" / "pelvis.h5", carl__t2=_images())
+    _hdf5(tmp_path / "lungs" / "lungs.h5", dora=_images() * 3 - 1024, emil=_images() * 3 - 1024)
+    _png(tmp_path / "heads" / "contact_sheet.png")
+    _png(tmp_path / "ankles" / "fritz.png")
+    (tmp_path / "heads" / "SOURCE.md").write_text("a note")
+    (tmp_path / "heads" / "scan.dcm").write_bytes(b"")
+    (tmp_path / "heads" / "._heads.h5").write_bytes(b"")
+    _nifti(tmp_path / "ankles" / "derivatives" / "fritz_dseg.nii")
+    assert _people(tmp_path) == [
+        ("ankles", "fritz", 1),
+        ("heads", "sub-01", 2),
+        ("heads", "sub-02", 3),
+        ("knees", "sub-01", 2),
+        ("knees", "sub-02", 3),
+        ("pelvis", "carl", 2),
+    ]
+    (left_out,) = [text for text in caplog.messages if "files are left out" in text]
+    assert all(name in left_out for name in ("contact_sheet.png", "scan.dcm", "fritz_dseg.nii", "3 files"))
+    assert "SOURCE.md" not in left_out
+    assert "lungs: 2 series are left out, which are not magnitude images" in caplog.text
+
+
+def test_people_of_a_split_have_files_or_folders(tmp_path, caplog):
+    splits = {"heads": {"train": ["anna"], "val": ["bert", "sub-07"]}, "knees": {"train": ["carl"], "val": ["dora"]}}
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    for name in ("anna", "bert"):
+        _hdf5(tmp_path / "heads" / f"{name}.h5", images=_images())
+    _nifti(tmp_path / "heads" / "sub-07" / "anat" / "sub-07_T1w.nii.gz")
+    for name in ("carl", "dora"):
+        _nifti(tmp_path / "knees" / name / "scan.nii")
+    _png(tmp_path / "knees" / "dora" / "preview.png")
+    _hdf5(tmp_path / "strangers" / "emil.h5", images=_images())
+    assert _people(tmp_path) == [("heads", "bert", 2), ("heads", "sub-07", 2), ("knees", "dora", 2)]
+    assert not caplog.text
+    # Who is in no list is taken whole.
+    assert default_split(tmp_path / "strangers") == "all"
+    assert _people(tmp_path / "strangers") == [("emil", "images", 2)]
+
+
+def test_a_folder_is_named_as_it_stands(tmp_path, monkeypatch):
+    (tmp_path / "study").mkdir()
+    monkeypatch.chdir(tmp_path / "study")
+    _png(tmp_path / "study" / "1.2.840.7.png")
+    _png(tmp_path / "study" / "1.2.840.8.png")
+    assert _people(Path()) == [("study", "1.2.840.7", 1), ("study", "1.2.840.8", 1)]
+
+
+def test_a_slice_that_is_not_finite_is_left_out_by_name(tmp_path, caplog):
+    bad = _images().astype(np.float32)
+    bad[0, 3, 3] = np.inf
+    spoilt = np.full((24, 20), np.nan, dtype=np.float32)
+    _hdf5(tmp_path / "heads.h5", anna=bad, bert=_images(), carl=spoilt)
+    assert [(one.person, one.name) for one in magnitude_slices(tmp_path, size=16)] == [
+        ("anna", "anna[1]"),
+        ("bert", "bert[0]"),
+        ("bert", "bert[1]"),
+    ]
+    assert "heads.h5: 1 of 2 slices of anna hold values that are not finite" in caplog.text
+    assert "no slice of carl shows anything" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((24, 20)), "the slices there are empty"),
+        (np.full((24, 20), np.nan), "the slices there are empty"),
+        (-1.0 - _images(1)[0], r"no values below 0 .* x x \(-\d+ to -\d+\) is not"),
+        (_images(1)[0] * 3.0 - 1024, "sinotherm evaluate ct"),
+        (_images(1)[0].astype(np.complex64), "no images of split all"),
+        (np.ones(5), "no images of split all"),
+        (np.ones((4, 4)), "no images of split all"),
+        (np.ones((2, 2, 24, 20)), "no images of split all"),
+        (np.ones((0, 24, 20)), "no images of split all"),
+    ],
+)
+def test_nothing_to_score_is_an_error(tmp_path, images, message):
+    _hdf5(tmp_path / "set.h5", x=images)
+    with pytest.raises(DataError, match=message):
+        magnitude_slices(tmp_path, size=16)
+
+
+def test_a_volume_of_unknown_shape_is_named(tmp_path, caplog):
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(np.ones((8, 8, 2, 2, 3), dtype=np.int16), np.eye(4)), tmp_path / "odd.nii")
+    nibabel.save(nibabel.Nifti1Image(_images().T[..., None, None], np.eye(4)), tmp_path / "good.nii")
+    assert _people(tmp_path) == [(tmp_path.name, "good", 2)]
+    assert "odd.nii is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("x.nii", "NIfTI"), ("x.nii.gz", "NIfTI"), ("x.png", "PNG"), ("x.H5", "HDF5")]
+)
+def test_a_damaged_file_is_named(tmp_path, name, kind):
+    (tmp_path / name).write_bytes(b"nonsense" * 100)
+    with pytest.raises(FileFormatError, match=rf"{name} is not a readable {kind} file"):
+        list(read_series(tmp_path))
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / "absent")
+    with pytest.raises(FileFormatError, match=f"{name} is not a readable"):
+        list(read_series(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"train": ["anna"], "val": []}'])
+def test_a_foreign_splits_file_is_named(folder, text):
+    (folder / "splits.json").write_text(text)
+    with pytest.raises(FileFormatError, match=r"splits\.json is not"):
+        magnitude_slices(folder)
+
+
+def test_grey_with_alpha_is_grey(tmp_path):
+    from PIL import Image
+
+    grey = (_images(1)[0] // 4).astype(np.uint8)
+    opaque = Image.fromarray(np.full_like(grey, 255))
+    Image.merge("LA", (Image.fromarray(grey), opaque)).save(tmp_path / "x.png")
+    (series,) = read_series(tmp_path)
+    np.testing.assert_allclose(series.images[0], grey / 255.0, atol=1e-6)

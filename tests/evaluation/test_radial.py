@@ -13,7 +13,7 @@ from operator_checks import direct_transform, relative_error
 from sinotherm.cli.evaluate import app
 from sinotherm.errors import SettingsError, WeightsError
 from sinotherm.evaluation.metrics import body_mask, score
-from sinotherm.evaluation.radial import METHODS, evaluate, methods, simulate_scan
+from sinotherm.evaluation.radial import METHODS, evaluate, methods, run, simulate_scan
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import ModelCard, save_network
@@ -105,6 +105,18 @@ def test_command_writes_table_figure_and_a_record_that_fits_its_schema(data, tmp
         )
     assert (tmp_path / "out" / "radial.md").read_text().startswith("| dataset |")
     assert (tmp_path / "out" / "radial.png").stat().st_size > 5000
+
+
+def test_the_figure_shows_each_set(data, tmp_path):
+    from matplotlib.image import imread
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.h5").write_bytes((data / "people.h5").read_bytes())
+    run(tmp_path, names=("fbp",), per_person=1, output=tmp_path / "out")
+    run(tmp_path / "one", names=("fbp",), per_person=1, output=tmp_path / "single")
+    both, single = (imread(tmp_path / name / "radial.png").shape for name in ("out", "single"))
+    assert (both[0], both[1]) == (2 * single[0], single[1])
 
 
 @pytest.mark.parametrize("arguments", [["--spokes", "a"], ["--setting", "other"], ["--angles", "random"]])

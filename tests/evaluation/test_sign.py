@@ -69,6 +69,21 @@ def test_probe_files(tmp_path) -> None:
     path = tmp_path / "probe.csv"
     path.write_text("time_s,temperature_degC\n0,21.5\n2.5,22\n")
     np.testing.assert_array_equal(read_probe(path), [[0.0, 2.5], [21.5, 22.0]])
+    path.write_text("time_s,temperature_degC\n0,21.5\n2.5,22\n", encoding="utf-8-sig")
+    np.testing.assert_array_equal(read_probe(path), [[0.0, 2.5], [21.5, 22.0]])
+    for text, message in (
+        ("", r"no column time_s and temperature_degC in its first line \[\]"),
+        ("time_s\n0\n1\n", "no column temperature_degC"),
+        ("time_s;temperature_degC\n0;37\n", "comma between"),
+        ("time_s,temperature_degC\n0\n1,2\n", "is no number"),
+        ("time_s,temperature_degC\n0,nan\n1,2\n", "finite"),
+        ("time_s,temperature_degC\n0,37\n", "two rows or more"),
+        ("time_s,temperature_degC\n3,37\n2,38\n", "rising"),
+        ("time_s,temperature_degC\n" + 200_000 * "1", "CSV"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            read_probe(path)
     for text in ("time,temp\n0,1\n", "time_s,temperature_degC\n0,warm\n", "time_s,temperature_degC\n1,2\n0,3\n"):
         path.write_text(text)
         with pytest.raises(DataError, match="time_s"):

@@ -11,7 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from sinotherm.errors import DataError, SettingsError, WeightsError
+from sinotherm.errors import DataError, FileFormatError, SettingsError, WeightsError
 from sinotherm.evaluation.heated_scans import Series, heated_scan, series
 from sinotherm.evaluation.thermal_methods import METHODS, SETTINGS, Temperatures, method_named, temperatures
 from sinotherm.evaluation.thermo import command, figures, rows
@@ -165,6 +165,48 @@ def test_places_are_random_and_lie_in_the_body() -> None:
     assert scan.anatomy.tumour.sum() > 0
     with pytest.raises(DataError, match="no room"):
         heated_scan(np.eye(64, dtype=np.float32), heating="rf", peak_degc=44.0, spokes=20, seed=0, matrix=64)
+
+
+def test_people_without_room_for_the_tumour_cost_only_themselves(tmp_path, caplog) -> None:
+    with h5py.File(tmp_path / "heads.h5", "w") as file:
+        file["anna"], file["bert"] = _disc(), np.eye(64)
+    options = SMALL | {"scenes": ("rf",), "peaks_degc": (46.0,), "spokes": (40,), "names": ("gridding",)}
+    (row,) = rows(tmp_path, **options)
+    assert row["n_frames"] == 4
+    assert "heads, bert, rf, seed 0 is left out: the object has no room" in caplog.text
+    with h5py.File(tmp_path / "heads.h5", "w") as file:
+        file["bert"] = np.eye(64)
+    with pytest.raises(DataError, match="heads: no object has room"):
+        list(rows(tmp_path, **options))
+
+
+def test_complex_baselines_are_taken_by_person(tmp_path, caplog) -> None:
+    phase = np.exp(1j * np.linspace(-1, 1, 64))[None, :]
+    file_name = tmp_path / "heads.H5"
+    with h5py.File(file_name, "w") as file:
+        file["anna"] = np.stack([_disc() * phase] * 3)
+        file["bert/map"] = np.stack([np.zeros((64, 64)) * phase, _disc() * phase, np.nan * phase * _disc()])
+        file["bert/matrix"] = np.eye(4) * 1j
+    options = SMALL | {"scenes": ("rf",), "peaks_degc": (46.0,), "spokes": (40,), "names": ("gridding",)}
+    assert [row["n_frames"] for row in rows(file_name, **options)] == [8]
+    assert [row["n_frames"] for row in rows(file_name, **options, people=1)] == [4]
+    assert "2 of 3 images of bert are empty or not finite" in caplog.text
+    with h5py.File(file_name, "w") as file:
+        file["anna"] = np.zeros((64, 64)) * phase
+    with pytest.raises(DataError, match="its complex images are empty or not finite"):
+        next(iter(rows(file_name, **options)))
+    file_name.write_bytes(b"no")
+    with pytest.raises(FileFormatError, match=r"heads\.H5 is not a readable HDF5 file"):
+        next(iter(rows(file_name, **options)))
+
+
+def test_a_curve_or_split_that_cannot_be_used_is_refused(tmp_path) -> None:
+    curve = tmp_path / "curve.csv"
+    curve.write_text("time_s,temperature_degC\n2,37\n1,40\n")
+    with pytest.raises(DataError, match="rising time_s"):
+        next(iter(rows(None, temperature=curve, **SMALL)))
+    with pytest.raises(SettingsError, match="known splits: train, val, all"):
+        next(iter(rows(None, split="test", **SMALL)))
 
 
 def test_object_phase_and_foreign_curve() -> None:

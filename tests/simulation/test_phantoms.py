@@ -146,14 +146,17 @@ def test_image_of_a_file(tmp_path):
     with h5py.File(path, "w") as file:
         file["person/series"] = np.arange(3 * 16 * 16).reshape(3, 16, 16)
         file["single"] = np.ones((16, 16))
+        file["spoilt"] = np.full((16, 16), np.nan)
     assert image_of_file(str(path), 32).shape == (32, 32)
     third = image_of_file(f"{path}:person/series:2", 16)
     assert third.argmax() == 255
     assert image_of_file(f"{path}:single", 16).max() == pytest.approx(1.0)
     with pytest.raises(DataError, match=r"slice 3 .* 0 to 2"):
         image_of_file(f"{path}:person/series:3", 16)
-    with pytest.raises(DataError, match=r"no dataset 'other'; in the file: person/series, single"):
+    with pytest.raises(DataError, match=r"no dataset 'other'; in the file: person/series, single, spoilt"):
         image_of_file(f"{path}:other", 16)
+    with pytest.raises(DataError, match="slice 0 of spoilt is empty or not finite"):
+        image_of_file(f"{path}:spoilt", 16)
     with pytest.raises(DataError, match="does not exist"):
         image_of_file(str(tmp_path / "nothing.h5"), 16)
 

@@ -102,16 +102,16 @@ def ct(
     json: Json = None,
 ) -> None:
     """Score reconstructions of sparse fan-beam CT."""
-    from sinotherm.evaluation.ct import METHODS, evaluate
-    from sinotherm.evaluation.tables import report
+    from sinotherm.evaluation.ct import METHODS, run
 
-    rows = evaluate(
+    run(
         data,
         split=_split(split),
         sparsity=sparsity,
         names=tuple(methods.split(",")) if methods else METHODS,
+        output=output,
+        json=json,
     )
-    report(list(rows), "ct", output=output, json=json)
 
 
 @app.command()
@@ -127,10 +127,9 @@ def cartesian(
     json: Json = None,
 ) -> None:
     """Score reconstructions of accelerated Cartesian imaging: the Fourier network beside CG-SENSE."""
-    from sinotherm.evaluation.cartesian import METHODS, evaluate
-    from sinotherm.evaluation.tables import report
+    from sinotherm.evaluation.cartesian import METHODS, run
 
-    rows = evaluate(
+    run(
         data,
         split=_split(split),
         acceleration=acceleration,
@@ -138,8 +137,9 @@ def cartesian(
         snr=snr,
         names=tuple(methods.split(",")) if methods else METHODS,
         per_person=per_person,
+        output=output,
+        json=json,
     )
-    report(list(rows), "cartesian", output=output, json=json)
 
 
 @app.command(

@@ -5,7 +5,8 @@ of a stated SNR.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -13,15 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.errors import SettingsError
-from sinotherm.evaluation.images import default_split, magnitude_slices
+from sinotherm.evaluation.images import EvaluationSlice, default_split, magnitude_slices
 from sinotherm.evaluation.metrics import ImageScores, body_mask, people_means, score
 from sinotherm.evaluation.radial import coil_maps, complex_object
+from sinotherm.evaluation.reports import Result, report
 from sinotherm.networks.cartesian import CartesianLines
 from sinotherm.operators.cartesian import variable_density_lines
 from sinotherm.simulation.image_sets import Split
 
-__all__ = ["METHODS", "evaluate", "methods"]
+__all__ = ["METHODS", "evaluate", "methods", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,24 @@ def methods(names: Sequence[str]) -> dict[str, Reconstruction]:
     return {name: known[name] if name in known else _network(name) for name in names}
 
 
+def _images(
+    ready: Mapping[str, Reconstruction], case: Mapping[str, Any], image: FloatArray, seed: int
+) -> tuple[ComplexArray, dict[str, ComplexArray]]:
+    """Return the truth of a slice, and what each method makes of its scan."""
+    random = np.random.default_rng(seed)
+    truth = complex_object(image, random)
+    maps = coil_maps(image, case["coils"], random)
+    lines = variable_density_lines(image.shape[0], case["acceleration"], random)
+    operator = CartesianLines(lines, torch.from_numpy(maps))
+    level = float(np.median(image[body_mask(image)])) / case["snr"]
+    with torch.inference_mode():
+        measured = operator.forward(torch.from_numpy(truth)[None])
+        noise = random.standard_normal((2, *measured.shape), dtype=np.float32)
+        white = torch.complex(torch.from_numpy(noise[0]), torch.from_numpy(noise[1]))
+        measured = measured + level * white * operator.context()[None]
+        return truth, {name: reconstruct(measured, operator)[0].numpy() for name, reconstruct in ready.items()}
+
+
 def evaluate(
     path: Path,
     *,
@@ -80,8 +101,8 @@ def evaluate(
     snr: float = 30.0,
     names: Sequence[str] = METHODS,
     per_person: int | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield one row for each set and method; means and SDs are over people.
+) -> Iterator[Result]:
+    """Yield one row for each set and method, and the scores of each slice; means and SDs are over people.
 
     The SNR is |S|/SD(real part) of the fully sampled, combined image, median over the body.
     """
@@ -90,30 +111,19 @@ def evaluate(
         log.info("cg-sense, tuned on val: regularisation %g, %d iterations", CG_REGULARISATION, CG_ITERATIONS)
     slices = magnitude_slices(path, split=split, per_person=per_person)
     split = split or default_split(path)
+    case = {"acceleration": acceleration, "coils": coils, "snr": snr}
     for dataset in dict.fromkeys(one.dataset for one in slices):
-        scores: dict[str, list[tuple[str, ImageScores]]] = {name: [] for name in ready}
+        scores: dict[str, list[tuple[EvaluationSlice, ImageScores]]] = {name: [] for name in ready}
         for index, one in enumerate(one for one in slices if one.dataset == dataset):
-            random = np.random.default_rng(index)
-            truth = complex_object(one.image, random)
-            maps = coil_maps(one.image, coils, random)
-            lines = variable_density_lines(one.image.shape[0], acceleration, random)
-            operator = CartesianLines(lines, torch.from_numpy(maps))
-            level = float(np.median(one.image[body_mask(one.image)])) / snr
-            with torch.inference_mode():
-                measured = operator.forward(torch.from_numpy(truth)[None])
-                noise = random.standard_normal((2, *measured.shape), dtype=np.float32)
-                white = torch.complex(torch.from_numpy(noise[0]), torch.from_numpy(noise[1]))
-                measured = measured + level * white * operator.context()[None]
-                for name, reconstruct in ready.items():
-                    image = reconstruct(measured, operator)[0].numpy()
-                    scores[name].append((one.person, score(image, truth)))
+            truth, images = _images(ready, case, one.image, index)
+            for name, image in images.items():
+                scores[name].append((one, score(image, truth)))
         for name, found in scores.items():
-            yield {
-                "dataset": dataset,
-                "split": split,
-                "method": name,
-                "acceleration": acceleration,
-                "coils": coils,
-                "snr": snr,
-                **people_means(found),
-            }
+            means = people_means([(one.person, value) for one, value in found])
+            yield {"dataset": dataset, "split": split, "method": name, **case, **means}, found
+
+
+def run(path: Path, *, output: Path | None = None, json: Path | None = None, **options: Any) -> list[dict[str, Any]]:
+    """Print the table of `evaluate`, and write it with a figure of the worst, median and best slice."""
+    results = evaluate(path, **options)
+    return report(results, "cartesian", again=lambda names: partial(_images, methods(names)), output=output, json=json)

@@ -1,22 +1,21 @@
 """``evaluate ct``: sparse fan-beam CT, scored on patients (the first paper's other half)."""
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from sinotherm.core.arrays import FloatArray
+from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.errors import SettingsError
-from sinotherm.evaluation.images import default_split
+from sinotherm.evaluation.images import EvaluationSlice, attenuation_slices, default_split
 from sinotherm.evaluation.metrics import ImageScores, people_means, score
+from sinotherm.evaluation.reports import Result, report
 from sinotherm.operators.fan_beam import FanBeam, FanBeamGeometry
-from sinotherm.simulation.image_sets import Split, attenuation, find_splits, read_series
+from sinotherm.simulation.image_sets import Split
 
-__all__ = ["METHODS", "evaluate", "methods"]
-
-log = logging.getLogger(__name__)
+__all__ = ["METHODS", "evaluate", "methods", "run"]
 
 METHODS: Final = ("fbp", "pdunet-paper-ct", "pdunet-ct")
 VIEWS: Final = 360
@@ -65,41 +64,49 @@ def methods(names: Sequence[str]) -> dict[str, Reconstruction]:
     return {name: _fbp if name == "fbp" else _network(name) for name in names}
 
 
+def _projector(sparsity: int) -> FanBeam:
+    return FanBeam(FanBeamGeometry(), FanBeamGeometry.sparse_views(VIEWS, sparsity))
+
+
+def _images(
+    ready: Mapping[str, Reconstruction], case: Mapping[str, Any], image: FloatArray, _seed: int
+) -> tuple[ComplexArray, dict[str, ComplexArray]]:
+    """Return the truth of a slice, and what each method makes of its views."""
+    import torch
+
+    projector = _projector(case["sparsity"])
+    sinogram = projector(torch.from_numpy(image)).numpy()
+    images = {name: reconstruct(sinogram, projector).astype(np.complex64) for name, reconstruct in ready.items()}
+    return image.astype(np.complex64), images
+
+
 def evaluate(
     path: Path, *, split: Split | None = None, sparsity: int = 16, names: Sequence[str] = METHODS
-) -> Iterator[dict[str, Any]]:
-    """Yield one row for each set and method; means and SDs are over patients.
+) -> Iterator[Result]:
+    """Yield one row for each set and method, and the scores of each slice; means and SDs are over patients.
 
     Images are attenuation relative to water, 256 pixels; the scan is the first paper's fan beam, every
     ``sparsity``-th of 360 views.
     """
-    import torch
-
     ready = methods(names)
-    splits = find_splits(path)
-    datasets = None
-    if splits is not None and (path / "splits.json").is_file():
-        datasets = [name for name in splits if name.startswith("ct_")]
+    projector = _projector(sparsity)
+    slices = attenuation_slices(path, split=split, size=projector.geometry.n_pixels)
     split = split or default_split(path)
-    projector = FanBeam(FanBeamGeometry(), FanBeamGeometry.sparse_views(VIEWS, sparsity))
-    results: dict[str, dict[str, list[tuple[str, ImageScores]]]] = {}
-    for series in read_series(path, split=split, datasets=datasets):
-        for image in series.images:
-            truth = attenuation(image, projector.geometry.n_pixels)
-            sinogram = projector(torch.from_numpy(truth)).numpy()
-            for name, reconstruct in ready.items():
-                found = score(reconstruct(sinogram, projector).astype(np.complex64), truth.astype(np.complex64))
-                results.setdefault(series.dataset, {}).setdefault(name, []).append((series.person, found))
-    for dataset, by_method in results.items():
-        for name, scores in by_method.items():
-            means = people_means(scores)
+    case = {"sparsity": sparsity, "views": len(projector.angles)}
+    for dataset in dict.fromkeys(one.dataset for one in slices):
+        scores: dict[str, list[tuple[EvaluationSlice, ImageScores]]] = {name: [] for name in ready}
+        for index, one in enumerate(one for one in slices if one.dataset == dataset):
+            truth, images = _images(ready, case, one.image, index)
+            for name, image in images.items():
+                scores[name].append((one, score(image, truth)))
+        for name, found in scores.items():
+            means = people_means([(one.person, value) for one, value in found])
             # Attenuation is real.
             del means["phase_rmse_rad_mean"]
-            yield {
-                "dataset": dataset,
-                "split": split,
-                "method": name,
-                "sparsity": sparsity,
-                "views": len(projector.angles),
-                **means,
-            }
+            yield {"dataset": dataset, "split": split, "method": name, **case, **means}, found
+
+
+def run(path: Path, *, output: Path | None = None, json: Path | None = None, **options: Any) -> list[dict[str, Any]]:
+    """Print the table of `evaluate`, and write it with a figure of the worst, median and best slice."""
+    results = evaluate(path, **options)
+    return report(results, "ct", again=lambda names: partial(_images, methods(names)), output=output, json=json)

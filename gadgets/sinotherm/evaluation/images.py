@@ -168,7 +168,8 @@ def _slices(
     for dataset in dict.fromkeys(name for name, _ in people):
         all_of = [person for name, person in people if name == dataset]
         empty = [person for person in all_of if not people[dataset, person]]
-        log.info("%s: %d people: %s", dataset, len(all_of) - len(empty), ", ".join(p for p in all_of if p not in empty))
+        if shown := [person for person in all_of if person not in empty]:
+            log.info("%s: %d people: %s", dataset, len(shown), ", ".join(shown))
         if empty:
             log.warning("%s: no slice of %s shows anything; left out", dataset, ", ".join(empty))
     found = [slices for slices in people.values() if slices]

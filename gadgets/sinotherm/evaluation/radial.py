@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from sinotherm.core.arrays import CoilImages, ComplexArray, FrameData, SpokeAngles
+from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, FrameData, SpokeAngles
 from sinotherm.core.geometry import RadialSampling, spoke_angles
-from sinotherm.core.record import figures_record, write_record
 from sinotherm.errors import SettingsError
 from sinotherm.evaluation.images import EvaluationSlice, default_split, magnitude_slices
-from sinotherm.evaluation.metrics import ImageScores, body_mask, fit_scale, people_means, score
-from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
+from sinotherm.evaluation.metrics import ImageScores, body_mask, people_means, score
+from sinotherm.evaluation.reports import Result, report
 from sinotherm.simulation.image_sets import Split
 
 if TYPE_CHECKING:
@@ -274,6 +273,22 @@ def _cg_sense_tv(scan: RadialScan, strength: float) -> ComplexArray:
     ).image
 
 
+def _images(
+    ready: Mapping[str, Reconstruction], case: Mapping[str, Any], image: FloatArray, seed: int
+) -> tuple[ComplexArray, dict[str, ComplexArray]]:
+    """Return the truth of a slice, and what each method makes of its scan."""
+    scan = simulate_scan(
+        image,
+        setting=case["setting"],
+        coils=case["coils"],
+        angles=case["angles"],
+        spokes=case["spokes"],
+        snr=case["snr"] or 30.0,
+        seed=seed,
+    )
+    return scan.truth, {name: reconstruct(scan) for name, reconstruct in ready.items()}
+
+
 def evaluate(
     path: Path,
     *,
@@ -287,7 +302,7 @@ def evaluate(
     network: str = "pdunet-radial",
     tv_strength: float = TV_STRENGTH,
     per_person: int | None = None,
-) -> Iterator[tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]]:
+) -> Iterator[Result]:
     """Yield one row for each set, method, number of coils, angle scheme and number of spokes.
 
     Beside the row come the scores of each slice. Means and SDs are over people.
@@ -302,19 +317,24 @@ def evaluate(
         chosen = [one for one in slices if one.dataset == dataset]
         for n_coils, scheme, n_spokes in cases:
             results: dict[str, list[tuple[EvaluationSlice, ImageScores]]] = {name: [] for name in ready}
+            case = {
+                "setting": setting,
+                "angles": scheme,
+                "snr": snr if setting == "real" else None,
+                "spokes": n_spokes,
+                "coils": n_coils,
+            }
             for index, one in enumerate(chosen):
-                scan = simulate_scan(
-                    one.image, setting=setting, coils=n_coils, angles=scheme, spokes=n_spokes, snr=snr, seed=index
-                )
-                for name, reconstruct in ready.items():
-                    results[name].append((one, score(reconstruct(scan), scan.truth)))
+                truth, images = _images(ready, case, one.image, index)
+                for name, image in images.items():
+                    results[name].append((one, score(image, truth)))
             for name, scores in results.items():
                 row = {
                     "dataset": dataset,
                     "split": split,
                     "setting": setting,
                     "angles": scheme,
-                    "snr": snr if setting == "real" else None,
+                    "snr": case["snr"],
                     "method": name,
                     "spokes": n_spokes,
                     "coils": n_coils,
@@ -331,54 +351,9 @@ def run(
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Print the table of `evaluate`, and write it with a figure of the worst, median and best slice."""
-    rows: list[dict[str, Any]] = []
-    pictures: list[tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]] = []
-    for row, scores in evaluate(path, **options):
-        if not rows:
-            print_row(list(row))
-        rows.append(row)
-        print_row([table_cell(value) for value in row.values()])
-        pictures.append((row, scores))
-    if output is not None:
-        write_table(rows, output, "radial")
-        settings: dict[str, Any] = {name: options[name] for name in ("network", "tv_strength") if name in options}
-        _figure(pictures, output / "radial.png", settings)
-    if json is not None:
-        write_record(json, figures_record(command_line(), rows))
-    return rows
+    settings = {name: options[name] for name in ("network", "tv_strength") if name in options}
 
+    def again(names: Sequence[str]) -> Callable[..., tuple[ComplexArray, dict[str, ComplexArray]]]:
+        return partial(_images, methods(names, **settings))
 
-def _figure(
-    results: Sequence[tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]],
-    file: Path,
-    settings: Mapping[str, Any],
-) -> None:
-    """Worst, median and best slice of the last method of each set, for every method of its last case."""
-    from matplotlib.figure import Figure
-
-    row, scores = results[-1]
-    case = [(r, s) for r, s in results if all(r[key] == row[key] for key in ("dataset", "coils", "angles", "spokes"))]
-    ready = methods([r["method"] for r, _ in case], **settings)
-    ranking = sorted(range(len(scores)), key=lambda place: scores[place][1].ssim)
-    chosen = [ranking[0], ranking[len(ranking) // 2], ranking[-1]]
-    figure = Figure(figsize=(2.4 * (len(case) + 1), 7.6), layout="constrained")
-    axes = figure.subplots(3, len(case) + 1, squeeze=False)
-    for line, place in zip(axes, chosen, strict=True):
-        scan = simulate_scan(
-            scores[place][0].image,
-            setting=row["setting"],
-            coils=row["coils"],
-            angles=row["angles"],
-            spokes=row["spokes"],
-            snr=row["snr"] or 30.0,
-            seed=place,
-        )
-        line[0].imshow(np.abs(scan.truth), cmap="gray", vmin=0, vmax=1)
-        line[0].set_title(f"{scores[place][0].person} truth", fontsize=7)
-        for axis, (one, values) in zip(line[1:], case, strict=True):
-            image = ready[one["method"]](scan)
-            axis.imshow(np.abs(image * fit_scale(image, scan.truth)), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(f"{one['method']} {values[place][1].ssim:.3f}", fontsize=7)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    figure.savefig(file, dpi=120)
+    return report(evaluate(path, **options), "radial", again=again, output=output, json=json)

@@ -88,17 +88,26 @@ def read_probe(path: Path) -> tuple[FloatArray, FloatArray]:
     Raises
     ------
     DataError
-        The file is missing, or lacks a column or numbers.
+        The file is missing, or lacks a column or finite numbers, or its times do not rise.
     """
+    needed = "a CSV with the columns time_s and temperature_degC, comma between, is needed"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        times = np.array([float(row["time_s"]) for row in rows])
-        values = np.array([float(row["temperature_degC"]) for row in rows])
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(
-            f"probe {path}: {error!r}; a CSV with the columns time_s and temperature_degC is needed."
-        ) from error
+        # A spreadsheet may put a byte order mark in front.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            heading = reader.fieldnames or []
+            rows = list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"probe {path}: {error}; {needed}.") from error
+    missing = [name for name in ("time_s", "temperature_degC") if name not in heading]
+    if missing:
+        raise DataError(f"probe {path}: no column {' and '.join(missing)} in its first line {heading}; {needed}.")
+    try:
+        times, values = (np.array([float(row[name]) for row in rows]) for name in ("time_s", "temperature_degC"))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"probe {path}: a value of time_s or temperature_degC is no number: {error}.") from error
+    if not (np.isfinite(times).all() and np.isfinite(values).all()):
+        raise DataError(f"probe {path}: time_s and temperature_degC must be finite in every row.")
     if len(times) < 2 or not (np.diff(times) > 0).all():
         raise DataError(f"probe {path}: two rows or more with rising time_s are needed.")
     return times, values

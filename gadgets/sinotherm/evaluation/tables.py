@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sinotherm.core.record import figures_record, write_record
-
-__all__ = ["command_line", "print_row", "report", "table_cell", "write_table"]
+__all__ = ["command_line", "print_row", "table_cell", "write_table"]
 
 
 def command_line() -> str:
@@ -40,14 +38,3 @@ def write_table(rows: Sequence[Mapping[str, Any]], folder: Path, name: str) -> N
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(table_cell(row[column]) for column in columns) + " |" for row in rows]
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def report(rows: Sequence[Mapping[str, Any]], name: str, *, output: Path | None, json: Path | None) -> None:
-    """Print a table, and write it to a folder and as a record where these are given."""
-    print_row(list(rows[0]))
-    for row in rows:
-        print_row([table_cell(value) for value in row.values()])
-    if output is not None:
-        write_table(rows, output, name)
-    if json is not None:
-        write_record(json, figures_record(command_line(), rows))

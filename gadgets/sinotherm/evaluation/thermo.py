@@ -164,13 +164,19 @@ def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _objects(
     data: Path | None, split: Any, per_person: int | None, people: int | None, matrix: int
 ) -> Iterator[tuple[str, str, "Sequence[tuple[str, ComplexArray | FloatArray | None]]"]]:
-    """Yield data set, split, and its (person, object) pairs; without data the scenes' own ellipses."""
+    """Yield data set, split, and its (person, object) pairs; without data the scenes' own ellipses.
+
+    Raises
+    ------
+    DataError
+        There is nothing usable in the data.
+    """
     if data is None:
         yield "simulation", "all", [("ellipses", None)]
         return
     from sinotherm.evaluation.images import default_split, magnitude_slices
 
-    complex_objects = _complex_objects(data, matrix)
+    complex_objects = _complex_objects(data, per_person, people, matrix)
     if complex_objects:
         yield data.stem, "all", complex_objects
         return
@@ -181,21 +187,55 @@ def _objects(
         yield dataset, split or default_split(data), [(one.person, one.image) for one in chosen]
 
 
-def _complex_objects(path: Path, matrix: int) -> "list[tuple[str, ComplexArray]]":
-    """Return the complex 2D images of an HDF5 file, cut or padded in k-space to ``matrix``²."""
-    if path.suffix not in (".h5", ".hdf5") or not path.is_file():
+def _complex_objects(
+    path: Path, per_person: int | None, people: int | None, matrix: int
+) -> "list[tuple[str, ComplexArray]]":
+    """Return the complex 2D images of an HDF5 file with their people, cut or padded in k-space to ``matrix``².
+
+    Raises
+    ------
+    FileFormatError
+        The file cannot be read.
+    DataError
+        It holds complex images, but none that shows anything and is finite.
+    """
+    import numpy as np
+
+    from sinotherm.errors import DataError
+    from sinotherm.evaluation.images import spread
+    from sinotherm.simulation.image_sets import SMALLEST, readable
+
+    if path.suffix.lower() not in (".h5", ".hdf5") or not path.is_file():
         return []
     import h5py
 
-    found: list[tuple[str, ComplexArray]] = []
+    stored: dict[str, list[ComplexArray]] = {}
 
     def visit(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and node.dtype.kind == "c" and node.ndim in (2, 3):
-            images = node[()].reshape(-1, *node.shape[-2:])
-            found.extend((name.split("/")[0], _resampled(image, matrix)) for image in images)
+        if (
+            isinstance(node, h5py.Dataset)
+            and node.dtype.kind == "c"
+            and node.ndim in (2, 3)
+            and min(node.shape[-2:]) >= SMALLEST
+        ):
+            stored.setdefault(name.split("/")[0], []).extend(node[()].reshape(-1, *node.shape[-2:]))
 
-    with h5py.File(path, "r") as store:
+    with readable(path, "HDF5"), h5py.File(path, "r") as store:
         store.visititems(visit)
+    found: list[tuple[str, ComplexArray]] = []
+    for person, images in list(stored.items())[:people]:
+        good = [image for image in images if np.isfinite(image).all() and image.any()]
+        if len(good) < len(images):
+            logger.warning(
+                "%s: %d of %d images of %s are empty or not finite and are left out",
+                path,
+                len(images) - len(good),
+                len(images),
+                person,
+            )
+        found.extend((person, _resampled(image, matrix)) for image in spread(good, per_person))
+    if stored and not found:
+        raise DataError(f"{path}: its complex images are empty or not finite; a baseline with signal is needed.")
     return found
 
 
@@ -244,13 +284,15 @@ def rows(
     Raises
     ------
     SettingsError
-        A method or scene is unknown.
+        A method, scene or split is unknown.
+    DataError
+        The data or the curve cannot be used, or no object has room for the heated region.
     WeightsError
         A network's weights are missing; the message names the file.
     """
     import numpy as np
 
-    from sinotherm.errors import SettingsError
+    from sinotherm.errors import DataError, SettingsError
     from sinotherm.evaluation.heated_scans import heated_scan, series
     from sinotherm.evaluation.sign import read_probe
     from sinotherm.evaluation.thermal_methods import METHODS, gridding_noise_sd, method_named, temperatures
@@ -258,25 +300,26 @@ def rows(
     unknown = [scene for scene in scenes if scene not in ("rf", "focal")]
     if unknown:
         raise SettingsError(f"unknown scene {unknown[0]!r}; known scenes: rf, focal.")
+    if split not in (None, "train", "val", "all"):
+        raise SettingsError(f"unknown split {split!r}; known splits: train, val, all.")
     methods = [method_named(name) for name in (METHODS if names is None else names)]
     curve = None if temperature is None else read_probe(temperature)
     for dataset, chosen_split, objects in _objects(data, split, per_person, people, matrix):
         cases = [(scene, peak, count) for scene in scenes for peak in peaks_degc for count in spokes]
         for scene, peak, count in cases:
             scores: dict[str, list[dict[str, Any]]] = {method.name: [] for method in methods}
-            for index, (_, image) in enumerate(objects):
+            for index, (person, image) in enumerate(objects):
                 for seed in range(first_seed, first_seed + seeds):
-                    made: dict[str, Series] = {}
-                    for method in methods:
-                        if method.schedule not in made:
-                            made[method.schedule] = series(
+                    try:
+                        made = {
+                            schedule: series(
                                 heated_scan(
                                     image,
                                     heating=scene,
                                     peak_degc=peak,
                                     spokes=count,
                                     seed=1000 * index + seed,
-                                    schedule=method.schedule,
+                                    schedule=schedule,
                                     coils=coils,
                                     snr=snr,
                                     matrix=matrix,
@@ -285,10 +328,21 @@ def rows(
                                     curve=curve,
                                 )
                             )
+                            for schedule in dict.fromkeys(method.schedule for method in methods)
+                        }
+                    except DataError as error:
+                        # One slice without room for the tumour does not cost the others their scores.
+                        logger.warning("%s, %s, %s, seed %d is left out: %s", dataset, person, scene, seed, error)
+                        continue
+                    for method in methods:
                         found = made[method.schedule]
                         measured = temperatures(found, method)
                         floor = _noise_floor(found, gridding_noise_sd(found))
                         scores[method.name].append(figures(found, measured, floor))
+            if not all(scores.values()):
+                raise DataError(
+                    f"{dataset}: no object has room for the tumour of the scene {scene}: give other images."
+                )
             for method in methods:
                 settings = ", ".join(f"{key} {value}" for key, value in method.settings.items()) or "none"
                 logger.info("%s: settings %s", method.name, settings)

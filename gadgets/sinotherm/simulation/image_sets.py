@@ -30,6 +30,7 @@ from sinotherm.core.arrays import FloatArray
 from sinotherm.errors import DataError, FileFormatError
 
 __all__ = [
+    "SMALLEST",
     "ImageSeries",
     "Split",
     "attenuation",

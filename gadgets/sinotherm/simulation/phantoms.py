@@ -417,7 +417,7 @@ def image_of_file(source: str, matrix: int) -> FloatArray:
     Raises
     ------
     DataError
-        There is no such file, dataset or slice.
+        There is no such file, dataset or slice, or the slice is empty or not finite.
     """
     from sinotherm.simulation.image_sets import prepare, read_series
 
@@ -432,6 +432,8 @@ def image_of_file(source: str, matrix: int) -> FloatArray:
             index = number // 2 if not place else int(place) if place.isdigit() else number
             if index >= number:
                 raise DataError(f"{source}: slice {place} of {full} does not exist; it has 0 to {number - 1}.")
+            if not series.images[index].any():
+                raise DataError(f"{source}: slice {index} of {full} is empty or not finite: name another one.")
             return prepare(series.images[index], matrix)
     raise DataError(f"{source}: no dataset {dataset!r}; in the file: {', '.join(known[:20])}.")
 

@@ -1,0 +1,86 @@
+"""What scores of reconstructions leave behind: table, record, and a figure of the worst, median and best slice."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from sinotherm.core.arrays import ComplexArray, FloatArray
+from sinotherm.core.record import figures_record, write_record
+from sinotherm.evaluation.images import EvaluationSlice
+from sinotherm.evaluation.metrics import ImageScores, fit_scale
+from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
+
+__all__ = ["Again", "Result", "report"]
+
+Result: TypeAlias = tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]
+"""A row of the table, and the scores of the slices behind it."""
+
+Again: TypeAlias = Callable[
+    [Sequence[str]], Callable[[Mapping[str, Any], FloatArray, int], tuple[ComplexArray, dict[str, ComplexArray]]]
+]
+"""From the methods' names: from a row, a slice's image and its place among the set's, the truth and each image."""
+
+_CASE: Final = ("dataset", "coils", "angles", "spokes")
+
+
+def report(
+    results: Iterable[Result], name: str, *, again: Again, output: Path | None, json: Path | None
+) -> list[dict[str, Any]]:
+    """Print rows as they come, and write them as record and, with a figure, to a folder where these are given.
+
+    Parameters
+    ----------
+    name
+        Of the files in the folder: ``NAME.csv``, ``NAME.md`` and ``NAME.png``.
+    again
+        Makes the images of the figure.
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        The rows.
+    """
+    kept: list[Result] = []
+    for row, scores in results:
+        if not kept:
+            print_row(list(row))
+        print_row([table_cell(value) for value in row.values()])
+        kept.append((row, scores))
+    rows = [row for row, _ in kept]
+    if json is not None:
+        write_record(json, figures_record(command_line(), rows))
+    if output is not None:
+        write_table(rows, output, name)
+        _figure(kept, output / f"{name}.png", again)
+    return rows
+
+
+def _figure(results: Sequence[Result], file: Path, again: Again) -> None:
+    """Draw the worst, median and best slice of the last method of each set, for every method of its last case."""
+    from matplotlib.figure import Figure
+
+    last = {row["dataset"]: row for row, _ in results}
+    methods = list(dict.fromkeys(row["method"] for row, _ in results))
+    images = again(methods)
+    figure = Figure(figsize=(2.4 * (len(methods) + 1), 2.5 * 3 * len(last)), layout="constrained")
+    axes = figure.subplots(3 * len(last), len(methods) + 1, squeeze=False)
+    for number, row in enumerate(last.values()):
+        case = [(r, s) for r, s in results if all(r.get(key) == row.get(key) for key in _CASE)]
+        scores = case[-1][1]
+        ranking = sorted(range(len(scores)), key=lambda place: scores[place][1].ssim)
+        chosen = [ranking[0], ranking[len(ranking) // 2], ranking[-1]]
+        for line, place in zip(axes[3 * number : 3 * number + 3], chosen, strict=True):
+            one = scores[place][0]
+            truth, found = images(row, one.image, place)
+            window = {"cmap": "gray", "vmin": 0.0, "vmax": float(np.percentile(np.abs(truth), 99.5))}
+            line[0].imshow(np.abs(truth), **window)
+            line[0].set_title(f"{one.person} {one.name} truth", fontsize=7)
+            for axis, (r, values) in zip(line[1:], case, strict=True):
+                image = found[r["method"]]
+                axis.imshow(np.abs(image * fit_scale(image, truth)), **window)
+                axis.set_title(f"{r['method']} {values[place][1].ssim:.3f}", fontsize=7)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.savefig(file, dpi=120)
