@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import h5py
@@ -293,3 +294,10 @@ def test_grey_with_alpha_is_grey(tmp_path):
     Image.merge("LA", (Image.fromarray(grey), opaque)).save(tmp_path / "x.png")
     (series,) = read_series(tmp_path)
     np.testing.assert_allclose(series.images[0], grey / 255.0, atol=1e-6)
+
+
+def test_a_reader_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "x.nii").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(DataError, match="reading NIfTI needs nibabel: pip install nibabel"):
+        list(read_series(tmp_path))
