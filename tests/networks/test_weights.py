@@ -52,6 +52,12 @@ def test_the_card_is_readable(tmp_path):
     assert "### 32 spokes\n\n| | ssim | nrmse |\n|---|---|---|\n| heads fbp | 0.7 | 0.2 |" in text
 
 
+def test_the_card_of_the_default_network_names_the_real_frames_beyond_its_range():
+    card = ModelCard.parse((SHIPPED / "pdunet-radial.json").read_text(encoding="utf-8"))
+    assert (SHIPPED / "pdunet-radial.md").read_text(encoding="utf-8") == card.as_markdown()
+    assert any("288" in note and "docs/reconstruction.md#real-frames-of-30-spokes" in note for note in card.notes)
+
+
 def test_an_altered_file_is_refused(tmp_path):
     path, _, _ = _save(tmp_path)
     content = bytearray(path.read_bytes())
