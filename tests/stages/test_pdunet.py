@@ -264,6 +264,28 @@ def test_frames_of_the_reference_that_are_missing_are_not_made_up_for(guided):
     assert out[-1].meta["reference"] == without[-1].meta["reference"]
 
 
+@pytest.mark.parametrize("bad", ["a spoke", "noise"])
+def test_a_bad_frame_has_no_part_in_the_reference_of_the_others(guided, caplog, bad):
+    def spoil(data):
+        if bad == "a spoke":
+            data[:, 5] *= 3.0
+            return data
+        noise = np.random.default_rng(0).standard_normal((2, *data.shape))
+        return np.abs(data).max() / 4.0 * (noise[0] + 1j * noise[1])
+
+    caplog.set_level("INFO")
+    out = run(guided, [frame(0), frame(1), frame(2, change=spoil), *map(frame, (3, 4, 5))], reference_frames=5)
+    assert "reference of echo 0 from 4 of 5 frames (left out as outliers: 2)" in caplog.text
+    shown = [image for image in out if "beside" not in image.meta]
+    assert [image.number for image in shown] == [0, 1, 2, 3, 4, 5]
+    assert [image.meta.get("in_place_of") for image in shown] == [None, None, "pdunet", None, None, None]
+    assert {image.meta["reference_rejected"] for image in shown} == {(2,)}
+    without = run(guided, [frame(n) for n in (0, 1, 3, 4, 5)], reference_frames=5)
+    assert shown[-1].meta["reference"] == without[-1].meta["reference"]
+    assert without[-1].meta["reference_rejected"] == ()
+    np.testing.assert_allclose(shown[-1].data, without[-1].data, atol=1e-5 * np.abs(without[-1].data).max())
+
+
 def test_frames_may_be_left_out_of_the_reference(guided):
     out = run(guided, [frame(n) for n in range(4)], reference_frames=2, reference_skip=1)
     network = [image for image in out if image.meta["method"] == "pdunet"]

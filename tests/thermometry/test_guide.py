@@ -5,7 +5,7 @@ from direct_radial import coil_maps, ellipse_image
 from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.thermometry.drift import polynomial_terms
-from sinotherm.thermometry.guide import Guide, references
+from sinotherm.thermometry.guide import Guide, belonging, references
 
 N, COILS, SPOKES = 96, 4, 24
 PIXEL = (0.003, 0.003)
@@ -125,3 +125,52 @@ def test_no_frame_has_a_part_in_its_own_reference(n_frames: int, n_made: int) ->
     if n_frames > 1:
         assert all(not other[0, number] for number, other in enumerate(others))
         assert all(np.count_nonzero(other) >= 0.75 * n_frames - 1 for other in others)
+
+
+def _noisy(n_frames: int) -> np.ndarray:
+    """Return frames of 40 spokes of 16 samples that differ by noise, complex128 (frame, spoke, sample)."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((2, n_frames, 40, 16))
+    return 1.0 + 0.05 * (noise[0] + 1j * noise[1])
+
+
+def _kept(frames: np.ndarray) -> list[int]:
+    """Return the places of the frames that stay; a sample's reference is its mean over the frames."""
+    kept, whole, _ = belonging(
+        range(len(frames)),
+        lambda places: frames[list(places)].mean(axis=0),
+        lambda place, reference: np.linalg.norm(frames[place] - reference, axis=-1),
+    )
+    np.testing.assert_allclose(whole, frames[kept].mean(axis=0))
+    return kept
+
+
+@pytest.mark.parametrize("n_frames", [3, 4, 5, 12, 30])
+@pytest.mark.parametrize("spokes", [slice(7, 8), slice(None)])
+@pytest.mark.parametrize("error", [1.0, 2.0j, 100.0])
+def test_a_frame_that_others_do_not_explain_has_no_part_in_the_reference(n_frames, spokes, error) -> None:
+    frames = _noisy(n_frames)
+    assert _kept(frames) == list(range(n_frames))
+    frames[1, spokes] += error
+    assert _kept(frames) == [place for place in range(n_frames) if place != 1]
+
+
+def test_a_loud_stray_hides_no_other() -> None:
+    frames = _noisy(8)
+    frames[1, 5] += 100.0
+    frames[6, 9] += 2.0
+    assert _kept(frames) == [0, 2, 3, 4, 5, 7]
+
+
+@pytest.mark.parametrize("n_frames", [3, 4, 5, 30])
+def test_drift_makes_no_strays(n_frames) -> None:
+    frames = _noisy(n_frames) * np.exp(1j * np.linspace(0.0, 0.8, n_frames))[:, None, None]
+    assert len(_kept(frames)) == n_frames
+
+
+def test_where_most_frames_stray_or_there_are_only_two_none_is_left_out(caplog) -> None:
+    frames = _noisy(6)
+    frames[np.arange(4), 3 * np.arange(4)] += 3.0
+    assert len(_kept(frames)) == 6
+    assert "more than half of the 6 frames of the reference do not fit each other" in caplog.text
+    assert len(_kept(frames[3:5])) == 2

@@ -27,7 +27,7 @@ from sinotherm.operators.crew import crew
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
-from sinotherm.thermometry.guide import Guide, references
+from sinotherm.thermometry.guide import Guide, belonging
 
 __all__ = ["Settings", "stage"]
 
@@ -183,6 +183,7 @@ class _Slice:
         self._maps: PlaneImages = np.empty((0, 0, 0), np.complex64)
         self._maps_name = ""
         self._guides: dict[int, Guide] = {}
+        self._rejected: dict[int, tuple[int, ...]] = {}
         self._plan: FinufftPlan | None = None
 
     # --- what is frozen --------------------------------------------------------------------------
@@ -232,7 +233,10 @@ class _Slice:
         return all(number >= last for number in newest.values())
 
     def _guided(self) -> Iterator[_Made]:
-        """Make the reference of each echo from all of its spokes; yield the network's images of the frames held."""
+        """Make the reference of each echo; yield the network's images of the frames held.
+
+        It is made of all spokes of the frames that belong together; a frame that is left out is guided by it too.
+        """
         held, self._held = self._held, []
         begin = held[0].number if self._first is None else self._first
         start = begin + self._settings.reference_skip
@@ -240,10 +244,18 @@ class _Slice:
         for echo in dict.fromkeys(frame.echo for frame in held):
             own = [frame for frame in held if frame.echo == echo]
             used = [frame for frame in own if start <= frame.number < start + self._settings.reference_frames] or own
-            whole, others = references(used, self._together)
-            self._guides[echo] = self._guide(whole)
-            before |= {(frame.number, echo): self._guide(one) for frame, one in zip(used, others, strict=True)}
-            logger.info("slice %d: reference of echo %d from %d frames", used[0].slice, echo, len(used))
+            kept, whole, others = belonging(used, self._together, self._unexplained)
+            numbers = [frame.number for frame in kept]
+            rejected = tuple(frame.number for frame in used if frame.number not in numbers)
+            self._guides[echo], self._rejected[echo] = self._guide(whole), rejected
+            # What a stray frame makes of drift and motion must not reach the frames after it.
+            before |= {(number, echo): self._guide(whole) for number in rejected}
+            before |= {(number, echo): self._guide(one) for number, one in zip(numbers, others, strict=True)}
+            (logger.warning if rejected else logger.info)(
+                "slice %d: reference of echo %d from %d of %d frames%s",
+                *(used[0].slice, echo, len(kept), len(used)),
+                f" (left out as outliers: {', '.join(map(str, rejected))})" if rejected else "",
+            )
         for frame in held:
             yield self._begun(frame, before.get((frame.number, frame.echo)))
 
@@ -252,6 +264,20 @@ class _Slice:
         data, angles, shifts = _together(frames)
         found = cg_sense(data, angles, frames[0].sampling, self._maps, shifts=shifts if shifts.any() else None)
         return found.image
+
+    def _unexplained(self, frame: Frame, reference: ComplexArray) -> FloatArray:
+        """Return the norm of what a reference leaves of each spoke of a frame, (spoke,)."""
+        data = frame.data()
+        predicted = self._planned(frame).forward(self._maps * reference).reshape(data.shape)
+        residual: FloatArray = np.linalg.norm(data - predicted, axis=(0, 2))
+        return residual
+
+    def _planned(self, frame: Frame) -> FinufftPlan:
+        """Return the plan, set to the points of a frame."""
+        if self._plan is None or self._plan.n_transforms != len(self._maps):
+            self._plan = FinufftPlan((_side(self._scan),) * 2, len(self._maps))
+        self._plan.set_points(radial_points(frame.angles(), frame.sampling, frame.shifts()).reshape(-1, 2))
+        return self._plan
 
     def _guide(self, reference: ComplexArray) -> Guide:
         return Guide(reference, self._maps, pixel_m=self._scan.pixel_m, order=self._settings.drift_order)
@@ -301,6 +327,7 @@ class _Slice:
             facts = {"reference": self._guides[frame.echo].name}
             note = {
                 **facts,
+                "reference_rejected": self._rejected[frame.echo],
                 "reference_drift_rad": tuple(round(value, 5) for value in guide.drift_rad),
                 "reference_shift_px": tuple(round(value, 3) for value in guide.shift_px),
             }
@@ -353,10 +380,7 @@ class _Slice:
         side = _side(self._scan)
         weights = radial_weights(angles, frame.sampling, weights="gaps", centre="exact", shifts=shifts)
         weights = weights.astype(np.float32)
-        if self._plan is None or self._plan.n_transforms != len(data):
-            self._plan = FinufftPlan((side, side), len(data))
-        self._plan.set_points(radial_points(angles, frame.sampling, shifts).reshape(-1, 2))
-        images = self._plan.adjoint((data * weights).astype(np.complex64).reshape(len(data), -1))
+        images = self._planned(frame).adjoint((data * weights).astype(np.complex64).reshape(len(data), -1))
         level = None
         if all(spoke.noise_known for spoke in frame.spokes):
             acquired = np.any(data[0], axis=0)

@@ -5,6 +5,7 @@ signal. So drift and motion are estimated first, and taken into the reference be
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
@@ -19,7 +20,9 @@ from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.thermometry.drift import DriftEstimator, periphery_mask
 from sinotherm.thermometry.motion import MotionWatch
 
-__all__ = ["Guide", "references"]
+__all__ = ["Guide", "belonging", "references", "strays"]
+
+logger = logging.getLogger(__name__)
 
 ROUNDS: Final = 2
 """What the frame has beyond the reference has streaks of the drift that is left: a second round sees next to none."""
@@ -31,6 +34,9 @@ FARTHEST_PX: Final = 5.0
 
 FOLDS: Final = 5
 """References that are made without a part of the frames."""
+
+STRAY_FACTOR: Final = 4.0
+"""Noise, streaks and drift leave no spoke more than 2.4 times the usual one's residual."""
 
 _LEAST_SIGNAL: Final = 0.05
 _LEAST_VOXELS: Final = 50
@@ -65,6 +71,61 @@ def references(
         reconstruct([frame for place, frame in enumerate(frames) if place % folds != fold]) for fold in range(folds)
     ]
     return whole, [without[place % folds] for place in range(len(frames))]
+
+
+def strays(residuals: Sequence[FloatArray]) -> list[bool]:
+    """Return which frames a reference of the others does not explain as it explains the rest.
+
+    A stray frame has a spoke with more than `STRAY_FACTOR` times the usual spoke's residual, or is beyond the
+    usual as a whole: by that factor too, but one frame of n that is wrong by b is wrong by b against the others,
+    and makes their references wrong by b/(n−1). A loud spoke spoils the others' references as well (of three
+    frames by half), so what stands out less than 0.7 times as far as the worst waits until that is gone. Fewer
+    than three frames have none: one of two cannot be told from the other.
+
+    Parameters
+    ----------
+    residuals
+        Of each frame, norm of what the reference leaves of each spoke, (spoke,).
+    """
+    if len(residuals) < 3:
+        return [False] * len(residuals)
+    usual = max(float(np.median(np.concatenate(residuals))), 1e-30)
+    frames = np.array([np.median(one) for one in residuals])
+    factor = min(STRAY_FACTOR, 0.75 * (len(frames) - 1))
+    far = np.maximum(
+        np.array([np.max(one) for one in residuals]) / (STRAY_FACTOR * usual),
+        frames / (factor * max(float(np.median(frames)), 1e-30)),
+    )
+    return [bool(one > max(1.0, 0.7 * far.max())) for one in far]
+
+
+def belonging(
+    frames: Sequence[_Frame],
+    reconstruct: Callable[[Sequence[_Frame]], ComplexArray],
+    residual: Callable[[_Frame, ComplexArray], FloatArray],
+) -> tuple[list[_Frame], ComplexArray, list[ComplexArray]]:
+    """Return the frames without strays, and the `references` of those.
+
+    At least half of the frames stay: where more do not fit, nobody knows which are right.
+
+    Parameters
+    ----------
+    frames, reconstruct
+        As in `references`.
+    residual
+        Frame and reference → norm of what the reference leaves of each spoke, (spoke,).
+    """
+    kept = list(frames)
+    while True:
+        whole, others = references(kept, reconstruct)
+        out = strays([residual(frame, one) for frame, one in zip(kept, others, strict=True)])
+        left = [frame for frame, stray in zip(kept, out, strict=True) if not stray]
+        if 2 * len(left) < len(frames):
+            logger.warning("more than half of the %d frames of the reference do not fit each other", len(frames))
+            left = kept
+        if len(left) == len(kept):
+            return kept, whole, others
+        kept = left
 
 
 class Guide:
