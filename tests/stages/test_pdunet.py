@@ -1,13 +1,17 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from direct_radial import coil_maps, ellipse_image, ellipse_scan
-from sinotherm.core.geometry import spoke_angles
+from sinotherm.core.geometry import angular_order, spoke_angles
 from sinotherm.core.scan import EncodingSpace, Frame, FrameImage, ScanHeader, Spoke
 from sinotherm.errors import SettingsError, SpokeError, WeightsError
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+from sinotherm.operators.fourier_slice import FourierSlice
+from sinotherm.stages import images as stages_images
 from sinotherm.stages.pdunet import Settings, stage
 
 N, COILS = 48, 4
@@ -143,6 +147,44 @@ def test_an_error_comes_after_the_images_of_the_frames_before_it(weights):
     with pytest.raises(SpokeError, match="damaged"):
         found.extend(image.number for image in stage(damaged(), header(), Settings(network=str(weights), beside=False)))
     assert found == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_the_sinogram_without_gaps_goes_to_series_8(weights, guided, reference):
+    def corrupt(data):
+        data[:, 5] *= np.exp(2.5j)
+        return data
+
+    items = [frame(n, change=corrupt if n == 3 else lambda data: data) for n in range(5)]
+    made = run(guided if reference else weights, items, sinogram=True, reference_frames=3)
+    made = [dataclasses.replace(image, header=None) for image in made]
+    sent = list(stages_images.stage(iter(made), header(), stages_images.Settings(sinograms=True)))
+    full = {image.repetition: image for image in sent if image.image_series_index == 8}
+    # None where the guard trips.
+    assert sorted(full) == [0, 1, 2, 4]
+    network = {image.number: image for image in made if image.meta["method"] == "pdunet"}
+    for number, image in full.items():
+        assert image.data.shape == (COILS, 1, 75, 2 * N)  # 75 = 48 · π/2
+        assert image.meta["sinotherm_product"] == "sinogram_full"
+        angles = np.array(image.meta["sinotherm_sinogram_angles_rad"], dtype=float)
+        measured = np.array(image.meta["sinotherm_sinogram_measured"], dtype=int)
+        assert (np.diff(angles) > 0.0).all()
+        assert np.diff(np.append(angles, angles[0] + np.pi)).max() < 1.3 * np.pi / 75
+        order, backwards = angular_order(items[number].angles())
+        np.testing.assert_allclose(angles[measured], np.mod(items[number].angles(), np.pi)[order], atol=1e-6)
+        found = FourierSlice(items[number].sampling)(torch.from_numpy(items[number].data())).numpy()
+        turned = np.roll(found[..., ::-1], 1, axis=-1)
+        expected = np.where(backwards[:, None], turned, found)[:, order]
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(image.data[:, 0, measured], expected, atol=1e-5 * scale)
+        # What was not measured is of the image: nearly what a scan without noise would have measured there.
+        others = np.setdiff1d(np.arange(75), measured)
+        clean = FourierSlice(items[number].sampling)(
+            torch.from_numpy(ellipse_scan(N, angles[others], n_coils=COILS)[0])
+        ).numpy()
+        assert np.linalg.norm(image.data[:, 0, others] - clean) < 0.1 * np.linalg.norm(clean)
+        assert network[number].sinogram.data.dtype == np.complex64
+    assert all(image.sinogram is None for image in run(weights, items[:2]))
 
 
 def test_spokes_end_here_and_the_rest_passes(weights):

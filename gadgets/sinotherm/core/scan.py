@@ -11,7 +11,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sinotherm.core.arrays import CoilImages, FrameData, MapArray, SpokeAngles, SpokeData, SpokeShifts, ValidityArray
+from sinotherm.core.arrays import (
+    CoilImages,
+    ComplexArray,
+    FrameData,
+    MapArray,
+    SpokeAngles,
+    SpokeData,
+    SpokeShifts,
+    ValidityArray,
+)
 from sinotherm.core.geometry import RadialSampling
 
 __all__ = [
@@ -24,6 +33,7 @@ __all__ = [
     "MetaValue",
     "NoReading",
     "ScanHeader",
+    "Sinogram",
     "Spoke",
     "Stage",
     "TemperatureMap",
@@ -242,6 +252,25 @@ class Frame:
         return np.array([spoke.shift for spoke in self.spokes], dtype=np.float64).reshape(-1, 2)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sinogram:
+    """The measured projections of a frame, and those of its image at the angles that were not measured.
+
+    Attributes
+    ----------
+    data
+        complex64 (coil, angle, detector), in units of the object times pixels, detector axis along θ mod π.
+    angles
+        θ mod π of each projection, ascending, rad, (angle,).
+    measured
+        bool (angle,): which projections were measured.
+    """
+
+    data: ComplexArray
+    angles: SpokeAngles
+    measured: np.ndarray
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameImage:
     """A reconstructed frame.
@@ -263,6 +292,8 @@ class FrameImage:
         SD of the error of that change, for each unit of it and of its gradient a voxel.
     spokes
         The frame's spokes, for stages that check or refine against the measurement; empty for foreign images.
+    sinogram
+        The frame's sinogram without gaps, where it was asked for and the image is a network's; or ``None``.
     fingerprint
         What a baseline must agree on: f0, TE, geometry, coils, angle scheme, delays, maps, method.
     estimates
@@ -282,6 +313,7 @@ class FrameImage:
     reference: CoilImages | None = None
     change_error: tuple[float, float] = (0.0, 0.0)
     spokes: tuple[Spoke, ...] = ()
+    sinogram: Sinogram | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     estimates: Estimates = field(default_factory=dict, repr=False, compare=False)
     footprint: tuple[float, float, float] = (float("nan"),) * 3

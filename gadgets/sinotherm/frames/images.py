@@ -11,6 +11,7 @@ series what              research             console (value = slope · stored +
 5     CEM43, min         float32              uint16, slope 0.1; 65535 = saturated or none
 6     validity           uint16 bits          the same
 7     sinogram           complex64            the same
+8     sinogram, full     complex64            the same
 ===== ================== ==================== =========================================
 
 An image that only accompanies another one of the same frame (its meta has the entry ``beside``), and
@@ -30,7 +31,7 @@ import ismrmrd
 import numpy as np
 
 from sinotherm import __version__
-from sinotherm.core.scan import FrameImage, MetaValue, ScanHeader, TemperatureMap
+from sinotherm.core.scan import FrameImage, MetaValue, ScanHeader, Sinogram, TemperatureMap
 from sinotherm.wire.messages import Image
 
 __all__ = ["META_PREFIX", "ImageMaker", "foreign_image"]
@@ -121,6 +122,12 @@ _VALIDITY: Final = _Product(
     window=(128.0, 256.0),
 )
 _SINOGRAM: Final = _Product(series=7, name="sinogram", comment="Sinogram (coil, angle, detector)", quantitative=False)
+_FULL_SINOGRAM: Final = _Product(
+    series=8,
+    name="sinogram_full",
+    comment="Sinogram (coil, angle, detector): measured spokes, between them projections of the image",
+    quantitative=False,
+)
 
 
 def _text(value: Any) -> str:
@@ -187,6 +194,14 @@ class ImageMaker:
         projections = FourierSlice(image.spokes[0].sampling)(torch.from_numpy(data)).numpy()
         angles = tuple(round(spoke.angle_rad, 6) for spoke in image.spokes)
         return self._image(image, _SINOGRAM, projections[:, None], more={"spoke_angles_rad": angles})
+
+    def full_sinogram(self, image: FrameImage, sinogram: Sinogram) -> Any:
+        """Return the sinogram without gaps, series 8."""
+        more: dict[str, MetaValue] = {
+            "sinogram_angles_rad": tuple(round(float(angle), 6) for angle in sinogram.angles),
+            "sinogram_measured": tuple(np.flatnonzero(sinogram.measured).tolist()),
+        }
+        return self._image(image, _FULL_SINOGRAM, sinogram.data[:, None], more=more)
 
     def maps(self, made: TemperatureMap) -> Iterator[Any]:
         """Yield temperature (or its change, without body temperature), σ_T, dose and validity, series 3 to 6."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sinotherm.core.arrays import ComplexArray, FrameData, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
+from sinotherm.core.scan import Sinogram
 from sinotherm.errors import DataError, SettingsError, WeightsError
 from sinotherm.networks.blocks import DualBlock
 from sinotherm.networks.fused import FusedDualBlock, FusedUNet, fusable
@@ -29,7 +30,7 @@ from sinotherm.networks.guard import (
     relative_residual,
 )
 from sinotherm.networks.primal_dual import PrimalDual
-from sinotherm.networks.radial import RadialSinogram, SinogramBackend
+from sinotherm.networks.radial import RadialSinogram, SinogramBackend, upsample
 from sinotherm.networks.unet import UNet
 from sinotherm.networks.weights import load_network
 from sinotherm.operators.coils import adaptive_maps
@@ -337,6 +338,24 @@ class RadialReconstructor:
                 0
             ]
         return image.cpu().numpy(), operator
+
+    def full_sinogram(self, samples: FrameData, image: ComplexArray, operator: RadialSinogram) -> Sinogram:
+        """Return the sinogram with as many angles as the image has rows times π/2: the Nyquist number.
+
+        Parameters
+        ----------
+        samples
+            complex64 (coil, spoke, readout), in order of acquisition.
+        image, operator
+            As `reconstruct` made them of the samples.
+        """
+        with torch.inference_mode():
+            measured = operator.order(torch.from_numpy(samples).to(self.device)[None])
+            shown = torch.from_numpy(image).to(self.device)[None]
+            full = upsample(shown, operator, measured, round(math.pi / 2.0 * image.shape[-1]))
+            # The network's projections are means over the readout; a line integral has the samples' spacing.
+            data = full.sinogram[0] * (operator.sampling.n_readout * operator.sampling.spacing)
+        return Sinogram(data=data.cpu().numpy(), angles=full.angles, measured=full.measured)
 
     def check(
         self,

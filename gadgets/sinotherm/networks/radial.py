@@ -226,7 +226,10 @@ class RadialSinogram:
 
 
 def upsample(image: Tensor, operator: RadialSinogram, measured: Tensor, n_angles: int) -> FullSinogram:
-    """Fill every angular gap of a measurement with projections of an image; measured projections are kept.
+    """Fill the angular gaps of a measurement with projections of an image; measured projections are kept.
+
+    What is missing goes, one after the other, into what is then the widest gap, so that every frame has the same
+    number of angles, wherever its spokes lie. Where they lie unevenly, the widest is more than 180°/n_angles.
 
     Parameters
     ----------
@@ -237,15 +240,16 @@ def upsample(image: Tensor, operator: RadialSinogram, measured: Tensor, n_angles
     measured
         complex64 (batch, coil, spoke, detector), in the operator's order.
     n_angles
-        Angles over 180° of a full set: no gap stays wider than 180°/n_angles.
+        Angles over 180° of a full set. More spokes than that stay as they are.
     """
-    folded = np.sort(np.mod(operator.angles, math.pi))
-    step = math.pi / n_angles
-    following = np.append(folded[1:], folded[0] + math.pi)
-    filled = [np.empty(0)]
-    for angle, other in zip(folded, following, strict=True):
-        parts = max(1, math.ceil((other - angle) / step - 1e-6))
-        filled.append(angle + (other - angle) * np.arange(1, parts) / parts)
+    order, _ = angular_order(operator.angles)
+    # As in that order, an angle a rounding error below a half turn stands at 0.
+    folded = np.maximum(np.mod(operator.angles[order] + 1e-9 * math.pi, math.pi) - 1e-9 * math.pi, 0.0)
+    gaps = np.diff(np.append(folded, folded[0] + math.pi))
+    parts = np.ones(len(gaps), dtype=np.int64)
+    for _ in range(n_angles - len(gaps)):
+        parts[np.argmax(gaps / parts)] += 1
+    filled = [angle + gap * np.arange(1, n) / n for angle, gap, n in zip(folded, gaps, parts, strict=True)]
     missing = np.mod(np.concatenate(filled), math.pi)
     every = np.concatenate([folded, missing])
     order = np.argsort(every, kind="stable")

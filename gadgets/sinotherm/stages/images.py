@@ -30,22 +30,27 @@ class Settings(StageSettings):
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Replace every image and map by its MRD images; spokes, frames and statistics end here."""
     maker = ImageMaker(scan, console=settings.format == "console", scale=settings.scale)
-    n_angles = 0
+    n_angles: dict[str, int] = {}
+
+    def fits(item: FrameImage, kind: str, found: int) -> bool:
+        """Whether the sinogram has the shape of its series."""
+        if n_angles.setdefault(kind, found) == found:
+            return True
+        logger.warning(
+            "no %s of frame %d: it has %d spokes, the series has %d", kind, item.number, found, n_angles[kind]
+        )
+        return False
+
     for item in items:
         if isinstance(item, FrameImage):
             if settings.magnitude:
                 yield maker.magnitude(item)
             if settings.complex_images:
                 yield maker.complex_image(item)
-            if settings.sinograms and item.spokes:
-                n_angles = n_angles or len(item.spokes)
-                if len(item.spokes) == n_angles:
-                    yield maker.sinogram(item)
-                else:
-                    logger.warning(
-                        "no sinogram of frame %d: it has %d spokes, the series has %d",
-                        *(item.number, len(item.spokes), n_angles),
-                    )
+            if settings.sinograms and item.spokes and fits(item, "sinogram", len(item.spokes)):
+                yield maker.sinogram(item)
+            if item.sinogram is not None and fits(item, "full sinogram", len(item.sinogram.angles)):
+                yield maker.full_sinogram(item, item.sinogram)
         elif isinstance(item, TemperatureMap):
             yield from maker.maps(item)
         elif not isinstance(item, Spoke | Frame | FrameStatistics):

@@ -17,7 +17,7 @@ import numpy as np
 
 from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, FrameData, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling, spoke_angles
-from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
+from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Sinogram, Spoke
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.networks.guard import Verdict
 from sinotherm.networks.inference import Device, Precision, RadialReconstructor, Runtime, Symmetries, estimate_maps
@@ -66,6 +66,11 @@ class Settings(StageSettings):
     )
     beside: bool = setting(
         True, "Send the gridding image of every frame before the network's; temperature maps need it."
+    )
+    sinogram: bool = setting(
+        False,
+        "Send the sinogram without gaps beside every image of the network (series 8): the measured spokes, and "
+        "projections of the image at the angles between them.",
     )
     maps_spokes: int = setting(
         64, "Spokes that the coil maps are made of at least; the first frames wait for them.", ge=1
@@ -319,7 +324,9 @@ class _Slice:
                     reference=reference,
                     residuals=frame.number % settings.guard_every == 0,
                 )
-            return _Answer(image=image, verdict=verdict, taken_s=taken_s)
+            wanted = settings.sinogram and not verdict.trips
+            full = network.full_sinogram(data, image, operator) if wanted else None
+            return _Answer(image=image, verdict=verdict, taken_s=taken_s, sinogram=full)
 
         facts: dict[str, str] = {}
         note: dict[str, MetaValue] = {}
@@ -364,6 +371,7 @@ class _Slice:
             }
             variant = f"{card.sha256[:12]} mean of {settings.symmetries}"
             shown = self._frame_image(frame, answer.image, "pdunet", variant, None, meta, facts)
+            shown = replace(shown, sinogram=answer.sinogram)
             if reference is None:
                 return shown
             return replace(shown, reference=self._planes(reference), change_error=card.change_error)
@@ -428,11 +436,12 @@ class _Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
-    """A network's image, complex64 (y, x), the guard's verdict on it, and the time of the image alone, s."""
+    """A network's image, complex64 (y, x), the guard's verdict on it, the time of the image alone, s; its sinogram."""
 
     image: ComplexArray
     verdict: Verdict
     taken_s: float
+    sinogram: Sinogram | None
 
 
 def _moved(frame: Frame) -> SpokeShifts | None:
