@@ -15,7 +15,15 @@ from typer.testing import CliRunner
 from sinotherm.cli.train import command
 from sinotherm.errors import SettingsError, WeightsError
 from sinotherm.networks.weights import load_network
-from sinotherm.training.loop import CONFIGS, Configuration, Trainer, build_network, build_simulator, validation_scores
+from sinotherm.training.loop import (
+    CONFIGS,
+    Configuration,
+    Trainer,
+    build_network,
+    build_simulator,
+    own_device,
+    validation_scores,
+)
 from sinotherm.training.losses import complex_l1, image_loss, phase_loss, structural_similarity
 from sinotherm.training.packaging import package_run
 
@@ -226,17 +234,18 @@ def test_losses_vanish_for_the_truth_and_follow_their_definitions():
     assert float(image_loss(image, target, ssim_weight=0)) == pytest.approx(float(complex_l1(image, target)))
 
 
-@pytest.mark.slow
-def test_several_processes_share_gradients(data, config, tmp_path):
-    """Two processes draw different scans and end with the same weights."""
+def _two_processes(data, config, tmp_path, before="", **changes):
+    """Train in two processes; return (losses, weights) of each."""
     script = f"""
-import os, torch
+import os, time, torch
 from pathlib import Path
+from types import SimpleNamespace
 import sinotherm.training.loop as loop
 loop.validation_kinds = lambda _: {{"real": {{"spokes": (8, 8), "paper": 0.0}}}}
 run = Path({str(tmp_path)!r}) / f"rank{{os.environ['RANK']}}" / "run"
-trainer = loop.Trainer(loop.Configuration.read({str(config)!r}, steps=3, decay=1), run, Path({str(data)!r}))
+trainer = loop.Trainer(loop.Configuration.read({str(config)!r}, **{changes!r}), run, Path({str(data)!r}))
 losses = []
+{before}
 trainer.run(report=lambda _, loss: losses.append(loss))
 torch.save((losses, trainer.model.state_dict()), run / "end.pt")
 torch.distributed.destroy_process_group()
@@ -249,9 +258,42 @@ torch.distributed.destroy_process_group()
         for rank in range(2)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    (losses, first), (other, second) = (
-        torch.load(tmp_path / f"rank{rank}" / "run" / "end.pt", weights_only=True) for rank in range(2)
-    )
+    return [torch.load(tmp_path / f"rank{rank}" / "run" / "end.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.slow
+def test_several_processes_share_gradients(data, config, tmp_path):
+    """Two processes draw different scans and end with the same weights."""
+    (losses, first), (other, second) = _two_processes(data, config, tmp_path, steps=3, decay=1)
     assert losses != other
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], msg=name)
+
+
+@pytest.mark.slow
+def test_several_processes_end_together_by_the_first_ones_clock(data, config, tmp_path):
+    clocks = """
+readings = iter(range(1000))
+loop.time = SimpleNamespace(
+    monotonic=lambda: next(readings) * (1.0 + 2.0 * trainer.rank), process_time=time.process_time
+)
+"""
+    (losses, first), (other, second) = _two_processes(data, config, tmp_path, clocks, minutes=6 / 60)
+    # Six ticks of the first; the other's clock goes three times as fast.
+    assert len(losses) == len(other) == 5
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], msg=name)
+
+
+def test_every_process_takes_a_gpu_of_its_own(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert own_device("cuda") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_device("cuda") == torch.device("cuda", 1)
+    assert taken == [torch.device("cuda", 1)]
+    assert own_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(SettingsError, match="one process a GPU"):
+        own_device("cuda")

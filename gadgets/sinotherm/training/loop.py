@@ -44,6 +44,7 @@ __all__ = [
     "build_network",
     "build_simulator",
     "load_images",
+    "own_device",
     "validation_kinds",
     "validation_scores",
 ]
@@ -271,6 +272,26 @@ def validation_kinds(configuration: Configuration) -> dict[str, dict[str, Any]]:
     return kinds if configuration.simulation.get("heating") else {"paper": common | {"paper": 1.0}} | kinds
 
 
+def own_device(device: str) -> torch.device:
+    """Return the device of this process: where several share a machine, the GPU of its ``LOCAL_RANK``.
+
+    Raises
+    ------
+    SettingsError
+        There are more processes than GPUs.
+    """
+    local = os.environ.get("LOCAL_RANK")
+    if torch.device(device).type != "cuda" or local is None:
+        return torch.device(device)
+    found = torch.cuda.device_count()
+    if int(local) >= found:
+        raise SettingsError(f"process {int(local) + 1} of this machine has {found} GPUs: start one process a GPU.")
+    own = torch.device("cuda", int(local))
+    # NCCL, and whatever allocates without a device, would otherwise meet on the first GPU.
+    torch.cuda.set_device(own)
+    return own
+
+
 class Trainer:
     """Trains one network in one folder.
 
@@ -287,7 +308,7 @@ class Trainer:
     def __init__(self, configuration: Configuration, folder: Path, images: Path, device: str = "cpu") -> None:
         self.configuration = c = configuration
         self.folder = folder
-        self.device = torch.device(device)
+        self.device = own_device(device)
         self.rank = int(os.environ.get("RANK", "0"))
         folder.mkdir(parents=True, exist_ok=True)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
@@ -308,11 +329,12 @@ class Trainer:
         self.step = 0
         self.cpu_hours = 0.0
         self.best = -math.inf
-        self.simulator = build_simulator(c, *self._images(images, "train"), device=device)
+        self.simulator = build_simulator(c, *self._images(images, "train"), device=str(self.device))
         held = self._images(images, "val")
         self.scenes = {
             name: [
-                build_simulator(c, *held, batch=4, device=device, **kind).sample(self._random(77 + i)) for i in range(4)
+                build_simulator(c, *held, batch=4, device=str(self.device), **kind).sample(self._random(77 + i))
+                for i in range(4)
             ]
             for name, kind in validation_kinds(c).items()
         }
@@ -388,7 +410,7 @@ class Trainer:
         self.model.train()
         began, started, losses = time.monotonic(), time.process_time(), []
         while self.step < end:
-            done = (time.monotonic() - began) / limit_s if limit_s else None
+            done = self._shared((time.monotonic() - began) / limit_s) if limit_s else None
             if done is not None and done >= 1.0:
                 end = self.step
             else:
@@ -442,6 +464,14 @@ class Trainer:
                 else:
                     self.average[name].copy_(value)
         return loss.detach()
+
+    def _shared(self, value: float) -> float:
+        """Return the first process's value: clocks of their own would end one process while others wait for it."""
+        if not torch.distributed.is_initialized():
+            return value
+        told = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(told, 0)
+        return float(told)
 
     def _share_gradients(self) -> None:
         for parameter in self.model.parameters():
