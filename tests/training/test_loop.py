@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from sinotherm.cli.train import command
-from sinotherm.errors import SettingsError, WeightsError
+from sinotherm.errors import DataError, SettingsError, WeightsError
 from sinotherm.networks.weights import load_network
 from sinotherm.training.loop import (
     CONFIGS,
@@ -21,6 +22,7 @@ from sinotherm.training.loop import (
     Trainer,
     build_network,
     build_simulator,
+    load_images,
     own_device,
     validation_scores,
 )
@@ -119,6 +121,66 @@ def test_half_written_images_are_never_read(data, config, tmp_path, small, monke
         with pytest.raises(KeyboardInterrupt):
             Trainer(Configuration.read(config), tmp_path / "first", data)
     Trainer(Configuration.read(config), tmp_path / "second", data).run()
+
+
+def _heads(folder, pixels):
+    (folder / "heads").mkdir(parents=True)
+    with h5py.File(folder / "heads" / "heads.h5", "w") as file:
+        for person in ("anna", "bert"):
+            file[f"{person}/t1"] = pixels[None]
+    (folder / "splits.json").write_text(json.dumps({"heads": {"train": ["anna"], "val": ["bert"]}}))
+    return folder
+
+
+def _round(scale=1.0):
+    y, x = np.mgrid[:32, :32] - 16
+    return ((x**2 + y**2 < 144) * (1.0 + 0.5 * np.cos(scale * x))).astype(np.float32)
+
+
+def test_other_images_are_never_taken_for_those_that_were_prepared(config, tmp_path, small):
+    configuration = Configuration.read(config)
+    one, other = _heads(tmp_path / "one", _round()), _heads(tmp_path / "other", _round(0.3))
+    runs = tmp_path / "runs"
+    first = Trainer(configuration, runs / "a", one).simulator.images
+    assert not torch.equal(Trainer(configuration, runs / "b", other).simulator.images, first)
+    assert torch.equal(Trainer(configuration, runs / "c", one).simulator.images, first)
+    assert len(list(runs.glob("images_train_*"))) == 2
+    with h5py.File(one / "heads" / "heads.h5", "a") as file:
+        file["anna/t1"][:] = _round(0.3)
+    os.utime(one / "heads" / "heads.h5", (1, 1))
+    assert not torch.equal(Trainer(configuration, runs / "d", one).simulator.images, first)
+    (one / "splits.json").write_text(json.dumps({"heads": {"train": ["anna", "bert"], "val": ["bert"]}}))
+    assert len(Trainer(configuration, runs / "e", one).simulator.images) == 2
+    with pytest.raises(DataError, match="does not exist"):
+        Trainer(configuration, runs / "f", tmp_path / "nowhere")
+
+
+def test_images_that_cannot_be_learnt_from_are_refused(config, tmp_path):
+    torn = _round()
+    torn[5, 5] = np.nan
+    with pytest.raises(DataError, match=r"image 0 of heads, anna, t1 .* not finite"):
+        load_images(_heads(tmp_path / "torn", torn), {"heads": 1.0}, "train")
+    whole = _heads(tmp_path / "whole", _round())
+    with pytest.raises(DataError, match="of the sets haeds"):
+        load_images(whole, {"heads": 0.5, "haeds": 0.5}, "train")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(data, config, tmp_path, small, monkeypatch):
+    trainer = Trainer(Configuration.read(config), tmp_path / "run", data)
+    trainer.run(until=2)
+    with monkeypatch.context() as broken:
+        broken.setattr("sinotherm.training.loop.image_loss", lambda image, *_, **__: image.abs().sum() * math.nan)
+        with pytest.raises(DataError, match="the loss is not finite at step 4"):
+            trainer.run()
+    again = Trainer(Configuration.read(config), tmp_path / "run", data)
+    again.resume()
+    assert again.step == 2
+    with monkeypatch.context() as broken:
+        broken.setattr("sinotherm.training.loop.validation_scores", lambda *_: {"ssim": math.nan})
+        with pytest.raises(DataError, match="a score of the validation scans real is not finite at step 4"):
+            again.run()
+    again.resume()
+    assert again.step == 2
 
 
 def test_training_lowers_the_loss(data, config, tmp_path, small):

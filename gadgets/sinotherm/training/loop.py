@@ -5,6 +5,7 @@ to the same numbers), ``best.safetensors`` (averaged weights, best validation), 
 """
 
 import csv
+import hashlib
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ import os
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -23,11 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sinotherm.errors import SettingsError, WeightsError
+from sinotherm.errors import DataError, SettingsError, WeightsError
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import load_tensors_of
-from sinotherm.simulation.image_sets import Split, attenuation, prepare, read_series
+from sinotherm.simulation.image_sets import Split, attenuation, find_splits, prepare, read_series
 from sinotherm.training.losses import image_loss, structural_similarity
 from sinotherm.training.simulation import (
     Batch,
@@ -158,20 +159,50 @@ def load_images(
 
     Images of a set share its probability equally by person and, within a person, by slice. Sets whose
     name begins with ``ct_`` are Hounsfield units and become attenuation relative to water.
+
+    Raises
+    ------
+    DataError
+        There is no such folder, a set has no image of this split, or an image has a value that is not finite.
     """
     images: list[np.ndarray] = []
     owners: list[tuple[str, str]] = []
     for series in read_series(folder, split=split, datasets=tuple(shares)):
-        for image in series.images:
+        for number, image in enumerate(series.images):
+            if not np.isfinite(image).all():
+                raise DataError(
+                    f"image {number} of {series.dataset}, {series.person}, {series.name} in {folder} has values that "
+                    "are not finite: nothing could be learnt from its scans; mend it or take it out."
+                )
             if np.ptp(image) == 0:
                 continue
             ready = attenuation(image, size) if series.dataset.startswith("ct_") else prepare(image, size)
             images.append(np.clip(ready * (65535 / 2), 0, 65535).astype(np.uint16))
             owners.append((series.dataset, series.person))
+    missing = sorted(set(shares) - {dataset for dataset, _ in owners})
+    if missing:
+        raise DataError(
+            f"no images of split {split} in {folder} of the sets {', '.join(missing)}: check the names in the "
+            "configuration's [data], and the sets' people in splits.json."
+        )
     counts = {owner: owners.count(owner) for owner in set(owners)}
     people = {name: len({p for d, p in counts if d == name}) for name, _ in counts}
     weights = np.array([shares[d] / people[d] / counts[d, p] for d, p in owners])
     return np.stack(images), weights / weights.sum()
+
+
+def _fingerprint(folder: Path, sets: Iterable[str]) -> str:
+    """Return what tells images of one folder, and of one state of it, from others."""
+    names = set(sets)
+    files = [folder] if folder.is_file() else sorted(file for file in folder.rglob("*") if file.is_file())
+    state: list[Any] = [str(folder.resolve())]
+    for file in files:
+        if not names.isdisjoint((file.parent.name, file.stem, file.name.split(".")[0])):
+            about = file.stat()
+            state.append((str(file.relative_to(folder)), about.st_size, about.st_mtime_ns))
+    splits = find_splits(folder) or {}
+    state.append({name: splits.get(name) for name in sorted(names)})
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
 
 
 def _complex(image: Tensor) -> Tensor:
@@ -343,9 +374,12 @@ class Trainer:
         return torch.Generator(self.device).manual_seed(seed)
 
     def _images(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        # Preparing takes longer than reading: runs beside each other share the prepared images.
+        # Preparing takes longer than reading: runs on the same images beside each other share the prepared ones.
+        if not folder.exists():
+            raise DataError(f"no images: {folder} does not exist.")
         sets = "_".join(f"{name}-{share:g}" for name, share in sorted(self.configuration.data.items()))
-        cache = self.folder.parent / f"images_{split}_{sets}.npz"
+        key = _fingerprint(folder, self.configuration.data)
+        cache = self.folder.parent / f"images_{split}_{sets}_{key}.npz"
         if not cache.is_file():
             images, weights = load_images(folder, self.configuration.data, split)
             # A run that starts beside this one must not read half a file.
@@ -403,7 +437,13 @@ class Trainer:
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def run(self, *, until: int | None = None, report: Callable[[int, float], None] | None = None) -> None:
-        """Train up to the configured number of steps, or to step ``until``, or for the configured time."""
+        """Train up to the configured number of steps, or to step ``until``, or for the configured time.
+
+        Raises
+        ------
+        DataError
+            The loss or a validation score is not finite; the checkpoint before is kept.
+        """
         c = self.configuration
         limit_s = 60.0 * c.minutes
         end = until or (sys.maxsize if limit_s else c.steps)
@@ -419,15 +459,27 @@ class Trainer:
                 self.step += 1
                 if report is not None:
                     report(self.step, float(losses[-1]))
-            if self.rank == 0 and (self.step % c.checkpoint == 0 or self.step == end):
+            if self.step % c.checkpoint and self.step != end:
+                continue
+            # Nothing where the time was over at once.
+            loss = float(torch.stack(losses).mean()) if losses else None
+            losses = []
+            if loss is not None and not math.isfinite(loss):
+                raise self._spoilt("the loss")
+            if self.rank == 0:
                 self.cpu_hours += (time.process_time() - started) / 3600
                 started = time.process_time()
-                loss = float(torch.stack(losses).mean()) if losses else math.nan
-                self._log({"step": self.step, "cpu_hours": self.cpu_hours, "loss": loss})
-                losses = []
+                if loss is not None:
+                    self._log({"step": self.step, "cpu_hours": self.cpu_hours, "loss": loss})
                 if self.step % c.validate == 0 or self.step == end:
                     self.validate()
                 self.save()
+
+    def _spoilt(self, what: str) -> DataError:
+        return DataError(
+            f"{what} is not finite at step {self.step}: the images hold what no scan can be made of, or the learning "
+            f"rate {self.configuration.learning_rate:g} is too high; {self.folder} keeps the checkpoint before."
+        )
 
     def _update(self, batch: Batch, rate: float) -> Tensor:
         c = self.configuration
@@ -481,7 +533,13 @@ class Trainer:
                 parameter.grad.div_(torch.distributed.get_world_size())
 
     def validate(self) -> dict[str, dict[str, float]]:
-        """Score the averaged weights on the fixed validation scans; keep them if they are the best so far."""
+        """Score the averaged weights on the fixed validation scans; keep them if they are the best so far.
+
+        Raises
+        ------
+        DataError
+            A score is not finite.
+        """
         current = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.average)
         self.model.eval()
@@ -492,6 +550,9 @@ class Trainer:
         row = {"step": self.step, "cpu_hours": self.cpu_hours}
         row |= {f"{scene}_{name}": value for scene, values in scores.items() for name, value in values.items()}
         self._log(row, "validation.csv")
+        for scene, values in scores.items():
+            if not all(map(math.isfinite, values.values())):
+                raise self._spoilt(f"a score of the validation scans {scene}")
         # A guided network is there for its phase.
         guided = isinstance(self.model, PrimalDual) and self.model.architecture.reference
         score = [-values["phase_rmse_rad"] if guided else values["ssim"] for values in scores.values()]
