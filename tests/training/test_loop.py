@@ -259,6 +259,59 @@ def test_wrong_configurations_are_refused(config, tmp_path):
         build_simulator(configuration, np.ones((1, 8, 8)), np.ones(1))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 6", 'steps = 6\ngeometry = "spherical"', r"geometry = 'spherical'; it must be one of 'radial', "),
+        ("steps = 6", "steps = 6\nnetwork = 'paper'\ngeometry = 'cartesian'", "radial and fan-beam data only"),
+        ("steps = 6", "steps = 'many'", "steps = 'many'; it must be int"),
+        ("steps = 6", "steps = 6.5", r"steps = 6\.5; it must be int"),
+        ("steps = 6", "steps = ", "not a TOML file"),
+        ("decay = 2", "decay = 7", "decay = 7 is more than steps = 6"),
+        ("decay = 2", "decay = -1", "decay = -1; it must be at least 0"),
+        ("checkpoint = 2", "checkpoint = 0", "checkpoint = 0; it must be at least 1"),
+        ("heads = 1.0", "heads = 0.0", "every share must be above 0"),
+        ("heads = 1.0", "heads = 'all'", r"data = .*; it must be dict\[str, float\]"),
+        ("memory = 2", 'wrap = "mirorr"', "wrap = 'mirorr'; it must be one of 'mirror', 'circular', 'none'"),
+        ("memory = 2", "memory = true", "memory = True; it must be int"),
+        ("memory = 2", "reference = true", "go together"),
+        ("[4, 8]", "[]", "there must be features"),
+        ("[4, 8]", "[4, 0]", "at least 1"),
+        ("[4, 8]", "4", r"primal_features = 4; it must be tuple\[int, \.\.\.\]"),
+        ("[8, 12]", "[8]", r"spokes = \[8\]; it must be tuple\[int, int\]"),
+        ("[8, 12]", "[12, 8]", r"spokes = \(12, 8\); the lowest"),
+        ("[0.5, 0.5]", "[0.5, 0.3, 0.2]", r"coils = \(1, 2\) with coil_weights = \(0\.5, 0\.3, 0\.2\)"),
+        ("size_weights = [1.0]", "size_weights = [-1.0]", "each needs a weight"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_read(config, old, new, message):
+    assert old in CONFIG
+    config.write_text(CONFIG.replace(old, new))
+    with pytest.raises(SettingsError, match=message):
+        Configuration.read(config)
+
+
+def test_a_run_goes_on_with_its_own_settings_only(data, config, tmp_path, small):
+    Trainer(Configuration.read(config), tmp_path / "run", data).run(until=2)
+    for changes, message in (
+        ({"batch": 1}, "batch was 2 and is 1"),
+        ({"seed": 2}, "seed was 1 and is 2"),
+        ({"learning_rate": 2e-3}, r"learning_rate was 0\.001 and is 0\.002"),
+        ({"architecture": {"iterations": 2, "primal_features": [4]}}, "architecture was"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            Trainer(Configuration.read(config, **changes), tmp_path / "run", data).resume()
+    longer = Configuration.read(config, steps=8, decay=3, minutes=1, validate=2, checkpoint=1)
+    free = Trainer(longer, tmp_path / "run", data)
+    free.resume()
+    assert free.step == 2
+    # One of an older version that did not know the seed.
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    del state["configuration"]["seed"]
+    torch.save(state, tmp_path / "run" / "last.pt")
+    Trainer(Configuration.read(config, seed=2), tmp_path / "run", data).resume()
+
+
 def test_the_learning_rate_rises_stays_and_falls():
     configuration = Configuration(name="a", data={}, steps=100, decay=40, warmup=10, learning_rate=1.0)
     assert configuration.rate(0) == pytest.approx(0.1)

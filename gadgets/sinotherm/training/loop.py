@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -54,6 +54,41 @@ log = logging.getLogger(__name__)
 
 CONFIGS: Final = Path(__file__).parent / "configs"
 
+LEAST: Final = {"steps": 1, "batch": 1, "validate": 1, "checkpoint": 1, "decay": 0, "warmup": 0, "minutes": 0}
+
+FREE: Final = frozenset({"steps", "decay", "minutes", "validate", "checkpoint", "valid"})
+"""What may change when a run goes on: its length, when it is looked at, and what is claimed of it."""
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value, with lists for tuples as TOML has them, is of an annotated type."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if kind is Literal:
+        return value in parts
+    if kind is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        wanted = parts[:1] * len(value) if parts[1:] == (...,) else parts
+        return len(value) == len(wanted) and all(map(_fits, value, wanted))
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    if hint in (int, float):
+        right = isinstance(value, int | hint) and not isinstance(value, bool)
+        return right and math.isfinite(value)
+    return isinstance(value, hint)
+
+
+def _refuse_misfits(what: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Raise a `SettingsError` for the first setting that is not of its annotated type."""
+    for name, value in settings.items():
+        hint = hints.get(name, Any)
+        if not _fits(value, hint):
+            choice = f"one of {', '.join(map(repr, get_args(hint)))}"
+            wanted = choice if get_origin(hint) is Literal else hint if get_args(hint) else hint.__name__
+            raise SettingsError(f"{what}: {name} = {value!r}; it must be {wanted}.")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
@@ -87,6 +122,11 @@ class Configuration:
         fraction of it: for comparisons at equal time. Such a run does not resume to the same numbers.
     architecture, simulation
         Settings of the network's architecture and of the geometry's simulator.
+
+    Raises
+    ------
+    SettingsError
+        A setting is of another type or out of its bounds.
     """
 
     name: str
@@ -111,6 +151,21 @@ class Configuration:
     architecture: dict[str, Any] = field(default_factory=dict)
     simulation: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        what = f"configuration {self.name}"
+        _refuse_misfits(what, asdict(self), get_type_hints(type(self)))
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise SettingsError(f"{what}: {name} = {getattr(self, name)}; it must be at least {least}.")
+        if self.decay > self.steps:
+            raise SettingsError(f"{what}: decay = {self.decay} is more than steps = {self.steps}: give both.")
+        if any(share <= 0 for share in self.data.values()):
+            raise SettingsError(f"{what}: data = {self.data}; every share must be above 0.")
+        if self.network == "paper" and self.geometry == "cartesian":
+            raise SettingsError(f"{what}: the papers' networks know radial and fan-beam data only.")
+        if bool(self.architecture.get("reference")) != bool(self.simulation.get("heating")):
+            raise SettingsError(f"{what}: reference of the architecture and heating of the simulation go together.")
+
     @classmethod
     def read(cls, path: Path | str, **changes: Any) -> Self:
         """Read a TOML file, or a shipped configuration by name.
@@ -118,7 +173,7 @@ class Configuration:
         Raises
         ------
         SettingsError
-            The file does not exist, or holds an unknown or no required setting.
+            The file does not exist or is not TOML, or a setting is unknown, missing or wrong.
         """
         file = Path(path)
         if not file.is_file():
@@ -126,14 +181,39 @@ class Configuration:
         if not file.is_file():
             known = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.toml")))
             raise SettingsError(f"no training configuration {path}; shipped ones: {known}.")
-        values = tomllib.loads(file.read_text(encoding="utf-8")) | changes
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8")) | changes
+        except ValueError as error:
+            raise SettingsError(f"{file} is not a TOML file: {error}.") from error
         unknown = set(values) - {item.name for item in fields(cls)}
         if unknown:
             raise SettingsError(f"unknown settings in {file}: {', '.join(sorted(unknown))}.")
         try:
-            return cls(**values)
+            found = cls(**values)
         except TypeError as error:
             raise SettingsError(f"{file}: {error}") from error
+        # What is wrong in their settings shall show before images are read for minutes.
+        build_network(found)
+        build_simulator(found, np.ones((1, 8, 8)), np.ones(1))
+        return found
+
+    def refuse_changes(self, before: Mapping[str, Any], names: Iterable[str], run: Path) -> None:
+        """Raise a `SettingsError` where these settings are not those that a run in a folder was started with.
+
+        Parameters
+        ----------
+        before
+            The run's configuration as it was kept; what it lacks, as one of an older version does, may be anything.
+        """
+        then, now = (json.loads(json.dumps(values)) for values in (dict(before), asdict(self)))
+        changed = [
+            f"{name} was {then[name]!r} and is {now[name]!r}"
+            for name in names
+            if name in then and then[name] != now[name]
+        ]
+        if changed:
+            listed = "; ".join(changed)
+            raise SettingsError(f"{run} was started otherwise: {listed}. Set it back, or take another --runs folder.")
 
     def rate(self, step: int, done: float | None = None) -> float:
         """Learning rate of a step: linear start, constant, cosine decay.
@@ -243,9 +323,9 @@ def validation_scores(model: nn.Module, batches: Sequence[Batch]) -> dict[str, f
     }
 
 
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _tuples(value: Any) -> Any:
     """TOML knows lists only."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def build_network(configuration: Configuration) -> PrimalDual | PaperPrimalDual:
@@ -254,15 +334,22 @@ def build_network(configuration: Configuration) -> PrimalDual | PaperPrimalDual:
     Raises
     ------
     SettingsError
-        The architecture has an unknown setting.
+        The architecture has an unknown or a wrong setting.
     """
-    settings = _tuples(configuration.architecture)
+    what = f"architecture of {configuration.name}"
+    kind = PaperArchitecture if configuration.network == "paper" else Architecture
+    _refuse_misfits(what, configuration.architecture, get_type_hints(kind))
     try:
-        if configuration.network == "paper":
-            return PaperPrimalDual(PaperArchitecture(**settings))
-        return PrimalDual(Architecture(**settings))
+        architecture = kind(**{name: _tuples(value) for name, value in configuration.architecture.items()})
     except TypeError as error:
-        raise SettingsError(f"architecture of {configuration.name}: {error}.") from error
+        raise SettingsError(f"{what}: {error}.") from error
+    counts = ["iterations", "n_primal", "n_dual", "dual_features", "dual_layers"]
+    widths = getattr(architecture, "primal_features", (1,))
+    if min(len(widths), *widths, *(getattr(architecture, name, 1) for name in counts)) < 1:
+        raise SettingsError(f"{what}: iterations, layers and features must be at least 1, and there must be features.")
+    if isinstance(architecture, PaperArchitecture):
+        return PaperPrimalDual(architecture)
+    return PrimalDual(architecture)
 
 
 def build_simulator(
@@ -273,18 +360,23 @@ def build_simulator(
     Raises
     ------
     SettingsError
-        The simulation has an unknown setting.
+        The simulation has an unknown or a wrong setting.
     """
-    settings: dict[str, Any] = {"batch": configuration.batch} | _tuples(configuration.simulation) | changes
+    what = f"simulation of {configuration.name}"
     paper = configuration.network == "paper"
+    kinds: dict[str, type[Any]] = {
+        "radial": PaperRadialSimulator if paper else RadialSimulator,
+        "cartesian": CartesianSimulator,
+        "fan-beam": FanBeamSimulator,
+    }
+    kind = kinds[configuration.geometry]
+    own = {"paper": paper} if kind is FanBeamSimulator else {}
+    settings = {"batch": configuration.batch} | configuration.simulation | changes
+    _refuse_misfits(what, settings, get_type_hints(kind.__init__))
     try:
-        if configuration.geometry == "fan-beam":
-            return FanBeamSimulator(images, weights, paper=paper, **settings)
-        if configuration.geometry == "cartesian":
-            return CartesianSimulator(images, weights, **settings)
-        return (PaperRadialSimulator if paper else RadialSimulator)(images, weights, **settings)
+        return kind(images, weights, **own, **{name: _tuples(value) for name, value in settings.items()})
     except TypeError as error:
-        raise SettingsError(f"simulation of {configuration.name}: {error}.") from error
+        raise SettingsError(f"{what}: {error}.") from error
 
 
 def validation_kinds(configuration: Configuration) -> dict[str, dict[str, Any]]:
@@ -409,6 +501,8 @@ class Trainer:
 
         Raises
         ------
+        SettingsError
+            The run was started with other settings than those that may change.
         WeightsError
             The folder holds no checkpoint.
         """
@@ -416,6 +510,8 @@ class Trainer:
         if not file.is_file():
             raise WeightsError(f"nothing to resume: {file} does not exist.")
         state = torch.load(file, map_location=self.device, weights_only=True)
+        fixed = [item.name for item in fields(Configuration) if item.name not in FREE]
+        self.configuration.refuse_changes(state["configuration"], fixed, self.folder)
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         self.optimiser.load_state_dict(state["optimiser"])

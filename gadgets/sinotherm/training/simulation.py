@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sinotherm.core.geometry import GOLDEN_ANGLE, RadialSampling
+from sinotherm.errors import SettingsError
 from sinotherm.networks.cartesian import CartesianLines
 from sinotherm.networks.fan_beam import FanBeamSinogram, RealFanBeamSinogram
 from sinotherm.networks.paper import MagnitudeSinogram
@@ -286,6 +287,11 @@ class RadialSimulator(ObjectSource):
         Numbers of coils and sizes, and how often each is drawn.
     spokes, snr
         Lowest and highest; spokes are drawn from sixteen numbers, even in their logarithm.
+
+    Raises
+    ------
+    SettingsError
+        Numbers and how often they are drawn do not go together, or there are no spokes.
     """
 
     def __init__(
@@ -305,6 +311,13 @@ class RadialSimulator(ObjectSource):
         device: str = "cpu",
     ) -> None:
         super().__init__(images, weights, batch=batch, device=device)
+        for name, numbers, often in (("coil", coils, coil_weights), ("size", sizes, size_weights)):
+            if len(numbers) != len(often) or min(numbers, default=0) < 1 or min(often) < 0 or sum(often) <= 0:
+                raise SettingsError(
+                    f"{name}s = {numbers} with {name}_weights = {often}: each needs a weight, not all of them 0."
+                )
+        if not 1 <= spokes[0] <= spokes[1]:
+            raise SettingsError(f"spokes = {spokes}; the lowest must be at least 1, and the highest no less.")
         self.paper = paper
         self.heating = heating
         self.coils, self.coil_weights = coils, np.array(coil_weights) / sum(coil_weights)
