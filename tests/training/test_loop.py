@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from sinotherm.cli.train import command
 from sinotherm.errors import DataError, SettingsError, WeightsError
-from sinotherm.networks.weights import load_network
+from sinotherm.networks.weights import SHIPPED, ModelCard, load_network, save_network
 from sinotherm.training.loop import (
     CONFIGS,
     Configuration,
@@ -27,7 +28,7 @@ from sinotherm.training.loop import (
     validation_scores,
 )
 from sinotherm.training.losses import complex_l1, image_loss, phase_loss, structural_similarity
-from sinotherm.training.packaging import package_run
+from sinotherm.training.packaging import package_run, valid_range
 
 CONFIG = """
 name = "tiny"
@@ -208,6 +209,9 @@ def test_command_trains_resumes_packages_and_starts_from_weights(data, config, t
     _, card = load_network(runs / "tiny" / "tiny.safetensors")
     assert card.valid.spokes == (8, 12)
     assert card.valid.pixels == (32, 32)
+    assert card.guard.spokes == (8, 9, 10, 12)
+    assert all(0 < limit < 15 for limit in (*card.guard.held_out, *card.guard.spoke))
+    assert 0 < card.metrics["real, by set"]["heads"]["ssim"] < 1
     assert card.training["steps_in_all"] == 6
     assert 0 < card.metrics["real_ssim"] < 1
     elsewhere = [str(config), "--data", str(data), "--runs", str(tmp_path / "other")]
@@ -224,6 +228,61 @@ def test_weights_that_do_not_fit_are_refused(data, config, tmp_path, small):
     wide = Configuration.read(config, architecture={"iterations": 2, "primal_features": [8, 8]})
     with pytest.raises(WeightsError, match="do not fit"):
         Trainer(wide, tmp_path / "wide", data).start_from(path)
+
+
+def test_what_is_packaged_is_what_was_trained(data, config, tmp_path, small):
+    Trainer(Configuration.read(config, steps=2, decay=1), tmp_path / "run", data).run()
+    for changes in (
+        {"architecture": {"iterations": 2, "primal_features": [8, 8]}},
+        {"simulation": {"sizes": [32], "size_weights": [1.0]}},
+        {"data": {"necks": 1.0}},
+    ):
+        with pytest.raises(SettingsError, match=f"{next(iter(changes))} was"):
+            package_run(Configuration.read(config, **changes), tmp_path / "run")
+    # How it was trained is the run's to say.
+    path = package_run(Configuration.read(config, batch=7), tmp_path / "run")
+    assert load_network(path)[1].training["batch"] == 2
+
+
+def test_the_error_of_a_change_is_never_lost(data, config, tmp_path, small):
+    config.write_text(CONFIG.replace("memory = 2", "memory = 2\nreference = true") + "heating = true\npaper = 0.0\n")
+    configuration = Configuration.read(config, steps=2, decay=1)
+    fresh = Trainer(configuration, tmp_path / "fresh", data)
+    fresh.run()
+    path = package_run(configuration, tmp_path / "fresh")
+    card = load_network(path)[1]
+    assert card.change_error == (1.0, 1.0)
+    assert "not fitted" in card.notes[-1]
+    save_network(load_network(path)[0], path, dataclasses.replace(card, change_error=(0.02, 0.9)))
+    on = Trainer(configuration, tmp_path / "on", data)
+    on.start_from(path)
+    on.run(until=1)
+    on.save()
+    again = Trainer(configuration, tmp_path / "on", data)
+    again.resume()
+    again.run()
+    card = load_network(package_run(configuration, tmp_path / "on"))[1]
+    assert card.change_error == (0.02, 0.9)
+    assert card.notes[-1] == "The error of a change is that of tiny, from which the training started."
+
+
+def test_a_card_claims_no_more_than_was_trained(data, config, tmp_path, small):
+    Trainer(Configuration.read(config, steps=2, decay=1), tmp_path / "run", data).run()
+    narrow = Configuration.read(config, valid={"spokes": [9, 12]})
+    assert load_network(package_run(narrow, tmp_path / "run"))[1].valid.spokes == (9, 12)
+    with pytest.raises(SettingsError, match="claims coils 1 to 8 and trains 1 to 2"):
+        package_run(Configuration.read(config, valid={"coils": [1, 8]}), tmp_path / "run")
+    with pytest.raises(SettingsError, match="may claim spokes, coils and pixels"):
+        Configuration.read(config, valid={"snr": [1, 2]})
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.json")), ids=lambda file: file.stem)
+def test_shipped_cards_state_what_their_configurations_train(file):
+    card = ModelCard.parse(file.read_text())
+    assert valid_range(Configuration.read(file.stem)) == card.valid
+    assert card.as_json() == file.read_text()
+    assert card.as_markdown() == file.with_suffix(".md").read_text()
+    assert any("docs/" in note for note in card.notes)
 
 
 def test_nothing_to_resume_or_package_is_an_error(data, config, tmp_path, small):

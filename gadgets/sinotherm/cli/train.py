@@ -31,7 +31,7 @@ def command(
     package: Annotated[
         bool,
         typer.Option(
-            "--package", help="Only write the run's best weights with their model card and the guard's limits."
+            "--package", help="Only write the run's best weights with their model card, scores and guard limits."
         ),
     ] = False,
 ) -> None:
@@ -40,16 +40,19 @@ def command(
 
     from sinotherm.errors import SettingsError
     from sinotherm.training.loop import Configuration, Trainer, load_images
-    from sinotherm.training.packaging import calibrate_guard, package_run
+    from sinotherm.training.packaging import calibrate_guard, package_run, score_sets
 
     if threads is not None:
         torch.set_num_threads(threads)
     changes = {"steps": steps, "decay": decay, "minutes": minutes, "batch": batch}
     chosen = Configuration.read(configuration, **{name: value for name, value in changes.items() if value is not None})
     if package:
+        # Images that are missing show before weights without a guard are written.
+        held = load_images(data, chosen.data, "val")
         path = package_run(chosen, runs / chosen.name)
         if chosen.geometry == "radial" and chosen.network == "primal-dual":
-            calibrate_guard(path, *load_images(data, chosen.data, "val"))
+            calibrate_guard(chosen, path, *held)
+        score_sets(chosen, path, data)
         typer.echo(path)
         return
     if resume and init:

@@ -33,9 +33,9 @@ class ValidRange:
     Attributes
     ----------
     spokes, coils, pixels
-        Spokes of a frame, coils after compression, rows and columns.
+        Spokes of a frame (views, lines), coils after compression, rows and columns.
     snr
-        As in the evaluation protocol: |S|/SD in the combined reconstruction of 402 spokes.
+        As in the evaluation protocol: |S|/SD in the combined reconstruction of 402 spokes; 1e9 is no noise.
     fov_m
         Field of view, m.
     """
@@ -148,6 +148,8 @@ class ModelCard:
             "Metrics": self.metrics,
             "Architecture": self.architecture,
         }
+        if not any(self.change_error):
+            del tables["Error of a change"]
         for title, rows in tables.items():
             lines += [f"## {title}", ""]
             plain = {name: value for name, value in rows.items() if not isinstance(value, Mapping)}

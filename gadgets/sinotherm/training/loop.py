@@ -47,6 +47,7 @@ __all__ = [
     "load_images",
     "own_device",
     "validation_kinds",
+    "validation_scans",
     "validation_scores",
 ]
 
@@ -120,6 +121,9 @@ class Configuration:
     minutes
         Instead of by steps, the run ends after this time, and the learning rate decays over the same
         fraction of it: for comparisons at equal time. Such a run does not resume to the same numbers.
+    valid
+        Lowest and highest spokes, coils or pixels that the model card shall claim, where that is less than what
+        the simulation draws.
     architecture, simulation
         Settings of the network's architecture and of the geometry's simulator.
 
@@ -148,6 +152,7 @@ class Configuration:
     checkpoint: int = 100
     seed: int = 1
     minutes: float = 0.0
+    valid: dict[str, tuple[float, float]] = field(default_factory=dict)
     architecture: dict[str, Any] = field(default_factory=dict)
     simulation: dict[str, Any] = field(default_factory=dict)
 
@@ -161,6 +166,8 @@ class Configuration:
             raise SettingsError(f"{what}: decay = {self.decay} is more than steps = {self.steps}: give both.")
         if any(share <= 0 for share in self.data.values()):
             raise SettingsError(f"{what}: data = {self.data}; every share must be above 0.")
+        if not {"spokes", "coils", "pixels"}.issuperset(self.valid):
+            raise SettingsError(f"{what}: valid = {self.valid}; it may claim spokes, coils and pixels.")
         if self.network == "paper" and self.geometry == "cartesian":
             raise SettingsError(f"{what}: the papers' networks know radial and fan-beam data only.")
         if bool(self.architecture.get("reference")) != bool(self.simulation.get("heating")):
@@ -395,6 +402,18 @@ def validation_kinds(configuration: Configuration) -> dict[str, dict[str, Any]]:
     return kinds if configuration.simulation.get("heating") else {"paper": common | {"paper": 1.0}} | kinds
 
 
+def validation_scans(
+    configuration: Configuration, images: np.ndarray, weights: np.ndarray, device: str = "cpu"
+) -> dict[str, list[Batch]]:
+    """Return the same sixteen scans of each validation kind every time: name → batches."""
+
+    def scans(changes: Mapping[str, Any]) -> list[Batch]:
+        simulator = build_simulator(configuration, images, weights, batch=4, device=device, **changes)
+        return [simulator.sample(torch.Generator(device).manual_seed(77 + i)) for i in range(4)]
+
+    return {name: scans(changes) for name, changes in validation_kinds(configuration).items()}
+
+
 def own_device(device: str) -> torch.device:
     """Return the device of this process: where several share a machine, the GPU of its ``LOCAL_RANK``.
 
@@ -452,15 +471,9 @@ class Trainer:
         self.step = 0
         self.cpu_hours = 0.0
         self.best = -math.inf
+        self.origin: dict[str, Any] = {}
         self.simulator = build_simulator(c, *self._images(images, "train"), device=str(self.device))
-        held = self._images(images, "val")
-        self.scenes = {
-            name: [
-                build_simulator(c, *held, batch=4, device=str(self.device), **kind).sample(self._random(77 + i))
-                for i in range(4)
-            ]
-            for name, kind in validation_kinds(c).items()
-        }
+        self.scenes = validation_scans(c, *self._images(images, "val"), device=str(self.device))
 
     def _random(self, seed: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(seed)
@@ -490,6 +503,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "cpu_hours": self.cpu_hours,
+            "origin": self.origin,
             "configuration": asdict(self.configuration),
         }
         target = self.folder / "last.pt"
@@ -516,6 +530,7 @@ class Trainer:
         self.average = state["average"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best, self.cpu_hours = state["step"], state["best"], state["cpu_hours"]
+        self.origin = state.get("origin", {})
 
     def start_from(self, weights: str | Path) -> None:
         """Start from weights (name or file) with a fresh optimiser.
@@ -531,6 +546,7 @@ class Trainer:
         except RuntimeError as error:
             raise WeightsError(f"weights {card.name} do not fit {self.configuration.name}: {error}.") from error
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.origin = {"weights": card.name, "change_error": list(card.change_error)}
 
     def run(self, *, until: int | None = None, report: Callable[[int, float], None] | None = None) -> None:
         """Train up to the configured number of steps, or to step ``until``, or for the configured time.
@@ -655,7 +671,11 @@ class Trainer:
         if float(np.mean(score)) > self.best:
             self.best = float(np.mean(score))
             save_file({k: v.contiguous() for k, v in self.average.items()}, self.folder / "best.safetensors")
-            about = {"device": self._device_name(), "configuration": asdict(self.configuration)}
+            about = {
+                "device": self._device_name(),
+                "origin": self.origin,
+                "configuration": asdict(self.configuration),
+            }
             (self.folder / "run.json").write_text(json.dumps(row | about))
         log.info("step %d: %s", self.step, {k: {n: round(v, 4) for n, v in s.items()} for k, s in scores.items()})
         return scores

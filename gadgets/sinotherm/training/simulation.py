@@ -312,10 +312,8 @@ class RadialSimulator(ObjectSource):
     ) -> None:
         super().__init__(images, weights, batch=batch, device=device)
         for name, numbers, often in (("coil", coils, coil_weights), ("size", sizes, size_weights)):
-            if len(numbers) != len(often) or min(numbers, default=0) < 1 or min(often) < 0 or sum(often) <= 0:
-                raise SettingsError(
-                    f"{name}s = {numbers} with {name}_weights = {often}: each needs a weight, not all of them 0."
-                )
+            if len(numbers) != len(often) or min(numbers, default=0) < 1 or min(often) <= 0:
+                raise SettingsError(f"{name}s = {numbers} with {name}_weights = {often}: each needs a weight above 0.")
         if not 1 <= spokes[0] <= spokes[1]:
             raise SettingsError(f"spokes = {spokes}; the lowest must be at least 1, and the highest no less.")
         self.paper = paper
