@@ -21,6 +21,9 @@ def stages(monkeypatch):
 
     class Settings(StageSettings):
         mark: int = setting(0, "A mark.", ge=0)
+        by: str = setting("auto", "What ends a frame.")
+        spokes: int = setting(0, "Spokes.", ge=0)
+        window: int = setting(0, "Spokes of a window.", ge=0)
 
     def stand_in(name):
         def stage(items, scan, settings):
@@ -90,6 +93,32 @@ class TestShippedPipelines:
     def test_another_method_over_the_file(self):
         pipeline = load_pipeline("radial_fbp").with_values({"reconstruction": {"method": "cg_sense"}})
         assert pipeline.chains[0].stages[5][0] == "cg_sense"
+
+
+class TestFirstFrame:
+    def spokes(self, **values):
+        chain = compose("reconstruct", values)
+        return tuple(settings.spokes for name, _, settings in chain.stages if name in ("compression", "delay"))
+
+    @pytest.mark.parametrize(
+        ("frames", "n"),
+        [
+            ({}, 0),
+            ({"spokes": "40"}, 40),
+            ({"by": "count", "spokes": "40", "window": "34"}, 40),
+            ({"by": "index", "spokes": "40"}, 40),
+            ({"window": "34", "stride": "17"}, 34),
+            ({"by": "window", "spokes": "40", "window": "34"}, 34),
+            ({"by": "flags", "spokes": "40"}, 0),
+            ({"spokes": "5"}, 16),
+        ],
+    )
+    def test_what_waits_for_it_knows_the_frame_that_is_asked_for(self, frames, n):
+        assert self.spokes(frames=frames) == (n, n)
+
+    def test_what_is_set_stays(self):
+        frames = {"spokes": "40"}
+        assert self.spokes(frames=frames, delay={"spokes": "30"}, compression={"spokes": "0"}) == (40, 30)
 
 
 class TestNetworkWithThermometry:

@@ -45,6 +45,10 @@ Handler: TypeAlias = Callable[[ScanHeader, Iterator[Item]], Iterator[Item]]
 THERMOMETRY_NETWORK: Final = "pdunet-thermo"
 """Weights of the network where thermometry follows it."""
 
+_FIRST_FRAME: Final = ("compression", "delay")
+"""Stages that decide on the first frame and hold it back until then."""
+_LEAST_SPOKES: Final = 16
+"""From a dozen spokes on the gradient delay comes out to 0.03 samples, from ten to a tenth."""
 _LAST_STAGES: Final = ("publish", "images")
 
 
@@ -220,11 +224,30 @@ def compose(target: str, values: Values) -> Chain:
             used |= {f"{stage}.{name}": str(value) for name, value in settings.items()}
     if method == "pdunet" and "thermometry" in names:
         given = _with_thermometry(given)
+    if "frames" in names:
+        given = _with_first_frame(given)
     stages = []
     for name in names:
         module = stage_module(name)
         stages.append((name, module, module.Settings.parse(name, given.get(name, {}))))
     return Chain(target=target, stages=tuple(stages), values=used)
+
+
+def _with_first_frame(given: Values) -> Values:
+    """Return the settings with the spokes of a frame where a stage that waits for the first one has none of its own.
+
+    The header's frame may be longer by far than the one that is asked for, whose image would be late by the rest.
+    """
+    frames = stage_module("frames").Settings.parse("frames", given.get("frames", {}))
+    window = frames.window if frames.by in ("auto", "window") else 0
+    n_spokes = window or (frames.spokes if frames.by != "flags" else 0)
+    decided = {"spokes": str(max(n_spokes, _LEAST_SPOKES))}
+    waiting = [
+        name
+        for name in _FIRST_FRAME
+        if n_spokes and not stage_module(name).Settings.parse(name, given.get(name, {})).spokes
+    ]
+    return {**given, **{name: {**given.get(name, {}), **decided} for name in waiting}}
 
 
 def _with_thermometry(given: Values) -> Values:
