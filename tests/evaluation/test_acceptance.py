@@ -13,6 +13,7 @@ from sinotherm.core.geometry import spoke_angles
 from sinotherm.core.scan import Spoke
 from sinotherm.errors import SpokeError
 from sinotherm.evaluation.acceptance import coil_rows, delay_rows
+from sinotherm.frames.delay import GradientDelay
 from sinotherm.frames.whitening import is_noise
 from sinotherm.simulation.mrd import simulate
 from sinotherm.simulation.protocol import Protocol
@@ -46,6 +47,17 @@ def test_large_delays_fail_and_opposed_spokes_are_shown_beside():
     assert [row["method"] for row in rows].count("opposed") == 1
     assert rows[-1]["x_samples"] == pytest.approx(1.8, abs=0.1)
     assert not any(row["passed"] for row in rows)
+
+
+def test_delays_that_the_trajectory_states_are_none():
+    delay = GradientDelay(x=1.8, y=1.8)
+    spokes = [
+        dataclasses.replace(one, shift=delay.shift(one.angle_rad, one.sampling))
+        for one in spokes_of("uniform360", (1.8, 1.8, 0.0))
+    ]
+    rows = delay_rows(spokes)
+    assert [row["passed"] for row in rows] == [True] * 6
+    assert max(abs(row["x_samples"]) for row in rows) < 0.05
 
 
 def test_a_delay_that_changes_during_the_scan_fails():

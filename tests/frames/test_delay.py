@@ -51,6 +51,22 @@ def test_phase_slope_of_opposed_spokes(delay, model):
     assert error(opposed_delay(data, angles, sampling, model=model), (delay, delay, 0.0)) <= 0.05
 
 
+@pytest.mark.parametrize("estimate", [ring_delay, opposed_delay])
+def test_the_delay_comes_on_top_of_where_each_spoke_is_stated(estimate):
+    angles = spoke_angles("uniform360", 32)
+    stated = np.random.default_rng(1).uniform(-1.5, 1.5, 32)
+    scans = [
+        ellipse_scan(64, angles[i : i + 1], n_coils=3, delay=(0.6 + own, 0.6 + own, 0.0))
+        for i, own in enumerate(stated)
+    ]
+    sampling = scans[0][1]
+    shifts = np.array(
+        [GradientDelay(x=own, y=own).shift(angle, sampling) for own, angle in zip(stated, angles, strict=True)]
+    )
+    data = np.concatenate([one for one, _ in scans], axis=1)
+    assert error(estimate(data, angles, sampling, shifts=shifts), (0.6, 0.6, 0.0)) <= 0.02
+
+
 def test_a_common_phase_of_a_spoke_does_not_move_the_phase_slope():
     angles = spoke_angles("uniform360", 32)
     data, sampling = ellipse_scan(64, angles, n_coils=2, delay=(1.0, 1.0, 0.0))

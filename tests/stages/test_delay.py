@@ -96,6 +96,8 @@ def test_given_and_off():
     np.testing.assert_allclose(two.shift, shift_of(two, (0.5, 1.0, 0.2)))
     with pytest.raises(SettingsError, match=r"delay\.given"):
         run(spokes, mode="given")
+    with pytest.raises(SettingsError, match=r"delay\.given .*finite"):
+        Settings.parse("delay", {"mode": "given", "given": "0.5,nan"})
 
 
 def test_what_cannot_be_estimated_is_said_and_left_alone(caplog):
@@ -111,14 +113,32 @@ def test_what_cannot_be_estimated_is_said_and_left_alone(caplog):
     np.testing.assert_allclose([s.shift for s in out], 0.0)
 
 
-def test_a_miss_of_the_centre_is_said(caplog):
-    with caplog.at_level(logging.WARNING):
-        run(scan(50, (2.0, -1.0, 0.0)))
-    assert "miss the centre of k-space by up to 1.5 samples" in caplog.text
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        run(scan(50, (2.0, 2.0, 0.0)))
-    assert "miss" not in caplog.text
+def stated(spokes, delay):
+    return [dataclasses.replace(s, shift=tuple(shift_of(s, delay))) for s in spokes]
+
+
+def test_the_estimate_comes_on_top_of_what_the_trajectory_states():
+    delay, known = (2.0, -1.0, 0.2), (1.5, -0.2, -0.1)
+    spokes = scan(40, delay)
+    for model in ("anisotropic", "isotropic"):
+        right = run(stated(spokes, delay), model=model)
+        assert right[0].calibration["gradient_delay_samples"] == (0.0, 0.0, 0.0)
+        for spoke in right:
+            np.testing.assert_allclose(spoke.shift, shift_of(spoke, delay), atol=1e-12)
+    part = run(stated(spokes, known))
+    np.testing.assert_allclose(part[0].calibration["gradient_delay_samples"], (0.5, -0.8, 0.3), atol=0.02)
+    for spoke in part:
+        np.testing.assert_allclose(spoke.shift, shift_of(spoke, delay), atol=0.02 * spoke.sampling.spacing)
+    (one, *_) = run(stated(spokes, known), mode="given", given=(0.5, -0.8, 0.3))
+    np.testing.assert_allclose(one.shift, shift_of(one, delay))
+
+
+@pytest.mark.parametrize("values", [{"method": "opposed"}, {"limit": 0.1}, {"mode": "given", "given": "0"}])
+def test_no_delay_leaves_spokes_where_the_trajectory_states_them(values):
+    known = (1.5, -0.2, -0.1)
+    for spoke in run(stated(scan(24, (2.0, -1.0, 0.2)), known), **values):
+        np.testing.assert_allclose(spoke.shift, shift_of(spoke, known))
+        assert spoke.calibration["gradient_delay_samples"] == (0.0, 0.0, 0.0)
 
 
 def test_opposed_spokes():

@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 
 import numpy as np
 import pytest
@@ -189,3 +190,20 @@ def test_spokes_are_added_when_they_come_and_late_ones_with_their_frame(monkeypa
     (image,) = images(in_frames(spokes, 6, 6))
     assert added == [0, 2, 3, 5]
     assert relative_error(image.data[:, 0], truth(Frame(spokes=tuple(spokes), number=0))) < 5e-4
+
+
+def test_a_miss_of_the_centre_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    def moved(x: float, y: float) -> list[Spoke | Frame]:
+        spokes = [
+            dataclasses.replace(s, shift=(-x * np.cos(s.angle_rad) / READOUT, -y * np.sin(s.angle_rad) / READOUT))
+            for s in live(40)
+        ]
+        return in_frames(spokes, 20, 20)
+
+    for module, values in ((fbp, {"weights": "gaps"}), (gridding, {})):
+        images(moved(2.0, -1.0), module=module, **values)
+    images(moved(2.0, 2.0))
+    assert "miss" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        images(moved(2.0, -1.0))
+    assert caplog.text.count("miss the centre of k-space by up to 1.5 samples") == 1

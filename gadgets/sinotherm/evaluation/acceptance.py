@@ -38,7 +38,7 @@ STREAK_LIMIT: Final = 2.0
 
 
 def delay_rows(spokes: Sequence[Spoke]) -> list[dict[str, Any]]:
-    """Return the gradient delay of the scan and of its parts, one row each.
+    """Return the gradient delay of the scan and of its parts beyond what its trajectory states, one row each.
 
     Parameters
     ----------
@@ -51,6 +51,7 @@ def delay_rows(spokes: Sequence[Spoke]) -> list[dict[str, Any]]:
         The spokes do not cross.
     """
     data, angles = stacked(spokes)
+    shifts = np.array([spoke.shift for spoke in spokes])
     sampling, n = spokes[0].sampling, len(spokes)
     parts = {
         "all": slice(None),
@@ -59,11 +60,14 @@ def delay_rows(spokes: Sequence[Spoke]) -> list[dict[str, Any]]:
         "first half": slice(0, n // 2),
         "second half": slice(n // 2, None),
     }
-    found = {name: ring_delay(data[:, part], angles[part], sampling) for name, part in parts.items()}
+    found = {
+        name: ring_delay(data[:, part], angles[part], sampling, shifts=shifts[part]) for name, part in parts.items()
+    }
     whole = found["all"]
     rows = [_delay_row(name, "ring", n if name == "all" else n // 2, one, whole) for name, one in found.items()]
     if len(opposed_pairs(angles)) >= 3:
-        rows.append(_delay_row("all", "opposed", n, opposed_delay(data, angles, sampling), whole))
+        opposed = opposed_delay(data, angles, sampling, shifts=shifts)
+        rows.append(_delay_row("all", "opposed", n, opposed, whole))
     return rows
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from sinotherm.core.arrays import ComplexArray, FloatArray, FrameData, SpokeAngles
+from sinotherm.core.arrays import ComplexArray, FloatArray, FrameData, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import SpokeError
 
@@ -57,11 +57,6 @@ class GradientDelay:
     xy: float = 0.0
     mismatch: float = math.nan
 
-    @property
-    def across(self) -> float:
-        """Most by which any spoke misses the centre of k-space sideways, samples: (λ₁ − λ₂)/2 of D."""
-        return math.hypot((self.x - self.y) / 2.0, self.xy)
-
     def shift(self, angle_rad: float, sampling: RadialSampling) -> tuple[float, float]:
         """Return the k-space offset (kx, ky) of a spoke, cycles per pixel: −Δ·D·n."""
         cosine, sine = math.cos(angle_rad), math.sin(angle_rad)
@@ -77,6 +72,7 @@ def ring_delay(
     sampling: RadialSampling,
     *,
     model: DelayModel = "anisotropic",
+    shifts: SpokeShifts | None = None,
 ) -> GradientDelay:
     """Return the delay with which all spokes agree where they intersect (RING).
 
@@ -98,6 +94,8 @@ def ring_delay(
         float64 (spoke,), rad; any schedule with spokes that are not all parallel.
     model
         ``isotropic``: x = y and xy = 0.
+    shifts
+        float64 (spoke, 2), cycles per pixel: where the trajectory states the spokes; the delay comes on top.
 
     Raises
     ------
@@ -107,19 +105,20 @@ def ring_delay(
     pairs = _crossing_pairs(np.asarray(angles))
     if len(pairs) < 2:
         raise SpokeError(f"{len(angles)} spokes without two crossings: give the gradient delay or turn it off.")
+    stated = _in_samples(shifts, len(angles), sampling)
     virtual = _few_coils(data, sampling)
     values, slopes = _centre_of_spokes(virtual, sampling)
     if not np.any(values):
         raise SpokeError("the spokes carry no signal near k = 0: give the gradient delay or turn its estimation off.")
     basis = _basis(model)
-    coarse = _Crossings(values, slopes, angles, pairs[:: max(1, len(pairs) // _COARSE_PAIRS)], basis)
+    coarse = _Crossings(values, slopes, angles, stated, pairs[:: max(1, len(pairs) // _COARSE_PAIRS)], basis)
     grid = np.array(list(itertools.product(*([_COARSE_STEPS] * len(basis)))))
     order = np.argsort([coarse.mismatch(delays) for delays in grid])
     # A single coil has side minima: several starts, the best end counts.
     ends = [coarse.refine(grid[start]) for start in order[:_STARTS]]
-    crossings = _Crossings(values, slopes, angles, pairs, basis)
+    crossings = _Crossings(values, slopes, angles, stated, pairs, basis)
     found = crossings.refine(min(ends, key=coarse.mismatch))
-    found = _CentralFit(virtual, angles, sampling, basis, extent=_extent(data)).refine(found)
+    found = _CentralFit(virtual, angles, stated, sampling, basis, extent=_extent(data)).refine(found)
     x, y, xy = found @ basis
     return GradientDelay(x=float(x), y=float(y), xy=float(xy), mismatch=crossings.mismatch(found))
 
@@ -151,6 +150,7 @@ def opposed_delay(
     sampling: RadialSampling,
     *,
     model: DelayModel = "anisotropic",
+    shifts: SpokeShifts | None = None,
     tolerance: float = 1e-3,
 ) -> GradientDelay:
     """Return the delay from the phase slope between projections of spokes at θ and θ + 180°.
@@ -162,7 +162,7 @@ def opposed_delay(
 
     Parameters
     ----------
-    data, angles, sampling, model
+    data, angles, sampling, model, shifts
         As in `ring_delay`; the schedule must contain opposed spokes.
     tolerance
         Largest deviation from 180°, rad.
@@ -189,6 +189,9 @@ def opposed_delay(
     rows = np.arange(len(pairs))
     left, middle, right = (spectrum[rows, peak + k] for k in (-1, 0, 1))
     along = search[peak] + 0.5 * (left - right) / np.minimum(left - 2 * middle + right, -1e-30) / 64.0
+    directions = np.stack((np.cos(angles), np.sin(angles)), axis=-1)
+    ahead = np.sum(_in_samples(shifts, len(angles), sampling) * directions, axis=-1)
+    along += 0.5 * (ahead[first] + ahead[second])
     basis = _basis(model)
     theta = np.asarray(angles)[first]
     design = np.stack((np.cos(theta) ** 2, np.sin(theta) ** 2, np.sin(2 * theta)), axis=1) @ basis.T
@@ -204,6 +207,11 @@ def opposed_delay(
 def _basis(model: DelayModel) -> FloatArray:
     """Return the free directions in (x, y, xy), float64 (parameter, 3)."""
     return np.array([[1.0, 1.0, 0.0]]) if model == "isotropic" else np.eye(3)
+
+
+def _in_samples(shifts: SpokeShifts | None, n_spokes: int, sampling: RadialSampling) -> FloatArray:
+    """Return the stated shifts in samples, float64 (spoke, 2); zeros where none are stated."""
+    return np.zeros((n_spokes, 2)) if shifts is None else np.asarray(shifts, dtype=np.float64) / sampling.spacing
 
 
 def _crossing_pairs(angles: SpokeAngles) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -254,7 +262,14 @@ class _CentralFit:
     """How well one small image of each coil explains the samples around k = 0, as a function of the delays."""
 
     def __init__(
-        self, data: ComplexArray, angles: SpokeAngles, sampling: RadialSampling, basis: FloatArray, *, extent: float
+        self,
+        data: ComplexArray,
+        angles: SpokeAngles,
+        stated: FloatArray,
+        sampling: RadialSampling,
+        basis: FloatArray,
+        *,
+        extent: float,
     ) -> None:
         order = np.argsort(np.mod(angles, math.pi), kind="stable")
         kept = order[:: math.ceil(len(angles) / _MOST_SPOKES)]
@@ -266,14 +281,15 @@ class _CentralFit:
         self._values = values.reshape(len(values), -1).T.astype(np.complex128)
         chosen = np.asarray(angles)[kept]
         self._direction = np.repeat(np.stack((np.cos(chosen), np.sin(chosen)), axis=-1), len(index), axis=0)
-        self._along = np.tile(index - sampling.centre, len(kept))[:, None] * self._direction
+        self._stated = np.tile(index - sampling.centre, len(kept))[:, None] * self._direction
+        self._stated += np.repeat(stated[kept], len(index), axis=0)
         half = math.ceil(reach) + _CLEARANCE
         axis = (np.arange(2 * half) - half + 0.5) / (2 * half)
         y, x = np.meshgrid(axis, axis, indexing="ij")
         # At least the pixels around the middle: an object may be smaller than one.
         within = np.hypot(x, y) <= max(extent, 1.0 / (2 * half))
         self._place = np.stack((x[within], y[within]))
-        # (parameter, sample, 2): where each delay moves each sample, k = κ·n − D·n.
+        # (parameter, sample, 2): where each delay moves each sample, k = κ·n + s − D·n.
         self._moves = -np.einsum("pk,kij,sj->psi", basis, _ELEMENTS, self._direction)
 
     def refine(self, delays: FloatArray, iterations: int = 5) -> FloatArray:
@@ -286,7 +302,7 @@ class _CentralFit:
         if len(self._values) < 2 * self._place.shape[1]:
             return delays
         for _ in range(iterations):
-            points = self._along + np.einsum("p,psi->si", delays, self._moves)
+            points = self._stated + np.einsum("p,psi->si", delays, self._moves)
             model = np.exp(-2j * math.pi * (points @ self._place))
             normal = model.conj().T @ model
             normal[np.diag_indices_from(normal)] += _RIDGE * len(model)
@@ -316,6 +332,7 @@ class _Crossings:
         values: ComplexArray,
         slopes: ComplexArray,
         angles: SpokeAngles,
+        stated: FloatArray,
         pairs: np.ndarray[Any, np.dtype[np.int64]],
         basis: FloatArray,
     ) -> None:
@@ -323,9 +340,10 @@ class _Crossings:
         self._first, self._second = pairs.T
         one = np.stack((np.cos(angles[self._first]), np.sin(angles[self._first])))
         two = np.stack((np.cos(angles[self._second]), np.sin(angles[self._second])))
-        # κ₁·n₁ − D·n₁ = κ₂·n₂ − D·n₂ (in samples), so κ₁·n₁ − κ₂·n₂ = D·(n₁ − n₂).
-        gap = one - two
-        moved = np.einsum("pk,kij,jn->pin", basis, _ELEMENTS, gap)
+        # κ₁·n₁ + s₁ − D·n₁ = κ₂·n₂ + s₂ − D·n₂ (in samples), so κ₁·n₁ − κ₂·n₂ = D·(n₁ − n₂) − (s₁ − s₂).
+        moved = np.einsum("pk,kij,jn->pin", basis, _ELEMENTS, one - two)
+        # The last row is no delay: it counts once, whatever they are.
+        moved = np.concatenate((moved, (stated[self._second] - stated[self._first]).T[None]))
         sine = one[0] * two[1] - one[1] * two[0]
         self._along_first = (moved[:, 0] * two[1] - moved[:, 1] * two[0]) / sine
         self._along_second = (moved[:, 0] * one[1] - moved[:, 1] * one[0]) / sine
@@ -341,9 +359,10 @@ class _Crossings:
         return v0 + t * (v1 - v0) + t * (1 - t) * bend, m0 + t * (m1 - m0)
 
     def _pair(self, delays: FloatArray) -> tuple[tuple[ComplexArray, ComplexArray], tuple[ComplexArray, ComplexArray]]:
+        factors = np.append(delays, 1.0)
         return (
-            self._at(self._first, delays @ self._along_first),
-            self._at(self._second, delays @ self._along_second),
+            self._at(self._first, factors @ self._along_first),
+            self._at(self._second, factors @ self._along_second),
         )
 
     def mismatch(self, delays: FloatArray) -> float:
@@ -359,7 +378,7 @@ class _Crossings:
             jacobian = np.stack(
                 [
                     slope_one * first - slope_two * second
-                    for first, second in zip(self._along_first, self._along_second, strict=True)
+                    for first, second in zip(self._along_first[:-1], self._along_second[:-1], strict=True)
                 ]
             ).reshape(len(delays), -1)
             normal = np.real(np.conj(jacobian) @ jacobian.T)

@@ -18,8 +18,6 @@ __all__ = ["Settings", "stage"]
 logger = logging.getLogger(__name__)
 
 
-_WIDE_MISS: Final = 0.5
-"""Samples beside k = 0: one makes back-projection's error half as large again."""
 _RESOLUTION: Final = 0.02
 """Samples."""
 
@@ -31,20 +29,31 @@ class Settings(StageSettings):
         "auto", "Estimate the gradient delay from the first frame, take the given one, or leave it."
     )
     given: tuple[float, ...] = setting(
-        (), "Delays x, y[, xy] (one value: isotropic), positive = gradient late.", unit="samples", max_length=3
+        (),
+        "Delays x, y[, xy] (one value: isotropic) beyond the trajectory's, positive = gradient late.",
+        unit="samples",
+        max_length=3,
     )
     method: Literal["ring", "opposed"] = setting(
         "ring", "Crossings of the spokes (any schedule), or phase slope between opposed spokes."
     )
     model: Literal["isotropic", "anisotropic"] = setting("anisotropic", "One delay, or an ellipse of delays x, y, xy.")
-    spokes: int = setting(0, "Spokes to estimate from; 0: the first frame.", ge=0)
+    spokes: int = setting(
+        0,
+        "Spokes to estimate from; 0: the first frame, of 16 at least where frames.spokes or frames.window says so.",
+        ge=0,
+    )
     limit: float = setting(
-        3.5, "A larger estimate is taken for a failure, and no delay is applied.", unit="samples", gt=0.0, le=5.0
+        3.5,
+        "A larger estimate is taken for a failure, and spokes stay where their trajectory states them.",
+        unit="samples",
+        gt=0.0,
+        le=5.0,
     )
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
-    """Set ``Spoke.shift`` to where the late gradients have moved each spoke.
+    """Add to ``Spoke.shift`` where the late gradients have moved each spoke from where its trajectory states it.
 
     With ``auto`` the first frame is held back until its last spoke, so that it gets the same delay as
     all others (`sinotherm.frames.calibration`); with a stored baseline it gets the baseline's, at once. Each
@@ -64,12 +73,6 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     notes = {echo: _note(delay, settings) for echo, delay in delays.items()}
     for echo, note in notes.items():
         logger.info("gradient delay of echo %d: %s", echo, note)
-        if delays[echo].across > _WIDE_MISS:
-            logger.warning(
-                "echo %d: spokes miss the centre of k-space by up to %.1f samples; filtered back-projection, "
-                "which weighs each spoke by itself, is wrong there: take reconstruction.method = gridding or cg_sense",
-                *(echo, delays[echo].across),
-            )
     noted: dict[int, dict[str, Any]] = {}
     before: tuple[Any, Any] = (None, None)
     for item in released(held, items):
@@ -84,7 +87,9 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
                     }
                     for number, note in notes.items()
                 }
-            yield dataclasses.replace(item, shift=delays[echo].shift(item.angle_rad, item.sampling), **noted[echo])
+            late = delays[echo].shift(item.angle_rad, item.sampling)
+            shift = (item.shift[0] + late[0], item.shift[1] + late[1])
+            yield dataclasses.replace(item, shift=shift, **noted[echo])
         else:
             yield item
 
@@ -120,9 +125,10 @@ def _estimated(spokes: Sequence[Spoke], settings: Settings) -> dict[int, Gradien
                 planes.setdefault((spoke.slice, spoke.partition), []).append(spoke)
         plane = max(planes.values(), key=lambda found: sum(float(np.vdot(s.data, s.data).real) for s in found))
         data, angles = stacked(plane)
+        shifts = np.array([spoke.shift for spoke in plane])
         estimate = ring_delay if settings.method == "ring" else opposed_delay
         try:
-            delay = estimate(data, angles, plane[0].sampling, model=settings.model)
+            delay = estimate(data, angles, plane[0].sampling, model=settings.model, shifts=shifts)
         except SpokeError as error:
             logger.warning("no gradient delay applied: %s", error)
             delay = GradientDelay(x=0.0, y=0.0)

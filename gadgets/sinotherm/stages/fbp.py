@@ -14,6 +14,7 @@ from sinotherm.core.scan import Frame, Item, ScanHeader, Spoke
 from sinotherm.core.settings import setting
 from sinotherm.errors import SpokeError
 from sinotherm.operators.backprojection import BackProjector, Taps
+from sinotherm.operators.density import perpendicular_shift
 from sinotherm.stages.gridding import CoilMaps, Coils, CoilSource, FrameImager, Gridder, LinearSettings, image_shape
 
 __all__ = ["RunningImage", "Settings", "stage"]
@@ -23,9 +24,10 @@ logger = logging.getLogger(__name__)
 REFRESH: Final = 4096
 """Spokes taken away before a running sum is replaced by one without their rounding errors."""
 
-
 LATE_S: Final = 0.05
 """A spoke that has waited so long is left to its frame: batches take a third of the time a spoke."""
+_WIDE_MISS: Final = 0.5
+"""Samples beside k = 0: one makes back-projection's error half as large again."""
 
 
 class Settings(LinearSettings):
@@ -191,6 +193,17 @@ class RunningImage:
             )
 
 
+def _check_centre(frame: Frame) -> None:
+    """Warn where spokes miss the centre of k-space sideways, as unequal delays or the trajectory say."""
+    across = float(np.abs(perpendicular_shift(frame.angles(), frame.shifts())).max()) / frame.sampling.spacing
+    if across > _WIDE_MISS:
+        logger.warning(
+            "echo %d: spokes miss the centre of k-space by up to %.1f samples; filtered back-projection, "
+            "which weighs each spoke by itself, is wrong there: take reconstruction.method = gridding or cg_sense",
+            *(frame.echo, across),
+        )
+
+
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Swallow spokes and frames, yield the frames' images.
 
@@ -201,6 +214,7 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     shape = image_shape(scan)
     imager = FrameImager(scan, "fbp", settings)
     running: dict[tuple[int, int], RunningImage] = {}
+    checked: set[int] = set()
     early = scan.n_partitions == 1 and settings.weights == "equal"
     for item in items:
         if isinstance(item, Spoke | Frame):
@@ -209,6 +223,10 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
                 first = item if isinstance(item, Spoke) else item.spokes[0]
                 running[key] = RunningImage(first, shape, settings)
             if isinstance(item, Frame):
+                # With weights = gaps the frame is gridded, and its weights know.
+                if item.echo not in checked and settings.weights == "equal":
+                    checked.add(item.echo)
+                    _check_centre(item)
                 yield from imager.images(item, running[key].frame(item))
             elif early and monotonic() - item.received_s < LATE_S:  # a file's NaN compares false
                 running[key].add(item)
