@@ -1,18 +1,26 @@
+import dataclasses
+import logging
+
 import numpy as np
 import pytest
 
 from direct_radial import ellipse_scan
 from sinotherm.core.geometry import spoke_angles
 from sinotherm.core.scan import EncodingSpace, ScanHeader, Spoke
+from sinotherm.errors import BaselineError
 from sinotherm.stages.compression import Settings, stage
 
 N = 32
 
 
-def run(items, **values):
+def staged(items, *, estimates=None, **values):
     space = EncodingSpace(matrix=(N, N, 1), fov_m=(0.3, 0.3, 0.005))
-    header = ScanHeader(encoded=space, recon=space, trajectory="radial", spokes_per_frame=12)
-    return list(stage(iter(items), header, Settings(**values)))
+    header = ScanHeader(encoded=space, recon=space, trajectory="radial", spokes_per_frame=12, estimates=estimates or {})
+    return stage(iter(items), header, Settings(**values))
+
+
+def run(items, **values):
+    return list(staged(items, **values))
 
 
 def scan(n_spokes=24, n_coils=12, streaky=None):
@@ -64,9 +72,100 @@ def test_few_coils_and_off_change_nothing():
     assert run([]) == []
 
 
-def test_streak_prone_coil_is_named_and_counts_less():
-    spokes = scan(streaky=3)
-    (first, *_) = run(spokes, coils=6)
+def whitened(spokes, seed=0):
+    """The spokes with coupled coils and noise, whitened as by a noise scan, and the factor of its covariance."""
+    n_coils = len(spokes[0].data)
+    rng = np.random.default_rng(seed)
+    coupling = np.eye(n_coils) + 0.3 * rng.standard_normal((n_coils, n_coils))
+    products = (coupling @ coupling.T).astype(np.complex128) * 1000
+    estimates = {"noise_products": products, "noise_readout": np.array([5.0, 1000])}
+    factor = np.linalg.cholesky(products / 1000)
+    return [
+        dataclasses.replace(s, data=np.linalg.solve(factor, s.data).astype(np.complex64), estimates=estimates)
+        for s in spokes
+    ], factor
+
+
+@pytest.mark.parametrize(("n_coils", "left"), [(4, 3), (8, 7), (12, 8)])
+@pytest.mark.parametrize("white", [False, True])
+@pytest.mark.parametrize("method", ["svd", "region"])
+def test_streak_prone_coil_is_left_out_as_if_it_were_not_there(n_coils, left, white, method, caplog):
+    spokes, factor = scan(n_coils=n_coils, streaky=3), np.eye(n_coils)
+    if white:
+        spokes, factor = whitened(spokes)
+    with caplog.at_level(logging.WARNING):
+        out = run(spokes, method=method)
+    assert f"coils 3 of {n_coils} are left out" in caplog.text
+    note = out[0].calibration
+    assert note["streak_prone_coils"] == (3,)
+    assert note["coil_compression_coils"] == (n_coils, left)
+    matrix = out[0].estimates["coil_compression"]
+    np.testing.assert_allclose(matrix @ matrix.conj().T, np.eye(left), atol=1e-5)
+    # Nothing of it is left, whatever it sees.
+    np.testing.assert_allclose(matrix @ np.linalg.inv(factor)[:, 3], 0.0, atol=1e-5)
+    np.testing.assert_array_equal(out[-1].data, matrix @ spokes[-1].data)
+    kept = run(spokes, method=method, streak_limit=0.0)
+    assert "streak_prone_coils" not in kept[0].calibration
+    assert len(kept[0].data) == min(n_coils, 8)
+
+
+def test_the_plane_with_the_most_signal_tells(caplog):
+    spokes = scan(streaky=3, n_coils=8)
+    weak = [dataclasses.replace(s, data=1e-3 * s.data[::-1], slice=1) for s in spokes]
+    (first, *_) = run([s for pair in zip(weak, spokes, strict=True) for s in pair])
     assert first.calibration["streak_prone_coils"] == (3,)
-    (other, *_) = run(spokes, coils=6, streak_limit=0.0)
-    assert "streak_prone_coils" not in other.calibration
+
+
+@pytest.mark.parametrize("white", [False, True])
+def test_a_scan_without_streaks_is_untouched(white):
+    spokes = scan(n_coils=8)
+    if white:
+        spokes, _ = whitened(spokes)
+    assert all(one is other for one, other in zip(run(spokes), spokes, strict=True))
+
+
+def test_how_long_spokes_wait():
+    taken = []
+
+    def live(spokes):
+        for spoke in spokes:
+            taken.append(spoke.index)
+            yield spoke
+
+    few, many = scan(n_coils=8), scan()
+    for spokes, values, waited in (
+        (few, {}, 12),
+        (scan(n_coils=8, streaky=3), {}, 12),
+        (few, {"streak_limit": 0.0}, 1),
+        (few, {"estimates": {(0, 0): {}}}, 1),
+        (few, {"method": "off"}, 1),
+        (many, {"streak_limit": 0.0}, 12),
+    ):
+        taken.clear()
+        for number, spoke in enumerate(staged(live(spokes), **values)):
+            assert spoke.index == number
+            assert len(taken) == max(waited, number + 1)
+
+
+def test_what_comes_before_the_first_spoke_does_not_wait():
+    def live():
+        yield "text"
+        raise AssertionError("asked for more before the text was out")
+
+    assert next(staged(live())) == "text"
+
+
+def test_a_stored_baseline_tells_which_coils_are_left_out(caplog):
+    spokes = scan(n_coils=8, streaky=3)
+    whole = run(spokes)
+    estimates = {(0, 0): whole[0].estimates}
+    caplog.clear()
+    rest = run(spokes[12:], estimates=estimates)
+    assert not caplog.text
+    for one, other in zip(rest, whole[12:], strict=True):
+        np.testing.assert_array_equal(one.data, other.data)
+        assert one.calibration["coil_compression_coils"] == other.calibration["coil_compression_coils"] == (8, 7)
+    # One without such a coil keeps them all.
+    assert run(spokes, estimates={(0, 0): {"other": np.ones(1)}}) == spokes
+    with pytest.raises(BaselineError, match="its coils: 8, of this scan: 6"):
+        run(scan(n_coils=6), estimates=estimates)

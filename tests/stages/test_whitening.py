@@ -142,3 +142,15 @@ def test_correlation_of_the_coils(rng, mixing):
     covariance = mixing @ mixing.conj().T
     sd = np.sqrt(np.diag(covariance).real)
     np.testing.assert_allclose(noise.correlation(), covariance / np.outer(sd, sd), atol=0.02)
+
+
+def test_mixing_undoes_whitening_and_levels_the_noise(rng, mixing, caplog):
+    np.testing.assert_array_equal(NoiseScan().mixing(3), np.eye(3))
+    noise = NoiseScan()
+    noise.add(readout(correlated(rng, mixing, 150), noise=True))
+    white = noise.matrix(dwell_us=2.5, relative_bandwidth=0.8)
+    caplog.clear()
+    back = noise.mixing(4) @ white
+    np.testing.assert_allclose(back, np.diag(np.diag(back)), atol=1e-6 * np.abs(back).max())
+    np.testing.assert_allclose(np.linalg.norm(noise.mixing(4), axis=1), 1.0)
+    assert not caplog.text

@@ -1,4 +1,4 @@
-"""Coil compression: fewer virtual coils that keep the signal and leave streak-prone coils behind.
+"""Coil compression: fewer virtual coils that keep the signal, without the coils that streak.
 
 All matrices have orthonormal rows and act on whitened data, so the noise of the virtual coils is
 white with the same SD.
@@ -13,15 +13,23 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Complex64, Complex128, Float64
 
-from sinotherm.core.arrays import FrameData, SpokeAngles, SpokeData
+from sinotherm.core.arrays import ComplexArray, FrameData, SpokeAngles, SpokeData
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import SettingsError
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 
-__all__ = ["CoilCompression", "region_compression", "streak_ratios", "streak_weights", "svd_compression"]
+__all__ = [
+    "CoilCompression",
+    "region_compression",
+    "rows_without",
+    "streak_prone_coils",
+    "streak_ratios",
+    "svd_compression",
+]
 
 Covariance: TypeAlias = Complex128[np.ndarray, "coil coil"]
-CoilWeights: TypeAlias = Float64[np.ndarray, "coil"]
+CoilFigures: TypeAlias = Float64[np.ndarray, "coil"]
+CoilMatrix: TypeAlias = Complex64[np.ndarray, "virtual coil"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +45,7 @@ class CoilCompression:
         coils keep, 0 … 1; NaN where nobody measured it.
     """
 
-    matrix: Complex64[np.ndarray, "virtual coil"]
+    matrix: CoilMatrix
     energy: float = math.nan
 
     def apply(self, data: SpokeData) -> SpokeData:
@@ -45,9 +53,7 @@ class CoilCompression:
         return np.tensordot(self.matrix, data, axes=1)
 
 
-def svd_compression(
-    data: FrameData, *, n_coils: int = 0, energy: float = 1.0, weights: CoilWeights | None = None
-) -> CoilCompression:
+def svd_compression(data: FrameData, *, n_coils: int = 0, energy: float = 1.0) -> CoilCompression:
     """Return the compression onto the strongest singular vectors of the data.
 
     Buehrer et al. 2007, 10.1002/mrm.21237; Huang et al. 2008, 10.1016/j.mri.2007.04.010.
@@ -60,9 +66,6 @@ def svd_compression(
         Virtual coils; 0: as many as ``energy`` asks for.
     energy
         Share of the energy to keep, used where ``n_coils`` is 0.
-    weights
-        float64 (coil,), 0 … 1: how much a coil counts in the choice of the subspace (`streak_weights`).
-        The data themselves are not weighted.
 
     Raises
     ------
@@ -70,8 +73,7 @@ def svd_compression(
         More virtual coils are asked for than there are coils, or the energy is not in (0, 1].
     """
     covariance = _covariance(data)
-    weighted = covariance if weights is None else covariance * np.outer(weights, weights)
-    values, vectors = np.linalg.eigh(weighted)
+    values, vectors = np.linalg.eigh(covariance)
     strongest = vectors[:, ::-1]
     if n_coils == 0:
         if not 0.0 < energy <= 1.0:
@@ -82,9 +84,7 @@ def svd_compression(
     return _compression(strongest[:, : _checked(n_coils, len(values))], covariance)
 
 
-def region_compression(
-    data: FrameData, sampling: RadialSampling, matrix: int, *, n_coils: int, weights: CoilWeights | None = None
-) -> CoilCompression:
+def region_compression(data: FrameData, sampling: RadialSampling, matrix: int, *, n_coils: int) -> CoilCompression:
     """Return the compression that keeps the field of view and gives up what lies outside (ROVir).
 
     Maximises v*Av / v*Bv, A the coil covariance of the projections inside the field of view and B of
@@ -99,8 +99,6 @@ def region_compression(
         Width of the field of view, pixels.
     n_coils
         Virtual coils.
-    weights
-        As in `svd_compression`.
 
     Raises
     ------
@@ -117,15 +115,64 @@ def region_compression(
             f"pixels for an image of {matrix}: use svd."
         )
     signal, unwanted = _covariance(projections[..., inside]), _covariance(projections[..., ~inside])
-    wanted = signal if weights is None else signal * np.outer(weights, weights)
     # Noise alone outside makes B = σ²·1 and the method falls back to the SVD of the inside.
-    floor = 1e-3 * float(np.trace(wanted + unwanted).real) / len(wanted)
-    _, vectors = scipy.linalg.eigh(wanted, unwanted + floor * np.eye(len(wanted)))
-    chosen, _ = np.linalg.qr(vectors[:, ::-1][:, : _checked(n_coils, len(wanted))])
+    floor = 1e-3 * float(np.trace(signal + unwanted).real) / len(signal)
+    _, vectors = scipy.linalg.eigh(signal, unwanted + floor * np.eye(len(signal)))
+    chosen, _ = np.linalg.qr(vectors[:, ::-1][:, : _checked(n_coils, len(signal))])
     return _compression(chosen, signal)
 
 
-def streak_ratios(data: FrameData, angles: SpokeAngles, sampling: RadialSampling, matrix: int) -> CoilWeights:
+def rows_without(coils: Sequence[int], mixing: ComplexArray) -> CoilMatrix:
+    """Return the matrix that takes coils out of whitened data as if they had been left out before whitening.
+
+    Whitened data have a coil along its column of the whitening matrix. The rows are an orthonormal basis
+    of what is orthogonal to the columns of these coils.
+
+    Parameters
+    ----------
+    coils
+        The coils to take out.
+    mixing
+        Inverse of the whitening matrix up to a factor, complex (coil, coil); the identity without whitening.
+    """
+    columns = np.linalg.inv(mixing)[:, list(coils)]
+    return scipy.linalg.null_space(columns.conj().T).conj().T.astype(np.complex64)
+
+
+def streak_prone_coils(
+    data: FrameData, angles: SpokeAngles, sampling: RadialSampling, matrix: int, *, limit: float
+) -> tuple[int, ...]:
+    """Return the coils whose streaks stand out, no more than half of all.
+
+    They are above ``limit`` times the median of the coils, both by themselves and relative to the coil's image
+    (`streak_ratios`): a coil that sees little has a high ratio by its noise, and harms nothing. In an array
+    whose coils differ more, as many small ones close to the body do, a coil must stand out more.
+    Xue et al. 2012, Magn. Reson. Med. 67:470 (who leave such coils out).
+
+    Parameters
+    ----------
+    data
+        complex64 (coil, spoke, readout) of one slice, partition and echo, not whitened: whitening mixes the
+        coils, and lays the streaks of one on others. The noise should be of one level.
+    matrix
+        Width of the field of view, pixels.
+    limit
+        Times the median; below 1 it is taken for 1.
+    """
+    streaks, smooth = _streaks(data, angles, sampling, matrix)
+    # Inputs that nothing is plugged into would lower the median.
+    used = np.flatnonzero(streaks)
+    if not used.size:
+        return ()
+    high = np.ones(len(used), dtype=np.bool_)
+    for values in (streaks[used], streaks[used] / smooth[used]):
+        relative = values / np.median(values)
+        typical = np.exp(np.median(np.abs(np.log(relative))))
+        high &= relative > max(limit, 1.0) * typical**3
+    return tuple(int(coil) for coil in used[high])
+
+
+def streak_ratios(data: FrameData, angles: SpokeAngles, sampling: RadialSampling, matrix: int) -> CoilFigures:
     """Return the streak ratio of each coil, float64 (coil,).
 
     The mean difference between the coil's image and its streak-free low-resolution image, relative
@@ -140,6 +187,14 @@ def streak_ratios(data: FrameData, angles: SpokeAngles, sampling: RadialSampling
     matrix
         Width of the field of view, pixels.
     """
+    streaks, smooth = _streaks(data, angles, sampling, matrix)
+    return streaks / smooth
+
+
+def _streaks(
+    data: FrameData, angles: SpokeAngles, sampling: RadialSampling, matrix: int
+) -> tuple[CoilFigures, CoilFigures]:
+    """Return the mean size of the streaks and of the streak-free image of each coil, float64 (coil,)."""
     points = radial_points(angles, sampling).reshape(-1, 2)
     plan = FinufftPlan((matrix, matrix), len(data)).set_points(points)
     radius = np.abs(sampling.positions)
@@ -150,19 +205,8 @@ def streak_ratios(data: FrameData, angles: SpokeAngles, sampling: RadialSampling
     flat = data.reshape(len(data), -1)
     whole = np.abs(plan.adjoint(flat * ramp))
     smooth = np.abs(plan.adjoint(flat * ramp * np.tile(window, len(angles))))
-    ratios = np.mean(np.abs(whole - smooth), axis=(1, 2)) / np.maximum(np.mean(smooth, axis=(1, 2)), 1e-30)
-    return ratios.astype(np.float64)
-
-
-def streak_weights(ratios: Sequence[float] | CoilWeights, *, limit: float = 2.0) -> CoilWeights:
-    """Return the weight of each coil, float64 (coil,): 1, or less where its streak ratio stands out.
-
-    A coil whose ratio is more than ``limit`` times the median gets limit·median/ratio.
-    Xue et al. 2012, Magn. Reson. Med. 67:470 (who leave such coils out).
-    """
-    values = np.asarray(ratios, dtype=np.float64)
-    bound = limit * float(np.median(values))
-    return bound / np.maximum(values, bound) if bound > 0.0 else np.ones_like(values)
+    streaks = np.mean(np.abs(whole - smooth), axis=(1, 2))
+    return streaks.astype(np.float64), np.maximum(np.mean(smooth, axis=(1, 2)), 1e-30).astype(np.float64)
 
 
 def _covariance(data: np.ndarray[Any, Any]) -> Covariance:

@@ -152,17 +152,34 @@ class NoiseScan:
                 "%d noise samples for %d coils: the noise level is known to about %.0f %%",
                 *(self.n_samples, self.n_coils, 100.0 * math.sqrt(self.n_coils / self.n_samples)),
             )
-        covariance = self._sum / self.n_samples
+        lower, singular = self._factor(self._sum)
+        if singular:
+            logger.warning("the noise covariance is singular (a dead or doubled coil): its smallest values are raised")
+        scale = math.sqrt(2.0 * self._bandwidth_ratio(dwell_us) * relative_bandwidth)
+        return np.ascontiguousarray(scale * np.linalg.inv(lower), dtype=np.complex64)
+
+    def mixing(self, n_coils: int) -> ComplexArray:
+        """Return what makes whitened data those of the coils again, up to a factor, complex128 (coil, coil).
+
+        It is L, each row divided by the SD of its coil's noise, which so has one level in all coils; the
+        identity where there is no noise scan.
+        """
+        if self._sum is None:
+            return np.eye(n_coils, dtype=np.complex128)
+        lower, _ = self._factor(self._sum)
+        return lower / np.linalg.norm(lower, axis=1, keepdims=True)
+
+    def _factor(self, products: ComplexArray) -> tuple[ComplexArray, bool]:
+        """Return L, complex128 (coil, coil), and whether eigenvalues of the covariance had to be raised for it."""
+        covariance = products / self.n_samples
         values, vectors = np.linalg.eigh(covariance)
         if not values[-1] > 0.0:
             raise SpokeError("the noise scan holds zeros only: repeat it, or set whitening.mode = off.")
         floor = _SMALLEST_EIGENVALUE * values[-1]
-        if values[0] < floor:
-            logger.warning("the noise covariance is singular (a dead or doubled coil): its smallest values are raised")
+        singular = bool(values[0] < floor)
+        if singular:
             covariance = (vectors * np.maximum(values, floor)) @ vectors.conj().T
-        scale = math.sqrt(2.0 * self._bandwidth_ratio(dwell_us) * relative_bandwidth)
-        lower = np.linalg.cholesky(covariance)
-        return np.ascontiguousarray(scale * np.linalg.inv(lower), dtype=np.complex64)
+        return np.linalg.cholesky(covariance), singular
 
     def _bandwidth_ratio(self, dwell_us: float) -> float:
         """Return the variance of this scan's noise relative to that at another sample time; 0: not stated."""
