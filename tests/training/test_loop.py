@@ -159,7 +159,7 @@ def test_other_images_are_never_taken_for_those_that_were_prepared(config, tmp_p
 def test_images_that_cannot_be_learnt_from_are_refused(config, tmp_path):
     torn = _round()
     torn[5, 5] = np.nan
-    with pytest.raises(DataError, match="no images of split train in .* of the sets heads"):
+    with pytest.raises(DataError, match=r"no images of split train in .* of the sets heads"):
         load_images(_heads(tmp_path / "torn", torn), {"heads": 1.0}, "train")
     whole = _heads(tmp_path / "whole", _round())
     with pytest.raises(DataError, match="of the sets haeds"):
