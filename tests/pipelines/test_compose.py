@@ -110,7 +110,7 @@ class TestFirstFrame:
             ({"window": "34", "stride": "17"}, 34),
             ({"by": "window", "spokes": "40", "window": "34"}, 34),
             ({"by": "flags", "spokes": "40"}, 0),
-            ({"spokes": "5"}, 16),
+            ({"spokes": "5"}, 5),
         ],
     )
     def test_what_waits_for_it_knows_the_frame_that_is_asked_for(self, frames, n):

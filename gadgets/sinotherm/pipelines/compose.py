@@ -47,8 +47,6 @@ THERMOMETRY_NETWORK: Final = "pdunet-thermo"
 
 _FIRST_FRAME: Final = ("compression", "delay")
 """Stages that decide on the first frame and hold it back until then."""
-_LEAST_SPOKES: Final = 16
-"""From a dozen spokes on the gradient delay comes out to 0.03 samples, from ten to a tenth."""
 _LAST_STAGES: Final = ("publish", "images")
 
 
@@ -241,7 +239,7 @@ def _with_first_frame(given: Values) -> Values:
     frames = stage_module("frames").Settings.parse("frames", given.get("frames", {}))
     window = frames.window if frames.by in ("auto", "window") else 0
     n_spokes = window or (frames.spokes if frames.by != "flags" else 0)
-    decided = {"spokes": str(max(n_spokes, _LEAST_SPOKES))}
+    decided = {"spokes": str(n_spokes)}
     waiting = [
         name
         for name in _FIRST_FRAME
