@@ -34,6 +34,7 @@ def run(*arguments: str) -> Any:
 
 def test_stream_prints_a_table_and_writes_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
+    monkeypatch.setattr("sys.argv", ["/bin/sinotherm", "bench", "stream", "--spokes", "16", "--json", "a b.json"])
 
     def figures(**options: Any) -> dict[str, Any]:
         asked.update(options)
@@ -51,6 +52,7 @@ def test_stream_prints_a_table_and_writes_a_record(tmp_path: Path, monkeypatch: 
     record = json.loads((tmp_path / "a.json").read_text())
     jsonschema.validate(record, schema())
     assert record["results"] == [STREAM_ROW]
+    assert record["command"] == "sinotherm bench stream --spokes 16 --json 'a b.json'"
     run("stream", "--chains", "a, b,")
     assert asked["chains"] == ("a", "b")
 

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from sinotherm.core import record
+from sinotherm.errors import SettingsError
 
 
 def test_figures_stand_beside_machine_versions_and_commit():
@@ -60,9 +61,29 @@ def test_the_processor_is_named(monkeypatch, text):
     assert record.machine()["processor"] == expected
 
 
-def test_written_as_json_without_nan(tmp_path):
+def test_what_json_cannot_say_is_null_and_named(tmp_path, caplog):
     path = tmp_path / "record.json"
-    record.write_record(path, {"a": None})
-    assert json.loads(path.read_text()) == {"a": None}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        record.write_record(path, {"a": math.nan})
+    record.write_record(path, {"a": None, "n": 1, "part": {"b": 2.0}, "results": [{"c": "x"}]})
+    assert json.loads(path.read_text()) == {"a": None, "n": 1, "part": {"b": 2.0}, "results": [{"c": "x"}]}
+    assert not caplog.records
+    record.write_record(path, {"a": math.nan, "part": {"b": math.inf}, "results": ({"c": 1}, {"c": -math.inf})})
+    assert json.loads(path.read_text()) == {"a": None, "part": {"b": None}, "results": [{"c": 1}, {"c": None}]}
+    assert "null in the record: a, part.b, results[1].c" in caplog.text
+
+
+def test_a_file_that_cannot_be_written_is_told_beforehand(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    assert record.writable(None) is None
+    assert record.writable(path) == path
+    assert not path.exists()
+    with pytest.raises(SettingsError, match="it is a folder"):
+        record.writable(tmp_path)
+    with pytest.raises(SettingsError, match=r"there is no folder .*none; make it first"):
+        record.writable(tmp_path / "none" / "a.json")
+    path.touch()
+    with pytest.raises(SettingsError, match="there is no folder"):
+        record.writable(path / "b.json")
+    monkeypatch.setattr(record.os, "access", lambda place, _: place != path)
+    assert record.writable(tmp_path / "b.json")
+    with pytest.raises(SettingsError, match="permission is denied"):
+        record.writable(path)

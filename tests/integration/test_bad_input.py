@@ -521,3 +521,51 @@ def test_a_client_that_is_told_says_so(
     assert len(read_images(tmp_path / "o.h5")[1].headers) == 1
     code, text = main("send", folder / "tiny_radial.h5", *where)
     assert code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "bench ingest",
+        "demo -o .",
+        "evaluate cartesian --data absent",
+        "evaluate ct --data absent",
+        "evaluate radial --data absent",
+        "evaluate thermo --data absent",
+        "qa coils absent.h5",
+        "qa stability absent.h5",
+        "simulate scan.h5",
+    ],
+)
+def test_a_record_that_cannot_be_written_is_told_before_the_work(
+    main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = main(*arguments.split(), "--json", "none/x.json")
+    assert code == 1
+    assert text.splitlines()[-1].endswith("none/x.json: cannot be written, there is no folder none; make it first.")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", ["stability absent.h5", "sign absent.h5 --probe p.csv --region circle:1,1,1"])
+@pytest.mark.parametrize(
+    ("report", "words"), [("r.txt", "a name that ends in .pdf or .png is needed"), ("none/r.pdf", "no folder none")]
+)
+def test_a_page_that_cannot_be_written_is_told_before_the_work(
+    main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, report: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = main("qa", *arguments.split(), "--report", report)
+    assert code == 1
+    assert words in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", ["demo --seed -1", "simulate o.h5 --seed -1", "train radial --device foo"])
+def test_options_out_of_range_are_no_tracebacks(
+    main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = main(*arguments.split())
+    assert code == 2
+    assert "Invalid value" in text
+    assert not list(tmp_path.iterdir())

@@ -5,11 +5,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from sinotherm.core.record import writable
+
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Time whole chains, ingest and operators against peers in the same run.")
 
-Json = Annotated[Path | None, typer.Option("--json", help="File for the figures, with machine and versions.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", help="File for the figures, with machine and versions.", callback=writable)
+]
 
 
 def _integers(text: str, name: str) -> list[int]:

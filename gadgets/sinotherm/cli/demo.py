@@ -15,7 +15,7 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for what it leaves.")] = Path(
         "demo"
     ),
-    seed: Annotated[int, typer.Option(help="Another body, heating, field and noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another body, heating, field and noise.", min=0)] = 0,
     accelerated: Annotated[
         bool, typer.Option(help="Then the same scene at R = 10: gridding and PDUNet side by side.")
     ] = True,
@@ -34,12 +34,16 @@ def command(
     from rich.console import Console
 
     from sinotherm.cli.progress import counted
-    from sinotherm.core.record import figures_record, write_record
+    from sinotherm.core.record import figures_record, writable, write_record
     from sinotherm.evaluation import demonstration
     from sinotherm.evaluation.pictures import overview, side_by_side
     from sinotherm.evaluation.tables import command_line
 
     start_s = monotonic()
+    output.mkdir(parents=True, exist_ok=True)
+    records = [output / "report.json", *([json] if json is not None else [])]
+    for path in records:
+        writable(path)
     protocol = replace(demonstration.DEMO, seed=seed)
     # The log of a clean run is a page that hides the table; warnings stay, and --verbose shows all.
     log = logging.getLogger("sinotherm")
@@ -74,7 +78,7 @@ def command(
             (output / scan).unlink(missing_ok=True)
     figures["wall_s"] = round(monotonic() - start_s, 2)
     record = figures_record(command_line(), figures)
-    for path in (output / "report.json", *([json] if json is not None else [])):
+    for path in records:
         write_record(path, record)
     Console(file=sys.stdout).print(_table(figures))
     typer.echo(", ".join(map(str, (*pictures, output / "images.h5", output / "report.json"))))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from sinotherm.core.record import writable
+
 if TYPE_CHECKING:
     from sinotherm.simulation.image_sets import Split
 
@@ -22,7 +24,8 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder for the CSV, the Markdown table and the figure.")
 ]
 Json = Annotated[
-    Path | None, typer.Option("--json", help="File for the figures, with machine and versions beside them.")
+    Path | None,
+    typer.Option("--json", help="File for the figures, with machine and versions beside them.", callback=writable),
 ]
 PerPerson = Annotated[int | None, typer.Option("--per-person", help="At most so many slices of a person.", min=1)]
 

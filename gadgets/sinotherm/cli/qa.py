@@ -5,13 +5,18 @@ from typing import Annotated
 
 import typer
 
+from sinotherm.core.record import writable
+from sinotherm.errors import SettingsError
+
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Accept a scanner: figures of its own scans, each with a limit.")
 
 Scan = Annotated[Path, typer.Argument(metavar="FILE", help="MRD file of a radial scan.")]
 Spokes = Annotated[int, typer.Option("--spokes", help="Spokes from the start of the scan to judge on.", min=8)]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here as well.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here as well.", callback=writable)
+]
 
 
 @app.command()
@@ -35,8 +40,17 @@ def coils(scan: Scan, spokes: Spokes = 256, json: Json = None) -> None:
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="STAGE.SETTING=VALUE", help="Setting; may be repeated.")
 ]
+
+
+def _page(path: Path | None) -> Path | None:
+    if path is not None and path.suffix.lower() not in (".pdf", ".png"):
+        raise SettingsError(f"--report {path}: a name that ends in .pdf or .png is needed.")
+    return writable(path)
+
+
 Report = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE", help="Write a page with pictures here, .pdf or .png.")
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write a page with pictures here, .pdf or .png.", callback=_page),
 ]
 
 
@@ -64,7 +78,6 @@ def sign(
     json: Json = None,
 ) -> None:
     """Fit phase sign and alpha to a heating with a probe, or the sign to fat; exit code 1 if it is not sound."""
-    from sinotherm.errors import SettingsError
     from sinotherm.evaluation.sign import run_fat_sign, run_sign
     from sinotherm.pipelines.compose import parse_assignments
 

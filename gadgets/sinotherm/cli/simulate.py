@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from sinotherm.core.record import writable
+
 __all__ = ["command"]
 
 
@@ -44,8 +46,10 @@ def command(
     image: Annotated[
         str | None, typer.Option("--object", metavar="FILE[:DATASET[:SLICE]]", help="Magnitude image as the object.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures of the scan as JSON.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the figures of the scan as JSON.", callback=writable)
+    ] = None,
 ) -> None:
     """Write a simulated radial scan as an MRD file, with the truth beside it.
 
@@ -53,13 +57,12 @@ def command(
     stated SNR. TE must fit the readout and TR.
     """
     import math
-    import shlex
-    import sys
     from functools import partial
     from time import monotonic
 
     from sinotherm.cli.progress import counted
     from sinotherm.core.record import figures_record, write_record
+    from sinotherm.evaluation.tables import command_line
     from sinotherm.simulation.mrd import simulate
     from sinotherm.simulation.phantoms import image_of_file
     from sinotherm.simulation.protocol import Protocol
@@ -104,4 +107,4 @@ def command(
         f"{figures['duration_s']:g} s of scan, peak heating {figures['peak_heating_degC']:g} degC"
     )
     if json is not None:
-        write_record(json, figures_record(shlex.join(["sinotherm", *sys.argv[1:]]), figures))
+        write_record(json, figures_record(command_line(), figures))

@@ -4,6 +4,8 @@ Every command that reports figures writes this with ``--json FILE``.
 """
 
 import json
+import logging
+import math
 import os
 import platform
 import subprocess
@@ -13,7 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["figures_record", "machine", "write_record"]
+from sinotherm.errors import SettingsError
+
+__all__ = ["figures_record", "machine", "writable", "write_record"]
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
 _PACKAGES: Final = ("sinotherm", "torch", "numpy", "finufft", "numba", "torchkbnufft", "ismrmrd", "gadgetron")
@@ -88,6 +94,41 @@ def figures_record(command: str, figures: Mapping[str, Any] | Sequence[Mapping[s
     return record | {"results": [dict(row) for row in figures]}
 
 
+def writable(path: Path | None) -> Path | None:
+    """Return the path of a file that is to be written after the work; ``None`` is passed on.
+
+    Raises
+    ------
+    SettingsError
+        It cannot be written: better known before hours of work than after them.
+    """
+    if path is None:
+        return None
+    if path.is_dir():
+        raise SettingsError(f"{path}: cannot be written, it is a folder; name a file.")
+    if not path.parent.is_dir():
+        raise SettingsError(f"{path}: cannot be written, there is no folder {path.parent}; make it first.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SettingsError(f"{path}: cannot be written, permission is denied; name another file.")
+    return path
+
+
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON; NaN and infinity are refused, a missing figure is ``null``."""
-    path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Write a record as JSON; a figure that is NaN or infinite becomes ``null``, with a warning that names it."""
+    lost: list[str] = []
+    finite = _finite(record, "", lost)
+    if lost:
+        logger.warning("%s: not finite, so null in the record: %s", path, ", ".join(lost))
+    path.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any, place: str, lost: list[str]) -> Any:
+    """Return the value with ``None`` for what JSON cannot say; the places of these are added to ``lost``."""
+    if isinstance(value, Mapping):
+        return {name: _finite(part, f"{place}.{name}".lstrip("."), lost) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part, f"{place}[{index}]", lost) for index, part in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        lost.append(place)
+        return None
+    return value

@@ -48,9 +48,10 @@ def report(
             print_row(list(row))
         print_row([table_cell(value) for value in row.values()])
         kept.append((row, scores))
+        if json is not None:
+            # Whoever stops a long run keeps the rows that are ready.
+            write_record(json, figures_record(command_line(), [row for row, _ in kept]))
     rows = [row for row, _ in kept]
-    if json is not None:
-        write_record(json, figures_record(command_line(), rows))
     if output is not None:
         write_table(rows, output, name)
         _figure(kept, output / f"{name}.png", again)

@@ -1,6 +1,7 @@
 """Tables of results: on the terminal, as CSV and as Markdown."""
 
 import csv
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,8 @@ __all__ = ["command_line", "print_row", "table_cell", "write_table"]
 
 
 def command_line() -> str:
-    """Return the command as the user typed it."""
-    return " ".join(["sinotherm", *sys.argv[1:]])
+    """Return the command as the user can type it again, its options with it."""
+    return shlex.join(["sinotherm", *sys.argv[1:]])
 
 
 def table_cell(value: Any) -> str:

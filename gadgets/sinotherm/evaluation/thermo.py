@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from sinotherm.core.record import writable
+
 if TYPE_CHECKING:
     from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
     from sinotherm.evaluation.heated_scans import Heating, Series
@@ -478,7 +480,8 @@ def command(
         Path | None, typer.Option("--output", "-o", help="Folder for the CSV, the Markdown table and the figure.")
     ] = None,
     json: Annotated[
-        Path | None, typer.Option("--json", help="File for the figures, with machine and versions.")
+        Path | None,
+        typer.Option("--json", help="File for the figures, with machine and versions.", callback=writable),
     ] = None,
 ) -> None:
     """Score accelerated thermometry on heated series: bias, RMSE, dose, isotherm and false heating in the tumour."""
