@@ -461,6 +461,7 @@ loop.time = SimpleNamespace(
 
 def test_every_process_takes_a_gpu_of_its_own(monkeypatch):
     taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert own_device("cuda") == torch.device("cuda")
@@ -471,3 +472,10 @@ def test_every_process_takes_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(SettingsError, match="one process a GPU"):
         own_device("cuda")
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch, tmp_path, config):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="finds no CUDA device"):
+        Trainer(config, tmp_path / "run", tmp_path, "cuda")
+    assert own_device("auto") == torch.device("cpu")

@@ -1,7 +1,7 @@
 """``sinotherm train``: train a network on simulated scans."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,7 +26,10 @@ def command(
         float | None, typer.Option(help="End after this time instead of after a number of steps.", min=0.0)
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Scans a step, instead of the configuration's.", min=1)] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda; several GPUs: torchrun -m sinotherm.cli.train …")] = "cpu",
+    device: Annotated[
+        Literal["cpu", "cuda", "auto"],
+        typer.Option(help="Where to train; several GPUs: torchrun -m sinotherm.cli.train …"),
+    ] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     package: Annotated[
         bool,

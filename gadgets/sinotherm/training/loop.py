@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sinotherm.errors import DataError, SettingsError, WeightsError
+from sinotherm.networks.inference import Device, choose_device
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import load_tensors_of
@@ -409,17 +410,18 @@ def validation_scans(
     return {name: scans(changes) for name, changes in validation_kinds(configuration).items()}
 
 
-def own_device(device: str) -> torch.device:
+def own_device(device: Device) -> torch.device:
     """Return the device of this process: where several share a machine, the GPU of its ``LOCAL_RANK``.
 
     Raises
     ------
     SettingsError
-        There are more processes than GPUs.
+        CUDA is asked for and there is none, or there are more processes than GPUs.
     """
+    chosen = choose_device(device)
     local = os.environ.get("LOCAL_RANK")
-    if torch.device(device).type != "cuda" or local is None:
-        return torch.device(device)
+    if chosen.type != "cuda" or local is None:
+        return chosen
     found = torch.cuda.device_count()
     if int(local) >= found:
         raise SettingsError(f"process {int(local) + 1} of this machine has {found} GPUs: start one process a GPU.")
@@ -439,10 +441,10 @@ class Trainer:
     images
         Folder of the image sets with their ``splits.json``.
     device
-        ``cpu`` or ``cuda``; under ``torchrun`` every process takes its own GPU.
+        ``cpu``, ``cuda`` or ``auto``; under ``torchrun`` every process takes its own GPU.
     """
 
-    def __init__(self, configuration: Configuration, folder: Path, images: Path, device: str = "cpu") -> None:
+    def __init__(self, configuration: Configuration, folder: Path, images: Path, device: Device = "cpu") -> None:
         self.configuration = c = configuration
         self.folder = folder
         self.device = own_device(device)
