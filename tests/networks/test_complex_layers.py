@@ -6,7 +6,6 @@ from sinotherm.networks.complex_layers import (
     ComplexConvolutions,
     ComplexDualBlock,
     ComplexUNet,
-    ModulusReLU,
     to_parts,
 )
 
@@ -36,15 +35,6 @@ def test_without_bias_a_convolution_commutes_with_a_global_phase():
     values = torch.randn(1, 2, 8, 8, dtype=torch.complex64)
     turned = _complex(layer(_parts(values * 1j)))
     torch.testing.assert_close(turned, 1j * _complex(layer(_parts(values))))
-
-
-def test_modulus_relu_keeps_the_phase():
-    layer = ModulusReLU(3)
-    torch.nn.init.constant_(layer.bias, -0.5)
-    values = torch.randn(2, 3, 5, 5, dtype=torch.complex64)
-    found = _complex(layer(_parts(values)))
-    expected = torch.polar((values.abs() - 0.5).clamp_min(0), values.angle())
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_alternating_channels_become_parts():

@@ -3,7 +3,6 @@ import torch
 
 from operator_checks import adjoint_mismatch
 from sinotherm.errors import DataError
-from sinotherm.operators.fourier import Fourier2d
 from sinotherm.operators.linear import LinearOperator
 
 
@@ -53,4 +52,4 @@ def test_shapes_that_do_not_meet_are_refused() -> None:
     with pytest.raises(DataError, match="last axes must be"):
         random_matrix(3, 4)(torch.zeros(2, 5, dtype=torch.complex128))
     with pytest.raises(DataError, match="images of shape"):
-        Fourier2d((4, 4))(torch.zeros(4, dtype=torch.complex64))
+        LinearOperator.check(torch.zeros(4), (4, 4), "images")

@@ -18,10 +18,9 @@ from sinotherm.core.arrays import ComplexArray, FloatArray, FrameData, SpokeAngl
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import SpokeError
 
-__all__ = ["DelayMethod", "DelayModel", "GradientDelay", "opposed_delay", "opposed_pairs", "ring_delay"]
+__all__ = ["DelayModel", "GradientDelay", "opposed_delay", "opposed_pairs", "ring_delay"]
 
 DelayModel: TypeAlias = Literal["isotropic", "anisotropic"]
-DelayMethod: TypeAlias = Literal["ring", "opposed"]
 
 SEARCH: Final = 5.0
 """Largest delay looked for, samples."""

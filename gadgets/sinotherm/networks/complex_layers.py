@@ -20,7 +20,6 @@ __all__ = [
     "ComplexDualBlock",
     "ComplexImageBlock",
     "ComplexUNet",
-    "ModulusReLU",
     "to_parts",
 ]
 
@@ -59,22 +58,6 @@ class ComplexConvolution(nn.Module):
         ]
         answer = functional.conv2d(values.flatten(1, 2), torch.cat(rows), self.bias.flatten(), padding=self.padding)
         return answer.unflatten(1, (2, -1))
-
-
-class ModulusReLU(nn.Module):
-    """ReLU of the modulus that keeps the phase: max(|z| + b, 0)·z/|z|, one learned b a channel.
-
-    Arjovsky et al. 2016, arXiv:1511.06464.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.full((channels, 1, 1), -0.01))
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return (batch, 2, channel, y, x)."""
-        modulus = (values.square().sum(dim=1, keepdim=True) + 1e-12).sqrt()
-        return values * (functional.relu(modulus + self.bias) / modulus)
 
 
 class ComplexConvolutions(nn.Module):

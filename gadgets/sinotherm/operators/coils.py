@@ -6,17 +6,14 @@ from typing import Any, Final, TypeAlias
 import numba
 import numpy as np
 import scipy.ndimage
-import torch
 from jaxtyping import Complex64, Float32
-from torch import Tensor
 
 from sinotherm.core.arrays import ComplexArray
 from sinotherm.errors import SettingsError
 from sinotherm.operators.crew import crew
 from sinotherm.operators.fourier import fft2
-from sinotherm.operators.linear import LinearOperator
 
-__all__ = ["PlaneImages", "Sense", "adaptive_maps", "combine", "espirit_maps", "maps_name", "rss"]
+__all__ = ["PlaneImages", "adaptive_maps", "combine", "espirit_maps", "maps_name", "rss"]
 
 PlaneImages: TypeAlias = Complex64[np.ndarray, "coil y x"]
 
@@ -193,33 +190,3 @@ def espirit_maps(
     maps = np.empty((rows, columns, n_coils), np.complex64)
     _principal_vectors(covariance, start, maps, _ESPIRIT_ITERATIONS)
     return np.ascontiguousarray(np.moveaxis(maps, -1, 0))
-
-
-class Sense(LinearOperator):
-    """Images (…, y, x) to coil images (…, coil, y, x): x_c = s_c·x.
-
-    Pruessmann et al. 1999, 10.1002/(SICI)1522-2594(199911)42:5<952::AID-MRM16>3.0.CO;2-S.
-
-    Parameters
-    ----------
-    maps
-        Sensitivities (coil, y, x), complex.
-    """
-
-    maps: Tensor
-
-    def __init__(self, maps: Tensor | ComplexArray) -> None:
-        tensor = maps if isinstance(maps, Tensor) else torch.from_numpy(np.ascontiguousarray(maps))
-        rows, columns = tensor.shape[-2:]
-        super().__init__((rows, columns), (tensor.shape[-3], rows, columns))
-        self.register_buffer("maps", tensor, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the coil images of images."""
-        self.check(x, self.domain_shape, "images")
-        return x.unsqueeze(-3) * self.maps.to(x.dtype)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Return the combination Σ_c conj(s_c)·x_c of coil images."""
-        self.check(y, self.range_shape, "coil images")
-        return (y * self.maps.conj().to(y.dtype)).sum(-3)

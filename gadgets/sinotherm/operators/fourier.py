@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from sinotherm.core.arrays import ComplexArray
-from sinotherm.operators.linear import LinearOperator
 
-__all__ = ["Fourier2d", "fft1", "fft2", "ifft1", "ifft2"]
+__all__ = ["fft1", "fft2", "ifft1", "ifft2"]
 
 Array = TypeVar("Array", ComplexArray, Tensor)
 
@@ -48,20 +47,3 @@ def fft2(x: Array) -> Array:
 def ifft2(x: Array) -> Array:
     """Return the inverse (and adjoint) of `fft2`."""
     return _transform(x, (-2, -1), inverse=True)
-
-
-class Fourier2d(LinearOperator):
-    """Centred unitary transform of images (…, y, x) to Cartesian k-space (…, ky, kx)."""
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        super().__init__(shape, shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the k-space of images."""
-        self.check(x, self.domain_shape, "images")
-        return fft2(x)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Return the images of a k-space; also the inverse."""
-        self.check(y, self.range_shape, "k-space")
-        return ifft2(y)

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from sinotherm.core.scan import FrameImage, Item, ScanHeader, TemperatureMap
 from sinotherm.core.settings import StageSettings
@@ -28,7 +28,6 @@ from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = [
     "Chain",
-    "Handler",
     "Pipeline",
     "compose",
     "fire_parameters",
@@ -39,8 +38,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-Handler: TypeAlias = Callable[[ScanHeader, Iterator[Item]], Iterator[Item]]
 
 THERMOMETRY_NETWORK: Final = "pdunet-thermo"
 """Weights of the network where thermometry follows it."""
