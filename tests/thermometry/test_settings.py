@@ -16,19 +16,33 @@ def test_settings_come_as_text() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"phase_sign": "0"}, "phase_sign = 0"),
+        ({"phase_sign": "0"}, r"phase_sign = '0': .*it is \+1 or -1"),
         ({"neighbours": "2"}, "odd"),
         ({"baseline_rule": "stored"}, "baseline_file"),
         ({"cold_mask": "fat"}, "needs thermometry.fat"),
         ({"baseline_mode": "harmonic"}, "needs thermometry.heated"),
         ({"drift_order": "3"}, "drift_order"),
         ({"alarm_temperature_degc": "nan"}, "finite"),
+        ({"regions": "tumour=circel:32,30,4"}, r"thermometry\.regions = .*region 'circel:32,30,4': write circle"),
+        ({"regions": "circle:32,30,4"}, "write name=shape"),
+        ({"fat": "circle:32,30"}, "radius above 0"),
+        ({"heated": "polygon:1,2,3,4"}, "three corners"),
+        ({"cold_mask": "autom"}, "write circle"),
+        ({"cold_mask": "file:"}, "write circle"),
         ({"unknown": "1"}, "unknown setting thermometry.unknown"),
     ],
 )
 def test_what_cannot_be_is_refused(values: dict[str, str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         ThermometrySettings.parse("thermometry", values)
+
+
+def test_regions_are_read_before_there_is_an_image_and_files_are_not_opened() -> None:
+    values = {"regions": "a=circle:-3,2,9mm + file:mask.npy; b=masks.h5:/b", "cold_mask": "fat", "fat": "auto"}
+    assert ThermometrySettings.parse("thermometry", values).drawings == (
+        "circle:-3,2,9mm + file:mask.npy",
+        "masks.h5:/b",
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ A region text is one or more shapes joined by ``+`` (their union):
 Several named regions are ``name=shape`` joined by ``;``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,7 @@ import numpy as np
 from sinotherm.core.arrays import MaskArray
 from sinotherm.errors import SettingsError
 
-__all__ = ["NAMES_A_FILE", "named_regions", "region_mask"]
+__all__ = ["NAMES_A_FILE", "check_region", "named_regions", "region_mask"]
 
 _FILES: Final = (".npy", ".h5", ".hdf5")
 
@@ -28,46 +28,45 @@ NAMES_A_FILE: Final = "|".join(["file:", *(suffix.replace(".", r"\.") for suffix
 """Regular expression that is found in every region text that names a file."""
 
 
-def _coordinates(text: str, shape: str, pixel_m: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
-    """Return the numbers of a shape in pixels, float64 (n,): x and y in turn, and a circle's radius last."""
-    body = text.strip()
-    in_mm = body.endswith("mm")
+def _numbers(text: str, shape: str) -> np.ndarray:
+    """Return the numbers of a shape as they are written, float64 (n,)."""
     try:
-        numbers = np.array([float(part) for part in body.removesuffix("mm").split(",")])
+        numbers = np.array([float(part) for part in text.strip().removesuffix("mm").split(",")])
     except ValueError:
         raise SettingsError(
             f"region {shape}:{text!r}: write numbers separated by commas, e.g. circle:128,120,15."
         ) from None
     if not np.isfinite(numbers).all():
         raise SettingsError(f"region {shape}:{text!r}: all numbers must be finite.")
-    if not in_mm:
+    if shape == "circle" and (len(numbers) != 3 or numbers[2] <= 0.0):
+        raise SettingsError(f"region circle:{text!r}: give x, y and a radius above 0.")
+    if shape == "polygon" and (len(numbers) < 6 or len(numbers) % 2):
+        raise SettingsError(f"region polygon:{text!r}: give x and y of three corners or more.")
+    return numbers
+
+
+def _coordinates(text: str, shape: str, pixel_m: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+    """Return the numbers of a shape in pixels, float64 (n,): x and y in turn, and a circle's radius last."""
+    numbers = _numbers(text, shape)
+    if not text.strip().endswith("mm"):
         return numbers
     scale = 1e-3 / np.array(pixel_m)
-    if shape == "circle" and len(numbers) == 3:
+    if shape == "circle":
         return np.array(
             [numbers[0] * scale[0] + size[1] // 2, numbers[1] * scale[1] + size[0] // 2, numbers[2] * scale.mean()]
         )
-    pairs = len(numbers) // 2
-    numbers[: 2 * pairs] = (
-        numbers[: 2 * pairs].reshape(pairs, 2) * scale + np.array([size[1] // 2, size[0] // 2])
-    ).ravel()
-    return numbers
+    return np.ravel(numbers.reshape(-1, 2) * scale + np.array([size[1] // 2, size[0] // 2]))
 
 
 def _circle(text: str, pixel_m: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
     numbers = _coordinates(text, "circle", pixel_m, size)
-    if len(numbers) != 3 or numbers[2] <= 0.0:
-        raise SettingsError(f"region circle:{text!r}: give x, y and a radius above 0.")
     y, x = np.ogrid[: size[0], : size[1]]
     # Half a pixel of slack in rounding only: a radius of 1 takes the centre and its four neighbours.
     return (x - numbers[0]) ** 2 + (y - numbers[1]) ** 2 <= numbers[2] ** 2 + 1e-9
 
 
 def _polygon(text: str, pixel_m: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
-    numbers = _coordinates(text, "polygon", pixel_m, size)
-    if len(numbers) < 6 or len(numbers) % 2:
-        raise SettingsError(f"region polygon:{text!r}: give x and y of three corners or more.")
-    corners = numbers.reshape(-1, 2)
+    corners = _coordinates(text, "polygon", pixel_m, size).reshape(-1, 2)
     y, x = np.ogrid[: size[0], : size[1]]
     inside = np.zeros(size, dtype=bool)
     # Even-odd rule: a ray along +x crosses the outline an odd number of times from inside.
@@ -116,6 +115,34 @@ def _from_file(text: str, shape: tuple[int, int, int]) -> MaskArray:
     return values != 0
 
 
+def _shapes(text: str) -> Iterator[tuple[str, str]]:
+    """Yield kind (circle, polygon or file) and description of each shape of a region text."""
+    for part in map(str.strip, text.split("+")):
+        kind, _, rest = part.partition(":")
+        if kind in ("circle", "polygon") or (kind == "file" and rest.strip()):
+            yield kind, rest
+        elif kind.endswith(_FILES):
+            yield "file", part
+        else:
+            raise SettingsError(
+                f"region {part!r}: write circle:x,y,r or polygon:x1,y1,x2,y2,x3,y3 "
+                "(pixels, or with mm at the end), or file:mask.npy, or file:masks.h5:/dataset."
+            )
+
+
+def check_region(text: str) -> None:
+    """Check how a region text is written; files are not opened, and where the images lie is not known yet.
+
+    Raises
+    ------
+    SettingsError
+        The text is not a region.
+    """
+    for kind, rest in _shapes(text):
+        if kind != "file":
+            _numbers(rest, kind)
+
+
 def region_mask(text: str, shape: tuple[int, int, int], pixel_m: tuple[float, float]) -> MaskArray:
     """Return the mask of a region text, bool (slice, y, x).
 
@@ -134,21 +161,13 @@ def region_mask(text: str, shape: tuple[int, int, int], pixel_m: tuple[float, fl
         The text is not a region, a file is missing or does not fit, or no voxel lies inside.
     """
     mask = np.zeros(shape, dtype=bool)
-    for part in text.split("+"):
-        kind, _, rest = part.strip().partition(":")
+    for kind, rest in _shapes(text):
         if kind == "circle":
             mask |= _circle(rest, pixel_m, shape[1:])
         elif kind == "polygon":
             mask |= _polygon(rest, pixel_m, shape[1:])
-        elif kind == "file":
-            mask |= _from_file(rest, shape)
-        elif kind.endswith(_FILES):
-            mask |= _from_file(part.strip(), shape)
         else:
-            raise SettingsError(
-                f"region {part.strip()!r}: write circle:x,y,r or polygon:x1,y1,x2,y2,x3,y3 "
-                "(pixels, or with mm at the end), or file:mask.npy, or file:masks.h5:/dataset."
-            )
+            mask |= _from_file(rest, shape)
     if not mask.any():
         raise SettingsError(f"region {text!r} holds no voxel of the image (slice, y, x) = {shape}.")
     return mask

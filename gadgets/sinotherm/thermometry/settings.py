@@ -1,14 +1,18 @@
 """Settings of the thermometry stage."""
 
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from sinotherm.core.physics import PRF_COEFFICIENT
 from sinotherm.core.settings import EVERY_VALUE, StageSettings, setting
-from sinotherm.thermometry.regions import NAMES_A_FILE, named_regions
+from sinotherm.errors import SettingsError
+from sinotherm.thermometry.regions import NAMES_A_FILE, check_region, named_regions
 
 __all__ = ["ThermometrySettings"]
+
+_NOT_DRAWN: Final = {"cold_mask": ("auto", "fat"), "fat": ("", "auto"), "heated": ("",)}
+"""Values that are words, not regions."""
 
 
 class ThermometrySettings(StageSettings):
@@ -125,12 +129,34 @@ class ThermometrySettings(StageSettings):
         "", "File with the key of the commands; needed unless the endpoint is loopback.", local=EVERY_VALUE
     )
 
+    @field_validator("phase_sign")
+    @classmethod
+    def _signed(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise ValueError("it is +1 or -1")
+        return value
+
+    @field_validator("neighbours")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("the window must be odd")
+        return value
+
+    @field_validator("regions", "cold_mask", "fat", "heated")
+    @classmethod
+    def _drawable(cls, value: str, info: ValidationInfo) -> str:
+        """Refuse a region that nobody can draw before a scan begins, not at its first image."""
+        try:
+            for text in named_regions(value).values() if info.field_name == "regions" else (value,):
+                if text not in _NOT_DRAWN.get(str(info.field_name), ()):
+                    check_region(text)
+        except SettingsError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> "ThermometrySettings":
-        if self.phase_sign == 0:
-            raise ValueError("thermometry.phase_sign = 0: it is +1 or -1")
-        if self.neighbours % 2 == 0:
-            raise ValueError(f"thermometry.neighbours = {self.neighbours}: the window must be odd")
         if self.baseline_rule == "stored" and not self.baseline_file:
             raise ValueError("thermometry.baseline_rule = stored needs thermometry.baseline_file")
         if self.cold_mask == "fat" and not self.fat:
@@ -146,7 +172,7 @@ class ThermometrySettings(StageSettings):
 
     @property
     def drawings(self) -> tuple[str, ...]:
-        """The region texts that are drawn on the images; a `SettingsError` where ``regions`` cannot be read."""
+        """The region texts that are drawn on the images."""
         masks = (self.cold_mask, self.fat, self.heated if self.referenceless else "")
         return (*named_regions(self.regions).values(), *(text for text in masks if text not in ("", "auto", "fat")))
 
