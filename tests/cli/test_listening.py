@@ -70,3 +70,10 @@ def test_what_cannot_start_says_so() -> None:
         run(serve.command, "--port", "70000")
     with pytest.raises(SettingsError, match=r"write stage.setting=value"):
         run(serve.command, "--set", "frames")
+    with pytest.raises(SettingsError, match=r"unknown setting thermometry\.phase_sing"):
+        run(serve.command, "--set", "thermometry.phase_sing=1")
+    assert "does not exist" in run(serve.command, "--pipelines", "/nonexistent").output
+    for silence_s in ("-1", "0", "nan", "inf"):
+        for command in ((serve.command,), (node.command, "thermometry")):
+            with pytest.raises(SettingsError, match=f"silence_s = {float(silence_s)}: it must be above 0 and finite"):
+                run(*command, "--silence-s", silence_s)

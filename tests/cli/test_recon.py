@@ -50,6 +50,12 @@ def test_settings_decide(scan: Path, tmp_path: Path) -> None:
         run(scan, "-o", tmp_path / "b.h5", "-p", "none")
 
 
+def test_a_folder_of_pipelines_must_be_there(scan: Path) -> None:
+    result = run(scan, "--pipelines", "/nonexistent")
+    assert result.exit_code == 2
+    assert "does not exist" in result.output
+
+
 def test_the_scan_itself_is_never_overwritten(scan: Path, tmp_path: Path) -> None:
     (tmp_path / "scan.h5").write_bytes(scan.read_bytes())
     with pytest.raises(SettingsError, match="that is the scan itself"):

@@ -59,6 +59,40 @@ def test_what_cannot_be_opened_says_why() -> None:
         open_target("reconstruct")(ScanRequest(config="<configuration/>", header_xml=b"<nothing"))
 
 
+def test_a_servers_settings_go_to_the_pipelines_that_have_their_stage(caplog: pytest.LogCaptureFixture) -> None:
+    header = b"<nothing"
+    opening = open_pipeline((), {"thermometry": {"body_temperature_degc": "37"}, "reconstruction": {"method": "fbp"}})
+    # The pipeline without thermometry is opened, up to the header that is none …
+    with caplog.at_level("INFO"), pytest.raises(HeaderError):
+        opening(ScanRequest(config="radial_fbp", header_xml=header))
+    assert "settings of thermometry are not used: not part of the pipeline radial_fbp" in caplog.text
+    # … and what a client sends must have its place.
+    sent = '{"parameters": {"thermometry.phase_sign": 1}}'
+    with pytest.raises(SettingsError, match="stage 'thermometry' is not part of the pipeline radial_fbp"):
+        opening(ScanRequest(config="radial_fbp", header_xml=header, parameters=sent))
+    with pytest.raises(HeaderError):
+        opening(ScanRequest(config="radial_thermometry", header_xml=header, parameters=sent))
+
+
+def test_a_servers_settings_are_checked_when_it_starts() -> None:
+    for stage, name, value, message in (
+        ("thermometry", "phase_sing", "1", "unknown setting thermometry.phase_sing"),
+        ("thermometry", "phase_sign", "0", r"\+1 or -1"),
+        ("thermometry", "regions", "tumour=circel:32,30,4", "region 'circel:32,30,4': write circle"),
+        ("reconstruction", "method", "fpb", "reconstruction.method"),
+        ("thermometri", "phase_sign", "1", "unknown stage 'thermometri'"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            open_pipeline((), {stage: {name: value}})
+    # The region may be the pipeline's or the console's.
+    opening = open_pipeline((), {"thermometry": {"baseline_mode": "harmonic"}})
+    sent = '{"parameters": {"thermometry.heated": "circle:20,20,5"}}'
+    with pytest.raises(HeaderError):
+        opening(ScanRequest(config="radial_thermometry", header_xml=b"<nothing", parameters=sent))
+    with pytest.raises(SettingsError, match=r"needs thermometry\.heated"):
+        opening(ScanRequest(config="radial_thermometry", header_xml=b"<nothing"))
+
+
 LOCAL = [
     ("thermometry.log", "/tmp/log"),
     ("thermometry.baseline_file", "baseline.h5"),

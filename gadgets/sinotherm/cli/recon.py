@@ -27,7 +27,9 @@ def command(
     ] = None,
     pipelines: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Folder of pipelines, searched first; may be repeated.", file_okay=False),
+        typer.Option(
+            metavar="DIR", help="Folder of pipelines, searched first; may be repeated.", exists=True, file_okay=False
+        ),
     ] = None,
     dataset: Annotated[str, typer.Option(help="Group of the scan in the file.")] = "dataset",
 ) -> None:

@@ -13,14 +13,17 @@ def command(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 9002,
     pipelines: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Folder of pipelines, searched first; may be repeated.", file_okay=False),
+        typer.Option(
+            metavar="DIR", help="Folder of pipelines, searched first; may be repeated.", exists=True, file_okay=False
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="STAGE.SETTING=VALUE",
-            help="Setting for every scan, unless the console's parameters say otherwise; may be repeated.",
+            help="Setting for every scan whose pipeline has the stage, unless the console's parameters say otherwise; "
+            "may be repeated.",
         ),
     ] = None,
     scans: Annotated[int, typer.Option(help="Scans at the same time.", min=1)] = 4,

@@ -5,11 +5,11 @@ The same ``stage.setting`` names work as ``<property>`` in a pipeline's XML, in 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import PydanticUndefined
+from pydantic_core import ErrorDetails, PydanticUndefined
 
 from sinotherm.errors import SettingsError
 
@@ -64,24 +64,49 @@ class StageSettings(BaseModel):
         Raises
         ------
         SettingsError
+            A name is unknown (the known ones are listed), a value is out of range, or values contradict each other.
+        """
+        cls._check_names(stage, values)
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise cls._refusal(stage, error.errors()) from None
+
+    @classmethod
+    def check(cls, stage: str, values: Mapping[str, Any]) -> None:
+        """Check values to which others will be added: each by itself, not whether they go together.
+
+        Raises
+        ------
+        SettingsError
             A name is unknown (the known ones are listed) or a value is out of range.
         """
+        cls._check_names(stage, values)
+        try:
+            cls(**values)
+        except ValidationError as error:
+            # What is wrong with all of them together stands at no field.
+            if problems := [problem for problem in error.errors() if problem["loc"]]:
+                raise cls._refusal(stage, problems) from None
+
+    @classmethod
+    def _check_names(cls, stage: str, values: Mapping[str, Any]) -> None:
         known = cls.model_fields
         for name in values:
             if name not in known:
                 names = ", ".join(f"{stage}.{other}" for other in known) or "none"
                 raise SettingsError(f"unknown setting {stage}.{name}; known settings of this stage: {names}.")
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            parts = []
-            for problem in error.errors():
-                name = ".".join(str(part) for part in problem["loc"][:1]) or "settings"
-                given = problem.get("input")
-                unit = cls.unit(name)
-                suffix = f" [{unit}]" if unit else ""
-                parts.append(f"{stage}.{name}{suffix} = {given!r}: {problem['msg']}")
-            raise SettingsError("; ".join(parts) + ".") from None
+
+    @classmethod
+    def _refusal(cls, stage: str, problems: Sequence[ErrorDetails]) -> SettingsError:
+        parts = []
+        for problem in problems:
+            name = ".".join(str(part) for part in problem["loc"][:1]) or "settings"
+            given = problem.get("input")
+            unit = cls.unit(name)
+            suffix = f" [{unit}]" if unit else ""
+            parts.append(f"{stage}.{name}{suffix} = {given!r}: {problem['msg']}")
+        return SettingsError("; ".join(parts) + ".")
 
     @classmethod
     def refuse_foreign(cls, stage: str, values: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from sinotherm.thermometry.settings import ThermometrySettings
 __all__ = [
     "Chain",
     "Pipeline",
+    "check_values",
     "compose",
     "fire_parameters",
     "load_pipeline",
@@ -113,6 +114,19 @@ def fire_parameters(text: str) -> tuple[str | None, dict[str, dict[str, str]]]:
         else:
             logger.info("console parameter %s = %s is no stage.setting: left to the console", key, value)
     return name, values
+
+
+def check_values(values: Values) -> None:
+    """Check settings before it is known to which pipeline they will be given.
+
+    Raises
+    ------
+    SettingsError
+        A stage or setting is unknown (the known ones are listed), or a value is out of range.
+    """
+    for stage, settings in values.items():
+        kind = ReconstructionSettings if stage == METHOD_SLOT else stage_module(stage).Settings
+        kind.check(stage, settings)
 
 
 def refuse_foreign(values: Values) -> None:
@@ -302,10 +316,7 @@ class Pipeline:
         SettingsError
             No step has the stage, or a name or value is wrong.
         """
-        parts: list[set[str]] = []
-        for step in self.steps:
-            stages = set(TARGETS.get(step.target, ()))
-            parts.append(stages | set(METHODS) if METHOD_SLOT in stages else stages)
+        parts = self._parts()
         for stage in values:
             if not any(stage in part for part in parts):
                 known = ", ".join(name for name in (METHOD_SLOT, *STAGES) if any(name in part for part in parts))
@@ -318,6 +329,18 @@ class Pipeline:
             for step, part in zip(self.steps, parts, strict=True)
         )
         return Pipeline(name=self.name, steps=steps)
+
+    def part_of(self, values: Values) -> Values:
+        """Return the settings whose stages are in some step; the log says which are not."""
+        known = frozenset[str]().union(*self._parts())
+        if left_out := ", ".join(stage for stage in values if stage not in known):
+            logger.info("settings of %s are not used: not part of the pipeline %s", left_out, self.name)
+        return {stage: named for stage, named in values.items() if stage in known}
+
+    def _parts(self) -> list[set[str]]:
+        """Return the stages that can be set in each step."""
+        parts = [set(TARGETS.get(step.target, ())) for step in self.steps]
+        return [stages | set(METHODS) if METHOD_SLOT in stages else stages for stages in parts]
 
     def run(self, scan: ScanHeader, items: Iterator[Item]) -> Iterator[Item]:
         """Return what leaves the pipeline when ``items`` enter it."""

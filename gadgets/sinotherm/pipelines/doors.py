@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from sinotherm.frames.header import scan_header
-from sinotherm.pipelines.compose import compose, fire_parameters, load_pipeline, merged, refuse_foreign
+from sinotherm.pipelines.compose import check_values, compose, fire_parameters, load_pipeline, merged, refuse_foreign
 from sinotherm.pipelines.xml import Values, parse_properties
 from sinotherm.wire.connection import OpenScan, Process, ScanRequest
 
@@ -23,13 +23,22 @@ def open_pipeline(directories: Sequence[Path] = (), values: Values | None = None
     directories
         Folders that are searched for it before the installed ones.
     values
-        Settings of this server; what comes in the console's JSON wins.
+        Settings of this server, for the pipelines that have their stage; what comes in the console's JSON wins,
+        and its stages must be there.
+
+    Raises
+    ------
+    SettingsError
+        A setting of this server is unknown or out of range.
     """
+    own = values or {}
+    check_values(own)
 
     def open_scan(request: ScanRequest) -> Process:
         name, sent = fire_parameters(request.parameters) if request.parameters else (None, {})
         refuse_foreign(sent)
-        pipeline = load_pipeline(name or request.config, directories).with_values(merged(values or {}, sent))
+        pipeline = load_pipeline(name or request.config, directories)
+        pipeline = pipeline.with_values(merged(pipeline.part_of(own), sent))
         return partial(pipeline.run, scan_header(request.header_xml))
 
     return open_scan

@@ -16,7 +16,15 @@ from queue import SimpleQueue
 from time import monotonic, sleep
 from typing import Any, Final, TypeAlias
 
-from sinotherm.errors import OverloadError, PeerError, PeerGoneError, ProtocolError, SinothermError, WireError
+from sinotherm.errors import (
+    OverloadError,
+    PeerError,
+    PeerGoneError,
+    ProtocolError,
+    SettingsError,
+    SinothermError,
+    WireError,
+)
 from sinotherm.wire.codec import Decoder, Limits, encode
 from sinotherm.wire.messages import (
     Close,
@@ -61,6 +69,11 @@ class Patience:
         Readouts received and not yet worked on.
     tick_s
         Unit of the readouts' time stamps, s (Siemens: 2.5 ms).
+
+    Raises
+    ------
+    SettingsError
+        A time or the bound of bytes is not above 0 and finite.
     """
 
     handshake_s: float = 30.0
@@ -69,6 +82,13 @@ class Patience:
     drain_s: float = 10.0
     queue_bytes: int = 1 << 30
     tick_s: float = 2.5e-3
+
+    def __post_init__(self) -> None:
+        for name in ("handshake_s", "silence_s", "send_s", "drain_s", "queue_bytes", "tick_s"):
+            value = getattr(self, name)
+            # NaN is in no order: no silence would ever be longer.
+            if not 0.0 < value < math.inf:
+                raise SettingsError(f"{name} = {value}: it must be above 0 and finite.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
