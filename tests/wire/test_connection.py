@@ -218,6 +218,49 @@ def test_a_replay_is_held_back_and_loses_nothing(stuffed: tuple[Connection, Inbo
     assert got == stamps
 
 
+@pytest.mark.parametrize("kind", ["image", "waveform", "text", "empty text", "trajectory"])
+def test_everything_that_waits_is_bounded(stuffed: tuple[Connection, Inbox], kind: str) -> None:
+    peer, inbox = stuffed
+    message: Any = {
+        "image": ismrmrd.Image.from_array(np.zeros((8, 8), np.complex64)),
+        "waveform": ismrmrd.Waveform.from_array(np.zeros((2, 64), np.uint32)),
+        "text": Text(text="x" * 512),
+        "empty text": Text(text=""),
+        "trajectory": Readout(
+            header=readout(coils=0).header, data=np.empty((0, 64), "c8"), trajectory=np.zeros((64, 3), "f4")
+        ),
+    }[kind]
+    if kind == "trajectory":
+        message.header.trajectory_dimensions = 3
+
+    def send() -> None:
+        for _ in range(2000):
+            peer.send(message)
+        peer.send(Close())
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    time.sleep(0.3)
+    assert inbox._queue.qsize() < 40
+    assert len(list(inbox.items())) == 2000
+    thread.join()
+
+
+def test_a_scanners_waveforms_do_not_hide_an_overload(stuffed: tuple[Connection, Inbox]) -> None:
+    peer, inbox = stuffed
+    try:
+        for stamp in range(1, 41):
+            peer.send(readout(stamp=stamp))
+            for _ in range(4):
+                peer.send(ismrmrd.Waveform.from_array(np.zeros((1, 4), np.uint32)))
+            time.sleep(2.6e-3)
+    except PeerGoneError:
+        pass
+    with pytest.raises(OverloadError):
+        list(inbox.items())
+    inbox.drain()
+
+
 def test_a_scanner_that_cannot_be_held_back_is_an_overload(stuffed: tuple[Connection, Inbox]) -> None:
     peer, inbox = stuffed
     # 40 readouts, 2.5 ms apart by their stamps, that take at least as long to come.

@@ -20,7 +20,7 @@ def command(
         ),
     ] = None,
     scans: Annotated[int, typer.Option(help="Scans at the same time.", min=1)] = 4,
-    queue_mib: Annotated[int, typer.Option(help="Readouts that may wait, MiB a scan.", min=1)] = 1024,
+    queue_mib: Annotated[int, typer.Option(help="What may wait to be worked on, MiB a scan.", min=1)] = 1024,
     silence_s: Annotated[float, typer.Option(help="Silence within a scan after which it is given up, s.")] = 600.0,
 ) -> None:
     """Wait for a Gadgetron that connects to us, scan after scan, with everything loaded.

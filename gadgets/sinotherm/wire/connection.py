@@ -49,6 +49,7 @@ _POLL_S: Final = 0.1
 _HOLD_S: Final = 1e-3
 _LEAVE_S: Final = 3.0
 _REPLAY: Final = 1.2
+_ITEM_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ class Patience:
     drain_s
         Silence after a failure until its CLOSE, s.
     queue_bytes
-        Readouts received and not yet worked on.
+        Memory of what was received and is not yet worked on.
     tick_s
         Unit of the readouts' time stamps, s (Siemens: 2.5 ms).
 
@@ -297,12 +298,23 @@ class _End:
     error: SinothermError | None
 
 
+def _memory_bytes(message: Message) -> int:
+    """Return about what a message takes while it waits; one without content is no less than its objects."""
+    if isinstance(message, Readout):
+        return _ITEM_BYTES + message.data.nbytes + message.trajectory.nbytes
+    if isinstance(message, Image):
+        return _ITEM_BYTES + int(message.data.nbytes) + int(message.attribute_string_len)
+    if isinstance(message, Waveform):
+        return _ITEM_BYTES + int(message.data.nbytes)
+    return _ITEM_BYTES + len(getattr(message, "text", ""))
+
+
 class Inbox:
     """What a peer sends during a scan, read by a thread of its own and kept until somebody wants it.
 
-    Readouts are never dropped. When the queue is full, a sender that runs ahead of the scanner's clock
+    Nothing is ever dropped. When the queue is full, a sender that runs ahead of the scanner's clock
     (a replay), or shows none, is held back through TCP; one that sends at the scanner's pace cannot be
-    held back: that is an overload, and fails at once.
+    held back: that is an overload, and fails at once. The clock is the readouts': a sender of images is held back.
 
     Parameters
     ----------
@@ -320,6 +332,7 @@ class Inbox:
         self._discarding = False
         self._overload: OverloadError | None = None
         self._first: tuple[float, int] | None = None
+        self._latest: Readout | None = None
         self._held_s = 0.0
         self._thread = threading.Thread(target=self._read, name="sinotherm-reader", daemon=True)
         connection.stopped = self._cut_off
@@ -346,18 +359,20 @@ class Inbox:
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Readout):
+            self._latest = message
             if self._first is None:
                 self._first = monotonic(), message.header.acquisition_time_stamp
-            if self._put_bytes - self._taken_bytes > self._patience.queue_bytes:
-                self._hold(message)
-            self._put_bytes += message.data.nbytes
+        if self._put_bytes - self._taken_bytes > self._patience.queue_bytes:
+            self._hold()
+        self._put_bytes += _memory_bytes(message)
         self._queue.put(message)
 
-    def _hold(self, readout: Readout) -> None:
+    def _hold(self) -> None:
         """Wait until there is room, if the sender may be held back."""
         start_s, stamp = self._first or (0.0, 0)
         now_s = monotonic()
-        scanned_s = (readout.header.acquisition_time_stamp - stamp) * self._patience.tick_s
+        latest = stamp if self._latest is None else self._latest.header.acquisition_time_stamp
+        scanned_s = (latest - stamp) * self._patience.tick_s
         if 0.0 < scanned_s <= _REPLAY * (now_s - start_s - self._held_s):
             self._overload = OverloadError(
                 f"{self._put_bytes - self._taken_bytes} bytes of readouts wait to be reconstructed, the bound is "
@@ -394,10 +409,8 @@ class Inbox:
         if self._overload is not None:
             self.over = True
             raise self._overload
-        if isinstance(message, Readout):
-            self._taken_bytes += message.data.nbytes
-            return (message,)
-        if isinstance(message, (Image, Waveform, Text)):
+        if isinstance(message, (Readout, Image, Waveform, Text)):
+            self._taken_bytes += _memory_bytes(message)
             return (message,)
         self.over = True
         if isinstance(message, _End) and message.error is not None:
