@@ -228,6 +228,52 @@ def test_one_scan_too_many_is_refused() -> None:
         assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
 
 
+def test_connections_that_say_nothing_take_no_scans_place() -> None:
+    patience = Patience(handshake_s=20.0, silence_s=5.0, drain_s=0.5)
+    with serving(scans=1, patience=patience) as server:
+        silent = [dial(server.address[1]) for _ in range(4)]
+        silent[0].sock.sendall(config_name("frames"))
+        assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(1), CLOSE])) == [1022]
+        # They have a bound of their own, and whoever is beyond it is told.
+        silent += [dial(server.address[1]) for _ in range(29)]
+        one_more = dial(server.address[1])
+        assert b"ERR 33 connections are open, which is the bound" in one_more.until_close()[0][1]
+        for peer in (*silent, one_more):
+            peer.close()
+        time.sleep(0.3)
+        assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
+
+
+def test_a_scan_has_its_place_from_the_header_on() -> None:
+    with serving(scans=1, patience=Patience(drain_s=0.5)) as server:
+        first = dial(server.address[1])
+        first.sock.sendall(config_name("frames") + HEADER)
+        time.sleep(0.2)
+        second = dial(server.address[1])
+        second.sock.sendall(config_name("frames") + HEADER)
+        # It is refused before its first readout.
+        assert b"ERR 1 scans are under way" in second.until_close()[0][1]
+        second.close()
+        first.sock.sendall(frame(1) + CLOSE)
+        assert ids(first.until_close()) == [1022]
+        first.close()
+
+
+@pytest.mark.parametrize("parent", [False, True])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_health_check_is_no_failed_scan(caplog: pytest.LogCaptureFixture, parent: bool, reset: bool) -> None:
+    with caplog.at_level("DEBUG"), serving(parent=parent) as server:
+        peer = dial(server.address[1])
+        if reset:
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        until = time.monotonic() + 10
+        while "the peer connected and left" not in caplog.text and time.monotonic() < until:
+            time.sleep(0.01)
+    assert "the peer connected and left" in caplog.text
+    assert [record.message for record in caplog.records if record.levelname != "DEBUG"] == []
+
+
 @pytest.mark.parametrize("parent", [False, True])
 def test_stopping_delivers_what_is_finished(parent: bool) -> None:
     with serving(parent=parent) as server:

@@ -41,7 +41,7 @@ from sinotherm.wire.messages import (
     Waveform,
 )
 
-__all__ = ["Connection", "Inbox", "OpenScan", "Outcome", "Patience", "Process", "ScanRequest", "converse"]
+__all__ = ["Connection", "Inbox", "OpenScan", "Outcome", "Patience", "Process", "ScanRequest", "converse", "tell"]
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,8 @@ class Connection:
         Silence after which the peer is given up, s.
     stopped
         Called by `stop`, so that whoever waits for messages ends.
+    vacant
+        The peer closed the connection before it had sent anything.
     """
 
     def __init__(self, sock: socket.socket, *, patience: Patience | None = None, limits: Limits | None = None) -> None:
@@ -155,6 +157,7 @@ class Connection:
         self._decoder = Decoder(limits=limits)
         self._stopping = threading.Event()
         self._torn = False
+        self._heard = self.vacant = False
         # Kernel time-outs cost nothing a call; Python's would poll before each one.
         sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(_POLL_S))
@@ -215,11 +218,14 @@ class Connection:
                     ) from None
                 continue
             except OSError as error:
+                self.vacant = not self._heard
                 raise PeerGoneError(
                     f"the peer is gone ({error.strerror or error}): the scan is not complete."
                 ) from None
             if n_bytes == 0:
+                self.vacant = not self._heard
                 decoder.end()
+            self._heard = True
             quiet_s = monotonic()
             decoder.received(n_bytes, at_s=quiet_s)
             yield from decoder.messages()
@@ -484,8 +490,20 @@ def _send(connection: Connection, item: Any, request: ScanRequest, outcome: Outc
         outcome.unsent += 1
 
 
-def _tell(connection: Connection, error: BaseException, *, parent: bool, terminated: bool) -> None:
-    """Report a failure so that the peer shows it."""
+def tell(connection: Connection, error: BaseException, *, parent: bool, terminated: bool = False) -> None:
+    """Report a failure so that the peer shows it; the last that a client is told.
+
+    Parameters
+    ----------
+    connection
+        The peer.
+    error
+        The failure.
+    parent
+        The peer is a Gadgetron that we are an external node of.
+    terminated
+        The peer ends its texts with NUL.
+    """
     text = str(error) if isinstance(error, SinothermError) else f"internal error, {type(error).__name__}: {error}"
     try:
         connection.send(Error(text=text) if parent else Text(text=f"ERR {text}", terminated=terminated))
@@ -502,6 +520,7 @@ def converse(
     parent: bool = False,
     request: ScanRequest | None = None,
     close: bool = True,
+    admit: Callable[[], None] | None = None,
 ) -> Outcome:
     """Hold one scan with a peer: what it asks for, its data in, images out, CLOSE.
 
@@ -520,6 +539,8 @@ def converse(
         What the peer asks for, if config and header have been read already.
     close
         Whether the last CLOSE and closing the socket are ours.
+    admit
+        Called when config and header are there; what it raises refuses the scan.
 
     Returns
     -------
@@ -531,6 +552,8 @@ def converse(
     try:
         request = request or _handshake(connection)
         terminated = request.terminated
+        if admit is not None:
+            admit()
         connection.silence_s = connection.patience.silence_s
         inbox = Inbox(connection)
         request, items = _with_parameters(request, inbox.items())
@@ -540,12 +563,16 @@ def converse(
             raise WireError("stopped before the end of the scan; the images finished so far were sent.")  # noqa: TRY301
     except SinothermError as error:
         outcome.error = error
-        logger.error("scan ended after %d images: %s", outcome.images, error)  # noqa: TRY400
+        if request is None and connection.vacant:
+            # A health check or a port scan: there was no scan, and there is nobody to be told.
+            logger.debug("the peer connected and left")
+        else:
+            logger.error("scan ended after %d images: %s", outcome.images, error)  # noqa: TRY400
     except Exception as error:
         outcome.error = error
         logger.exception("scan ended after %d images", outcome.images)
-    if outcome.error is not None:
-        _tell(connection, outcome.error, parent=parent, terminated=terminated)
+    if outcome.error is not None and not (request is None and connection.vacant):
+        tell(connection, outcome.error, parent=parent, terminated=terminated)
     (inbox or Inbox(connection)).drain()
     try:
         if close and (outcome.error is None or parent):

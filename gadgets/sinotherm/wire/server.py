@@ -8,13 +8,15 @@ from typing import Final
 
 from sinotherm.errors import WireError
 from sinotherm.wire.codec import Limits
-from sinotherm.wire.connection import Connection, OpenScan, Patience, Process, ScanRequest, converse
+from sinotherm.wire.connection import Connection, OpenScan, Patience, converse, tell
 
 __all__ = ["Server"]
 
 logger = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.1
+_OPENING: Final = 32
+"""Connections beyond the scans: they have yet to say what they want, or are being refused."""
 
 
 class Server:
@@ -29,7 +31,8 @@ class Server:
     parent
         Peers are Gadgetron parents (``<connect>``), not clients.
     scans
-        Bound of scans at the same time; one more is refused with a text.
+        Bound of scans at the same time; one more is refused with a text. A scan counts from its header on, so that
+        connections which say nothing take no scan's place.
     patience, limits
         As for `Connection`.
 
@@ -57,6 +60,8 @@ class Server:
         self._limits = limits or Limits()
         self._stopping = threading.Event()
         self._active: dict[threading.Thread, Connection] = {}
+        self._scanning: set[threading.Thread] = set()
+        self._admitting = threading.Lock()
         if not 0 <= port <= 65535:
             raise WireError(f"port {port}: it lies between 0 and 65535.")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -100,18 +105,28 @@ class Server:
 
     def _begin(self, connection: Connection, peer: str) -> None:
         self._active = {thread: active for thread, active in self._active.items() if thread.is_alive()}
-        free = len(self._active) < self._scans
+        if (n_open := len(self._active)) >= self._scans + _OPENING:
+            logger.warning("%s is refused: %d connections are open, most of them without a scan", peer, n_open)
+            bound = WireError(f"{n_open} connections are open, which is the bound: close those without a scan.")
+            tell(connection, bound, parent=self._parent)
+            connection.stop()
+            connection.close()
+            return
         thread = threading.Thread(
             target=converse,
-            args=(connection, self._open_scan if free else self._refuse),
-            kwargs={"parent": self._parent},
+            args=(connection, self._open_scan),
+            kwargs={"parent": self._parent, "admit": self._admit},
             name=f"scan from {peer}",
             daemon=True,
         )
-        logger.info("%s begins", thread.name)
-        if free:
-            self._active[thread] = connection
+        self._active[thread] = connection
         thread.start()
 
-    def _refuse(self, _: ScanRequest) -> Process:
-        raise WireError(f"{self._scans} scans are under way, which is the bound: try again, or raise --scans.")
+    def _admit(self) -> None:
+        """Give the scan of this thread a place, which it has until the thread ends."""
+        with self._admitting:
+            self._scanning = {thread for thread in self._scanning if thread.is_alive()}
+            if len(self._scanning) >= self._scans:
+                raise WireError(f"{self._scans} scans are under way, which is the bound: try again, or raise --scans.")
+            self._scanning.add(threading.current_thread())
+        logger.info("%s begins", threading.current_thread().name)
