@@ -7,6 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from sinotherm.cli.demo import command
+from sinotherm.errors import WireError
 from sinotherm.evaluation import demonstration
 from sinotherm.simulation.protocol import Protocol
 
@@ -37,6 +38,19 @@ def test_the_network_beside_gridding(tmp_path, monkeypatch):
     assert fast["pdunet"]["frames_received"] == fast["gridding"]["frames_received"] == 9
     assert fast["guard_trips"] == 0
     assert fast["pdunet"]["tumour_rmse_degC"] < 0.5 * fast["gridding"]["tumour_rmse_degC"]
+
+
+def test_a_demo_that_fails_leaves_no_scan(tmp_path, monkeypatch):
+    def fail(folder, *_, **__):
+        (folder / "scan.h5").write_bytes(b"0.7 GB")
+        raise WireError("no place left")
+
+    monkeypatch.setattr(demonstration, "demonstrate", fail)
+    app = typer.Typer()
+    app.command()(command)
+    for options, left in (["--keep-scan"], ["scan.h5"]), ([], []):
+        assert isinstance(CliRunner().invoke(app, ["-o", str(tmp_path), *options]).exception, WireError)
+        assert [path.name for path in tmp_path.iterdir()] == left
 
 
 @pytest.mark.slow

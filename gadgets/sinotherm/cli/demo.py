@@ -57,6 +57,9 @@ def command(
             fast = demonstration.accelerated(output, replace(demonstration.ACCELERATED, seed=seed), watch=counted)
     finally:
         log.setLevel(level)
+        if not keep_scan and output.is_dir():
+            for scan in ("scan.h5", "accelerated_scan.h5"):
+                (output / scan).unlink(missing_ok=True)
     figures = found.figures
     overview(
         found,
@@ -73,9 +76,6 @@ def command(
             pictures[-1],
             title=f"The same scene from {fast.figures['spokes_per_frame']} spokes a frame, one frame, seed {seed}",
         )
-    if not keep_scan:
-        for scan in ("scan.h5", "accelerated_scan.h5"):
-            (output / scan).unlink(missing_ok=True)
     figures["wall_s"] = round(monotonic() - start_s, 2)
     record = figures_record(command_line(), figures)
     for path in records:
