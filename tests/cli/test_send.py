@@ -87,3 +87,9 @@ def test_addresses_and_paces_are_checked(unstamped: Path, tmp_path: Path, monkey
     monkeypatch.setattr("sinotherm.wire.client.sleep", lambda _: None)
     with pytest.raises(WireError, match="no server at"):
         run(unstamped, "-o", out, "--to", f"127.0.0.1:{free_port()}")
+
+
+def test_a_port_that_cannot_be_is_refused_at_once(unstamped: Path, tmp_path: Path) -> None:
+    for port in (0, 99999):
+        with pytest.raises(SettingsError, match=f"port {port}: it lies between 1 and 65535"):
+            run(unstamped, "-o", tmp_path / "a.h5", "--to", f"127.0.0.1:{port}")

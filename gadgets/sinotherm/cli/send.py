@@ -35,7 +35,7 @@ def command(
     from sinotherm.wire.file import ImageWriter, MrdFile
 
     host, colon, port = to.rpartition(":")
-    if not (colon and port.isdigit()):
+    if not (colon and port.isdecimal()):
         raise SettingsError(f"--to {to}: write HOST:PORT, for example 127.0.0.1:9002.")
     try:
         speed = {"scanner": 1.0, "fast": float("inf")}[pace] if pace in ("scanner", "fast") else float(pace)

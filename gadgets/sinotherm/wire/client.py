@@ -37,9 +37,13 @@ def connect(
 
     Raises
     ------
+    SettingsError
+        There is no such port.
     WireError
         Nobody answers after ``tries`` tries, one second apart.
     """
+    if not 0 < port <= 65535:
+        raise SettingsError(f"port {port}: it lies between 1 and 65535.")
     for left in reversed(range(tries)):
         try:
             sock = socket.create_connection((host, port), timeout=3.0)
