@@ -12,7 +12,9 @@ from sinotherm.errors import SinothermError
 
 __all__ = ["app", "main"]
 
-COMMANDS: Final = ("demo", "recon", "serve", "send", "node", "info", "simulate", "watch", "doctor", "train")
+COMMANDS: Final = (
+    *("demo", "recon", "serve", "send", "node", "info", "simulate", "watch", "command", "doctor", "train"),
+)
 GROUPS: Final = ("bench", "evaluate", "qa")
 
 logger = logging.getLogger(__name__)

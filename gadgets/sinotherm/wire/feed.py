@@ -385,7 +385,7 @@ class CommandClient(_Socket):
         self._endpoint, self._key, self._within_s = endpoint, key, within_s
         self._sock = _connect(zmq.REQ, endpoint, req_relaxed=1, req_correlate=1)
 
-    def request(self, command: str, **arguments: Any) -> Mapping[str, Any]:
+    def request(self, command: str, /, **arguments: Any) -> Mapping[str, Any]:
         """Return the result of a command.
 
         Raises
@@ -396,6 +396,8 @@ class CommandClient(_Socket):
             The scan refuses it, with the reason.
         PeerGoneError
             No answer came in time.
+        ProtocolError
+            What came is no answer to a command.
         """
         request = {"schema": SCHEMA, "command": command, "arguments": arguments, "key": self._key}
         try:
@@ -405,10 +407,15 @@ class CommandClient(_Socket):
         self._sock.send(raw)
         if not self._sock.poll(round(1e3 * self._within_s)):
             raise PeerGoneError(
-                f"no answer from {self._endpoint} within {self._within_s:g} s: is a scan running that takes commands?"
+                f"no answer from {self._endpoint} within {self._within_s:g} s: is a scan running that takes commands? "
+                "One that is busy may carry it out yet: ask for its status."
             )
-        answer = json.loads(self._sock.recv())
-        if not answer["ok"]:
-            raise PeerError(f"{command} was refused: {answer['error']}")
-        result: Mapping[str, Any] = answer["result"]
+        try:
+            answer = json.loads(self._sock.recv())
+            result: Mapping[str, Any] | None = dict(answer["result"]) if answer["ok"] else None
+            refusal = "" if answer["ok"] else str(answer["error"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ProtocolError(f"what {self._endpoint} sent is no answer to a command ({error}).") from None
+        if result is None:
+            raise PeerError(f"{command} was refused: {refusal}")
         return result
