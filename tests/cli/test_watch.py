@@ -14,8 +14,9 @@ from mrd_peers import free_port
 from sinotherm.cli.watch import command
 from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, ScanHeader
 from sinotherm.stages.publish import Settings, stage
+from sinotherm.thermometry.dose import DoseIntegrator
 from sinotherm.thermometry.statistics import RegionStatistics
-from sinotherm.wire.feed import Publisher, Subscriber, shared_publisher
+from sinotherm.wire.feed import FeedMessage, Publisher, Subscriber, shared_publisher
 
 app = typer.Typer()
 app.command()(command)
@@ -39,7 +40,7 @@ def row(name: str, degc: float, *, absolute: bool = True) -> Mapping[str, Any]:
     statistics = RegionStatistics(name, np.ones(SHAPE, bool), 1.0)
     values = np.full(SHAPE, degc, np.float32)
     if absolute:
-        statistics.reset_dose(43.0, 0.0, max_gap_frames=3)
+        statistics.begin_dose(43.0, 0.0, DoseIntegrator(np.full(SHAPE, 43.0), 0.0, max_gap_frames=3))
         statistics.row(np.full(SHAPE, 43.0, np.float32), values, absolute=True, dose=None, time_s=90.0)
     return statistics.row(values, values, absolute=absolute, dose=None, time_s=90.0)
 
@@ -104,6 +105,87 @@ def test_the_table_keeps_the_latest_and_ends_after_so_many(feed: tuple[str, Publ
 
 def test_a_region_that_is_not_there_is_the_first(feed: tuple[str, Publisher]) -> None:
     assert "38.00" in watched(*feed, 1, "--region", "kidney", "--seconds", "1.0")
+
+
+def image(run: str, number: int, **more: Any) -> FeedMessage:
+    return FeedMessage(
+        topic="image", header={"run": run, "protocol": f"scan {run}", "number": number, "slice": 0} | more, array=None
+    )
+
+
+def figures(run: str, number: int, degc: float, **more: Any) -> FeedMessage:
+    regions = [{"region": "tumour", "t50_degc": degc}]
+    header = image(run, number).header | {"regions": regions, "alarms": []} | more
+    return FeedMessage(topic="statistics_beside" if "meta" in more else "statistics", header=header, array=None)
+
+
+def end(run: str) -> FeedMessage:
+    return FeedMessage(topic="end", header={"run": run}, array=None)
+
+
+def told(monkeypatch: pytest.MonkeyPatch, messages: list[FeedMessage], *options: str) -> tuple[str, list[list[str]]]:
+    """Return what is shown of messages, and frame and T50 of each row."""
+    waiting = iter(messages)
+
+    def receive(*_: Any, **__: Any) -> FeedMessage:
+        try:
+            return next(waiting)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(Subscriber, "receive", receive)
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    shown = CliRunner().invoke(app, ["--endpoint", endpoint, *options], catch_exceptions=False).stdout
+    cells = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if line.startswith("│")]
+    return shown, [[row[1], row[4]] for row in cells]
+
+
+@pytest.mark.parametrize("ends", [[end("p-0")], []], ids=["ended", "killed"])
+def test_a_second_scan_has_a_table_without_the_rows_of_the_first(
+    monkeypatch: pytest.MonkeyPatch, ends: list[FeedMessage]
+) -> None:
+    first = [message for number in range(30) for message in (image("p-0", number), figures("p-0", number, 44.0))]
+    run = "p-1" if ends else "q-0"
+    second = [image(run, 0), figures(run, 0, 37.0), image(run, 1)]
+    shown, rows = told(monkeypatch, [*first, *ends, *second])
+    assert rows == [["0", "37.00"], ["1", "–"]]
+    assert f"scan {run}" in shown
+    assert "scan p-0" not in shown
+    shown, rows = told(monkeypatch, [*first, *ends])
+    assert rows[-1] == ["29", "44.00"]
+    assert ("scan p-0, ended" in shown) is bool(ends)
+
+
+def test_two_scans_at_the_same_time_have_a_table_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    alarm = FeedMessage(topic="alarm", header={"run": "p-0", "alarms": ["stale frame: [1]"]}, array=None)
+    both = [figures("p-0", 0, 44.0), figures("p-1", 0, 37.0), alarm, figures("p-1", 1, 38.0)]
+    shown, rows = told(monkeypatch, both)
+    assert rows == [["0", "44.00"], ["0", "37.00"], ["1", "38.00"]]
+    assert "stale frame: [1]" in shown
+    assert told(monkeypatch, [*both, end("p-1"), end("p-2")])[1] == rows
+
+
+def test_the_last_frame_is_shown_with_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = {"meta": {"method": "gridding", "beside": "pdunet"}}
+    heated = [
+        message
+        for number in range(4)
+        for message in (
+            *(image("p-0", number), image("p-0", number, **beside)),
+            *(figures("p-0", number, 40.0, **beside), figures("p-0", number, 44.0)),
+        )
+    ]
+    _, rows = told(monkeypatch, heated, "--frames", "2")
+    assert rows == [["0", "44.00"], ["0 gridding", "40.00"], ["1", "44.00"], ["1 gridding", "40.00"]]
+
+
+def test_without_thermometry_the_next_frame_or_the_end_shows_that_one_is_complete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = [image("p-0", number) for number in range(3)]
+    assert told(monkeypatch, images, "--frames", "2")[1] == [["0", "–"], ["1", "–"]]
+    begun = image("p-1", 0)
+    assert told(monkeypatch, [*images, end("p-0"), begun], "--frames", "3")[1] == [["0", "–"], ["1", "–"], ["2", "–"]]
 
 
 def test_ctrl_c_ends_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:

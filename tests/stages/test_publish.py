@@ -110,6 +110,27 @@ def test_a_scan_that_stops_is_published_while_it_stands(settings: Settings) -> N
     assert heard[1] is None
 
 
+def test_scans_that_share_a_feed_are_told_apart_and_end(settings: Settings) -> None:
+    publisher = shared_publisher(settings.endpoint)
+    with Subscriber(settings.endpoint) as subscriber:
+        until = time.monotonic() + 10
+        while not publisher.wants("x") and time.monotonic() < until:
+            time.sleep(0.01)
+        one, two = (stage(iter([IMAGE, STATISTICS]), SCAN, settings) for _ in range(2))
+        for scan in (one, two, one):
+            next(scan)
+        one.close()
+        list(two)
+        found = [subscriber.receive(within_s=5) for _ in range(6)]
+    publisher.close()
+    kinds: dict[str, list[str]] = {}
+    for message in found:
+        assert message is not None
+        kinds.setdefault(message.header["run"], []).append(message.topic)
+    assert list(kinds.values()) == [["image", "statistics", "end"]] * 2
+    assert len({run.partition("-")[0] for run in kinds}) == 1
+
+
 def test_without_an_endpoint_nothing_listens() -> None:
     off = Settings.parse("publish", {"endpoint": ""})
     assert list(stage(iter([IMAGE, 1]), SCAN, off)) == [IMAGE, 1]

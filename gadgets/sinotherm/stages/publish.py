@@ -4,8 +4,10 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from itertools import count
 from time import monotonic
-from typing import Any
+from typing import Any, Final
+from uuid import uuid4
 
 from sinotherm.core.scan import FrameImage, FrameStatistics, Item, ScanHeader, TemperatureMap
 from sinotherm.core.settings import NOT_EMPTY, StageSettings, setting
@@ -25,6 +27,9 @@ _MAPS = (
     ("validity", "validity", ""),
 )
 
+_PROCESS: Final = uuid4().hex
+_RUNS: Final = count()
+
 
 class Settings(StageSettings):
     """Settings of the live feed."""
@@ -34,6 +39,9 @@ class Settings(StageSettings):
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Publish images, maps and statistics to whoever listens; the chain never waits for them.
+
+    The header entry ``run`` tells scans apart, also those that share a feed: a name of the process, ``-``, and
+    a counter. When the scan is over, its end is published (topic ``end``).
 
     A live scan that stops has no item to tell of it: then the alarm is published (topic ``alarm``) when the
     patience of the last statistics is over.
@@ -48,23 +56,27 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     if publisher is None:
         yield from items
         return
-    facts = {"measurement_id": scan.measurement_id, "protocol": scan.protocol}
+    run = f"{_PROCESS}-{next(_RUNS)}"
+    facts = {"run": run, "measurement_id": scan.measurement_id, "protocol": scan.protocol}
     latency_ms = math.nan
 
     def stalled(text: str) -> None:
         publisher.publish("alarm", {**facts, "alarms": (text,)})
 
-    with Watchdog(stalled) as watchdog:
-        for item in items:
-            if isinstance(item, FrameImage | TemperatureMap):
-                latency_ms = 1e3 * (monotonic() - item.received_s)
-                _publish(publisher, item, {**facts, "latency_ms": latency_ms})
-            elif isinstance(item, FrameStatistics):
-                watchdog.expect(item.patience_s)
-                publisher.publish(
-                    _topic("statistics", item), {**facts, "latency_ms": latency_ms, **dataclasses.asdict(item)}
-                )
-            yield item
+    try:
+        with Watchdog(stalled) as watchdog:
+            for item in items:
+                if isinstance(item, FrameImage | TemperatureMap):
+                    latency_ms = 1e3 * (monotonic() - item.received_s)
+                    _publish(publisher, item, {**facts, "latency_ms": latency_ms})
+                elif isinstance(item, FrameStatistics):
+                    watchdog.expect(item.patience_s)
+                    publisher.publish(
+                        _topic("statistics", item), {**facts, "latency_ms": latency_ms, **dataclasses.asdict(item)}
+                    )
+                yield item
+    finally:
+        publisher.publish("end", facts)
 
 
 def _topic(name: str, item: FrameImage | TemperatureMap | FrameStatistics) -> str:

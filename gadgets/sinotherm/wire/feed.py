@@ -144,7 +144,8 @@ class FeedMessage:
 class Publisher(_Socket):
     """Publishes to whoever listens, from a thread of its own.
 
-    Of each topic only the newest message waits to be sent; with no listener nothing is done at all.
+    Of each topic and scan (header entry ``run``) only the newest message waits to be sent; with no listener
+    nothing is done at all.
 
     Parameters
     ----------
@@ -161,7 +162,7 @@ class Publisher(_Socket):
         self._sock = _bind(zmq.XPUB, endpoint, sndhwm=_WAITING_PARTS)
         if not is_loopback(endpoint):
             logger.warning("the feed on %s can be read by everybody who reaches it", endpoint)
-        self._waiting: dict[str, tuple[Mapping[str, Any], np.ndarray | None]] = {}
+        self._waiting: dict[tuple[str, Any], tuple[Mapping[str, Any], np.ndarray | None]] = {}
         self._change = threading.Condition()
         self._wanted: frozenset[str] = frozenset()
         self._closed = False
@@ -178,9 +179,10 @@ class Publisher(_Socket):
         if not self.wants(topic):
             return
         with self._change:
-            if self._waiting.pop(topic, None) is not None:
+            kind = (topic, header.get("run"))
+            if self._waiting.pop(kind, None) is not None:
                 self.replaced += 1
-            self._waiting[topic] = (header, array)
+            self._waiting[kind] = (header, array)
             self._change.notify()
 
     def close(self) -> None:
@@ -194,7 +196,7 @@ class Publisher(_Socket):
         while not (self._closed and not self._waiting):
             with self._change:
                 self._change.wait_for(lambda: self._waiting or self._closed, _POLL_S)
-                waiting = [(topic, *self._waiting.pop(topic)) for topic in list(self._waiting)[:1]]
+                waiting = [(kind[0], *self._waiting.pop(kind)) for kind in list(self._waiting)[:1]]
             self._listen()
             for topic, header, array in waiting:
                 self._send(topic, header, array)
