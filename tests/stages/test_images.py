@@ -22,7 +22,9 @@ from sinotherm.core.scan import (
 )
 from sinotherm.frames.images import META_PREFIX
 from sinotherm.pipelines.compose import compose
+from sinotherm.stages import complex_images
 from sinotherm.stages.images import Settings, stage
+from sinotherm.wire.file import ImageWriter
 from sinotherm.wire.messages import Readout
 
 SPACE = EncodingSpace(matrix=(6, 4, 1), fov_m=(0.3, 0.2, 0.005))
@@ -349,3 +351,34 @@ def test_only_images_and_strangers_leave():
 def test_meta_is_written_as_ismrmrd_writes_it():
     meta = run([image(meta={"a<b": "x & y"})])[0].meta
     assert ismrmrd.Meta.deserialize(meta.serialize()) == ismrmrd.Meta.deserialize(ismrmrd.Meta.serialize(meta))
+
+
+def foreign(series, value=1.0, dtype=np.float32):
+    made = ismrmrd.Image.from_array(np.full((1, 1, 4, 6), value, dtype), transpose=False)
+    made.image_series_index, made.image_index = series, 7
+    made.meta = ismrmrd.Meta(ImageComment="theirs")
+    return made
+
+
+def test_images_that_pass_leave_the_series_of_ours(caplog):
+    theirs = [foreign(series) for series in (0, 1, 8, 9, 11, 18, 19, 1001, 2001, 65001, 1)]
+    out = run([theirs[0], image(), *theirs[1:]], format="console")
+    assert [one.image_series_index for one in out] == [0, 1, 1001, 1008, 9, 1011, 1018, 19, 2001, 3001, 65001, 1001]
+    assert [one.image_series_index for one in theirs[:3]] == [0, 1, 8]
+    moved = received(out[2])
+    np.testing.assert_array_equal(moved.data, theirs[1].data)
+    assert moved.data.dtype == np.float32
+    assert (moved.image_index, moved.meta["ImageComment"]) == (7, "theirs")
+    assert caplog.text.count("image series 1 of another reconstruction is passed on as series 1001") == 1
+
+
+@pytest.mark.parametrize("layout", ["research", "console"])
+def test_magnitudes_beside_complex_images_do_not_end_the_file(tmp_path, layout):
+    complex_image = ismrmrd.Image.from_array(np.ones((1, 1, 4, 6), np.complex64), transpose=False)
+    items = complex_images.stage(
+        iter([foreign(1, dtype=np.uint16), complex_image] * 2), SCAN, complex_images.Settings()
+    )
+    with ImageWriter(tmp_path / "maps.h5", b"<ismrmrdHeader/>") as writer:
+        for one in stage(items, SCAN, Settings(format=layout)):
+            writer.append(one)
+        assert writer.counts == {1: 2, 1001: 2}

@@ -34,7 +34,7 @@ from sinotherm import __version__
 from sinotherm.core.scan import FrameImage, MetaValue, ScanHeader, Sinogram, TemperatureMap
 from sinotherm.wire.messages import Image
 
-__all__ = ["META_PREFIX", "ImageMaker", "foreign_image"]
+__all__ = ["META_PREFIX", "ImageMaker", "foreign_image", "passed_series"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ META_PREFIX: Final = "sinotherm_"
 """Begins the name of every meta entry that says how an image was made."""
 
 _BESIDE: Final = 10
+_OWN: Final = frozenset(series + beside for series in range(1, 9) for beside in (0, _BESIDE))
+_AWAY: Final = 1000
 _TOP: Final = 65_535
 _MAGNITUDE_TOP: Final = 2047.0
 _COUNTERS: Final = ("average", "phase", "set")
@@ -118,7 +120,7 @@ _VALIDITY: Final = _Product(
     series=6,
     name="validity",
     comment="Reasons for no reading as bits: 0 signal, 1 noise, 2 wrap, 3 drift, 4 motion, 5 guard, "
-    "6 no baseline, 7 outside FOV; 0 = valid",
+    "6 no baseline, 7 reserved; 0 = valid",
     window=(128.0, 256.0),
 )
 _SINOGRAM: Final = _Product(series=7, name="sinogram", comment="Sinogram (coil, angle, detector)", quantitative=False)
@@ -336,6 +338,14 @@ class ImageMaker:
             mine["latency_ms"] = f"{1e3 * (monotonic() - item.received_s):.3f}"
         meta.update({META_PREFIX + name: value for name, value in mine.items()})
         return meta
+
+
+def passed_series(series: int) -> int:
+    """Return the series in which images of another reconstruction are passed on.
+
+    Numbers of ours move by 1000, and so do those that would be met there: two series never become one.
+    """
+    return series + _AWAY if series % _AWAY in _OWN and series + _AWAY < 1 << 16 else series
 
 
 def foreign_image(image: Any, *, number: int, time_s: float) -> FrameImage:

@@ -6,7 +6,8 @@ from typing import Literal
 
 from sinotherm.core.scan import Frame, FrameImage, FrameStatistics, Item, ScanHeader, Spoke, TemperatureMap
 from sinotherm.core.settings import StageSettings, setting
-from sinotherm.frames.images import ImageMaker
+from sinotherm.frames.images import ImageMaker, passed_series
+from sinotherm.wire.messages import Image
 
 __all__ = ["Settings", "stage"]
 
@@ -28,9 +29,13 @@ class Settings(StageSettings):
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
-    """Replace every image and map by its MRD images; spokes, frames and statistics end here."""
+    """Replace every image and map by its MRD images; spokes, frames and statistics end here.
+
+    Images of another reconstruction pass; from the series of ours they are moved to one of their own.
+    """
     maker = ImageMaker(scan, console=settings.format == "console", scale=settings.scale)
     n_angles: dict[str, int] = {}
+    moved: set[int] = set()
 
     def fits(item: FrameImage, kind: str, found: int) -> bool:
         """Whether the sinogram has the shape of its series."""
@@ -53,5 +58,15 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
                 yield maker.full_sinogram(item, item.sinogram)
         elif isinstance(item, TemperatureMap):
             yield from maker.maps(item)
+        elif isinstance(item, Image) and (series := passed_series(item.image_series_index)) != item.image_series_index:
+            if series not in moved:
+                logger.warning(
+                    "image series %d of another reconstruction is passed on as series %d: we number our own so",
+                    *(item.image_series_index, series),
+                )
+                moved.add(series)
+            head = item.getHead()
+            head.image_series_index = series
+            yield Image(head, meta=item.meta, data=item.data)
         elif not isinstance(item, Spoke | Frame | FrameStatistics):
             yield item
