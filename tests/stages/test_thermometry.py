@@ -76,7 +76,7 @@ def test_echoes_that_the_header_announces_but_do_not_come() -> None:
     found = list(stage(iter([_image(number) for number in range(3)]), scan, _settings()))
     assert sum(isinstance(item, TemperatureMap) for item in found) == 3
     alone = list(stage(iter([_image(0)]), scan, _settings()))
-    assert _kinds(alone) == ["FrameImage", "TemperatureMap", "FrameStatistics"]
+    assert _kinds(alone) == ["FrameImage", "TemperatureMap", "FrameStatistics", "Text"]
 
 
 def _two_echoes(lost: list[tuple[int, int]], *, late: tuple[int, int] | None = None) -> list[object]:
@@ -273,6 +273,39 @@ def test_an_alarm_reaches_the_console_once() -> None:
     assert [len(raised) for raised in alarms] == [0, 0, 0, 0, 1, 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "slices", "said"),
+    [
+        ({"baseline_frames": "500"}, 1, ["baseline: 3 of 500 frames came; no temperature was made"]),
+        ({"baseline_frames": "5", "baseline_skip": "1"}, 1, ["baseline: 2 of 5 frames came; no temperature was made"]),
+        (
+            {"baseline_rule": "on_command"},
+            1,
+            ["baseline: none was taken by command; no temperature was made"],
+        ),
+        (
+            {"baseline_frames": "4"},
+            2,
+            [f"baseline: slice {n}, fbp: 3 of 4 frames came; no temperature was made" for n in (0, 1)],
+        ),
+        ({"baseline_frames": "3"}, 1, []),
+        ({"baseline_rule": "on_command"}, 0, []),
+    ],
+)
+def test_a_scan_without_a_complete_baseline_says_so_at_its_end(
+    tmp_path, settings: dict[str, str], slices: int, said: list[str]
+) -> None:
+    images = [
+        replace(_image(number, slice_=slice_), meta={"method": "fbp"})
+        for number in range(3)
+        for slice_ in range(slices)
+    ]
+    found = list(stage(iter(images), SCAN, _settings(**settings, log=str(tmp_path))))
+    assert [item.text for item in found if isinstance(item, Text)] == [f"WRN {text}" for text in said]
+    assert not said or isinstance(found[-1], Text)
+    assert [line["alarm"] for line in _log(tmp_path) if line["record"] == "alarm"] == said
+
+
 def test_each_region_alarms_the_console_and_again_after_it_has_cooled() -> None:
     degc = radian_per_degc(larmor_hz=63.87e6, echo_time_s=0.019, prf_coefficient=-1e-8, phase_sign=1)
     places = {"left is hot": np.s_[20:29, 14:23], "right": np.s_[20:29, 26:35]}
@@ -357,7 +390,7 @@ def test_a_baseline_commanded_before_the_first_image_is_taken_of_every_slice(tmp
 def test_alarms_that_need_the_body_temperature_are_said_without_it(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     limits = {"alarm_dose_min": "10", "log": str(tmp_path)}
     with caplog.at_level(logging.WARNING):
-        list(stage(iter([_image(0)]), SCAN, _settings(**limits, body_temperature_degc="37")))
+        list(stage(iter([_image(0), _image(1)]), SCAN, _settings(**limits, body_temperature_degc="37")))
         assert not caplog.records
         list(stage(iter([_image(0)]), SCAN, _settings(**limits)))
     assert "no alarm by thermometry.alarm_dose_min" in caplog.text

@@ -38,7 +38,7 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     stands in for one that the network's guard held back (meta ``in_place_of``) is followed by that
     reconstruction's map without readings (bit ``GUARD``). An alarm that was not up in the frame before
     also goes to the console, as a text that begins with ``WRN``; at the start, why the record of
-    ``settings.qualified`` does not qualify the scan.
+    ``settings.qualified`` does not qualify the scan; at the end, that there was no baseline to measure against.
     """
     if settings.phase_sign is None:
         logger.warning(
@@ -147,10 +147,14 @@ class _Session:
             yield from self._measure(stream)
 
     def flush(self) -> Iterator[Item]:
-        """Measure what still waits at the end."""
+        """Measure what still waits at the end, and tell which baselines never were complete."""
         for stream, echoes in self._echoes.items():
             if echoes.waits:
                 yield from self._measure(stream)
+        for (slice_, method), monitor in self._monitors.items():
+            if monitor.unmeasured:
+                where = f"slice {slice_}, {method}: " if len(self._monitors) > 1 else ""
+                yield self.alarm(f"baseline: {where}{monitor.unmeasured}; no temperature was made")
 
     def _ordinal(self, image: FrameImage) -> int:
         """Return which frame of its slice this is, from 0, whichever reconstruction shows it, and whenever."""

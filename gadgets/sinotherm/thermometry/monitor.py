@@ -144,6 +144,17 @@ class SliceMonitor:
         return {} if self._service is None else {echo: one.baseline for echo, one in self._service.echoes.items()}
 
     @property
+    def unmeasured(self) -> str:
+        """Why no frame could be measured yet, or an empty text once a baseline serves."""
+        if self._service is not None:
+            return ""
+        settings = self._settings
+        if settings.baseline_rule == "on_command" and not (self._builders or self._renewing):
+            return "none was taken by command"
+        came = min((len(builder.images) for builder in self._builders.values()), default=0)
+        return f"{came} of {settings.baseline_frames} frames came"
+
+    @property
     def n_heated(self) -> int:
         """Voxels that the last map shows warmer than the baseline beyond doubt."""
         return self._n_heated
