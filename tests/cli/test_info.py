@@ -135,6 +135,19 @@ def test_a_file_of_images(tmp_path, app):
     assert "nothing: there is no complete frame" in text
 
 
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_complex_images_can_become_temperature_maps(tmp_path, app, dtype):
+    path = tmp_path / "images.h5"
+    with ImageWriter(path, HEADER.format("cartesian").encode()) as writer:
+        for series, kind in ((1, np.float32), (2, dtype)):
+            image = ismrmrd.Image.from_array(np.zeros((1, 1, 4, 6), kind), transpose=False)
+            image.image_series_index = series
+            writer.append(image)
+    text = screen(app, path)
+    assert "temperature maps of the complex images (series 2): -p thermometry; thermometry needs TE and f0" in text
+    assert "nothing" not in text
+
+
 def test_a_damaged_series_does_not_hide_the_rest(tmp_path, app):
     path = write(tmp_path / "scan.h5", [readout(i, 0.1 * i) for i in range(3)])
     with h5py.File(path, "r+") as file:

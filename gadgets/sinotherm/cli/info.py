@@ -228,6 +228,11 @@ def _rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
 def _outlook(figures: dict[str, Any]) -> str:
     """Return what the shipped pipelines will make of it."""
     problem = figures["problem"]
+    # The thermometry pipeline refuses a file that holds readouts as well.
+    if not figures["readouts"] and (found := _complex_series(figures)):
+        return "; ".join(
+            [f"temperature maps of the complex images (series {found}): -p thermometry", *_lacking(figures)]
+        )
     if problem is not None and not figures["frames"]:
         return f"not reconstructed: {problem}"
     if not figures["frames"]:
@@ -240,7 +245,15 @@ def _outlook(figures: dict[str, Any]) -> str:
         parts.append(f"{figures['spokes_left_over']} spokes are left over")
     if not figures["noise_readouts"]:
         parts.append("no noise scan: SNR and predicted temperature uncertainty are unknown")
+    return "; ".join([*parts, *_lacking(figures)])
+
+
+def _complex_series(figures: dict[str, Any]) -> str:
+    series = [one["series"] for one in figures["image_series"] if one["type"].startswith("complex")]
+    return ", ".join(map(str, series))
+
+
+def _lacking(figures: dict[str, Any]) -> list[str]:
+    """Return what thermometry needs and the header does not state."""
     missing = [name for name, found in (("TE", figures["echo_times_ms"]), ("f0", figures["larmor_Hz"])) if not found]
-    if missing:
-        parts.append(f"thermometry needs {' and '.join(missing)}, which the header does not state")
-    return "; ".join(parts)
+    return [f"thermometry needs {' and '.join(missing)}, which the header does not state"] if missing else []
