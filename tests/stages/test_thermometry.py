@@ -392,7 +392,7 @@ def test_alarms_that_need_the_body_temperature_are_said_without_it(tmp_path, cap
     with caplog.at_level(logging.WARNING):
         list(stage(iter([_image(0), _image(1)]), SCAN, _settings(**limits, body_temperature_degc="37")))
         assert not caplog.records
-        list(stage(iter([_image(0)]), SCAN, _settings(**limits)))
+        list(stage(iter([_image(0), _image(1)]), SCAN, _settings(**limits)))
     assert "no alarm by thermometry.alarm_dose_min" in caplog.text
     assert [line["alarm"] for line in _log(tmp_path) if line["record"] == "alarm"] == [caplog.records[0].message]
 
