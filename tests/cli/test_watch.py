@@ -75,6 +75,10 @@ def watched(endpoint: str, publisher: Publisher, frames: int, *options: str) -> 
     result = CliRunner().invoke(app, ["--endpoint", endpoint, *options], catch_exceptions=False)
     thread.join()
     assert result.exit_code == 0
+    # The next scan must not take this watcher for the one that it waits for.
+    until = time.monotonic() + 20
+    while publisher.wants("image") and time.monotonic() < until:
+        time.sleep(0.01)
     return result.stdout
 
 
@@ -94,7 +98,7 @@ def test_a_change_of_temperature_is_no_temperature(feed: tuple[str, Publisher]) 
 
 def test_a_scan_that_stands_still_is_shown_until_it_goes_on(feed: tuple[str, Publisher]) -> None:
     assert "stale frame: no map for 0.2 s" in watched(*feed, 1, "--seconds", "1.0")
-    assert "stale frame" not in watched(*feed, 2, "--frames", "2")
+    assert "stale frame" not in watched(*feed, 2, "--frames", "2", "--seconds", "20")
 
 
 def test_the_table_keeps_the_latest_and_ends_after_so_many(feed: tuple[str, Publisher]) -> None:
