@@ -137,8 +137,36 @@ def test_a_part_of_the_body_without_anchors_goes_on_beside_a_jump() -> None:
     assert doubtful.sum() == 16
     unwrapper.lose()
     _, doubtful = unwrapper.update(jumped, trusted, anchors)
-    assert doubtful[..., 13:].all()
-    assert not doubtful[anchors & (jumped == 1)].any()
+    assert doubtful.sum() == 16
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_brain_in_its_skull_goes_by_itself_and_a_focus_in_it_does_not(lost: bool) -> None:
+    y, x = np.mgrid[:64, :64] - 32
+    radius = np.hypot(x, y)
+    scalp, brain = (np.abs(radius - 28) < 2)[None], (radius < 22)[None]
+    body = scalp | brain
+    truth = 6.3 * np.exp(-((x - 5) ** 2 + y**2) / 6.0)[None]
+    unwrapper = TemporalUnwrapper()
+    unwrapper.update(np.ones(body.shape, np.complex64), body, scalp)
+    if lost:
+        unwrapper.lose()
+    phase, doubtful = unwrapper.update(np.exp(1j * (truth + 0.4)).astype(np.complex64), body, scalp)
+    certain = body & ~doubtful
+    assert certain[brain].mean() > 0.9
+    assert doubtful[0, 32, 37]
+    np.testing.assert_allclose((phase - 0.4)[certain], truth[certain], atol=1e-3)
+
+
+def test_jumps_of_single_voxels_cost_no_other_voxel_its_reading() -> None:
+    random = np.random.default_rng(2)
+    body = np.ones((1, 64, 64), bool)
+    unwrapper = TemporalUnwrapper()
+    unwrapper.update(np.ones(body.shape, np.complex64), body, np.zeros_like(body))
+    noisy = np.ones(body.shape, np.complex64)
+    noisy[0].flat[random.choice(64 * 64, 60, replace=False)] = np.exp(2.8j)
+    _, doubtful = unwrapper.update(noisy, body, np.zeros_like(body))
+    np.testing.assert_array_equal(doubtful, noisy != 1.0)
 
 
 def test_a_frame_that_is_withdrawn_leaves_no_trace() -> None:

@@ -100,14 +100,23 @@ def figures(found: "Series", measured: "Temperatures", noise_floor_degc: float) 
         The series, and what the method shows of its heated frames.
     noise_floor_degc
         σ_T of gridding at these spokes in the tumour, by formula.
+
+    Raises
+    ------
+    DataError
+        No voxel of the tumour has a reading in every frame.
     """
     import numpy as np
+
+    from sinotherm.errors import DataError
 
     protocol = found.scan.protocol
     truth, full = found.truth_degc[found.n_baseline :], found.full_degc[found.n_baseline :]
     change = measured.change
     inside = found.tumour & np.isfinite(change).all(axis=0)
     tissue = found.tissue & np.isfinite(change).all(axis=0)
+    if not inside.any():
+        raise DataError("no voxel of the tumour has a reading in every frame: there is nothing to score.")
     error = (change - truth)[:, inside].astype(np.float64)
     to_full = (change - full)[:, inside].astype(np.float64)
     sigma = measured.sigma[:, inside]

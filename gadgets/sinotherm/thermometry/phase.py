@@ -26,8 +26,10 @@ STEP_LIMIT_RAD: Final = 0.5 * math.pi
 FEWEST_ANCHORS: Final = 5
 """Unheated voxels of a patch that tell its branch."""
 
+_LARGE_PATCH: Final = 0.05
+"""Share of a plane's voxels from which on a patch without anchors (a brain in its skull) is no hot spot."""
 _MANY_JUMPS: Final = 10
-"""Voxels that jump in one frame, from which on it is no noise: what lies between them may have gone a whole turn."""
+"""Neighbours that jump in one frame, from which on it is no noise: what they surround may have gone a whole turn."""
 _TURN: Final = np.float32(2.0 * math.pi)
 
 
@@ -144,8 +146,9 @@ class TemporalUnwrapper:
         # A voxel without signal in this frame keeps its branch: noise would walk it away.
         phase = np.where(trusted, expected + step, expected)
         jumped = trusted & (np.abs(step) > JUMP_LIMIT_RAD)
-        if not self._known or jumped.sum() >= _MANY_JUMPS:
-            found, certain = connected_phase(wrapped, trusted, trusted & anchors, expected)
+        if not self._known or _largest(jumped) >= _MANY_JUMPS:
+            followed = trusted & ~doubtful
+            found, certain = connected_phase(wrapped, trusted, followed, followed & anchors, expected)
             rest = trusted & ~certain
             # A patch without anchors that touches no jump (the other leg) is where it was.
             doubtful = (doubtful & rest) | (_touching(jumped, rest) if self._known else rest)
@@ -167,20 +170,21 @@ class _Followed:
 
 
 def connected_phase(
-    wrapped: FloatArray, trusted: MaskArray, anchors: MaskArray, expected: FloatArray
+    wrapped: FloatArray, trusted: MaskArray, followed: MaskArray, anchors: MaskArray, expected: FloatArray
 ) -> tuple[FloatArray, MaskArray]:
     """Return the phase unwrapped in space, and where it is certain.
 
     Voxels belong together where steps of at most `STEP_LIMIT_RAD` lead from one to the other; a patch of
     them is certain where it holds `FEWEST_ANCHORS` anchors and these tell its branch. A hot spot whose rim is
-    too steep to be followed is a patch without.
+    too steep to be followed is a patch without. A large patch without, a brain in its skull, goes by its median.
 
     Parameters
     ----------
     wrapped
         float (slice, y, x), rad.
-    trusted, anchors
-        bool (slice, y, x): voxels with a phase; those among them whose phase is near the expected one.
+    trusted, followed, anchors
+        bool (slice, y, x): voxels with a phase; those of them whose branch was certain in the last frame; those of
+        these whose phase is near the expected one.
     expected
         float (slice, y, x), rad.
 
@@ -201,8 +205,9 @@ def connected_phase(
 
     phase = np.zeros(wrapped.shape, dtype=np.float32)
     certain = np.zeros(wrapped.shape, dtype=bool)
-    for number, (plane, inside, anchor) in enumerate(zip(wrapped, trusted, anchors, strict=True)):
-        if not anchor.any():
+    planes = zip(wrapped, trusted, followed, anchors, strict=True)
+    for number, (plane, inside, before, anchor) in enumerate(planes):
+        if not before.any():
             continue
         unwrapped = unwrap_phase(np.ma.array(plane, mask=~inside), rng=0).filled(0.0)  # type: ignore[no-untyped-call]
         places = np.arange(plane.size).reshape(plane.shape)
@@ -214,15 +219,25 @@ def connected_phase(
         graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(plane.size, plane.size))
         _, labels = connected_components(graph, directed=False)
         patches = labels.reshape(plane.shape)
-        held, counts = np.unique(patches[anchor], return_counts=True)
-        for patch in held[counts >= FEWEST_ANCHORS]:
+        sizes = np.bincount(labels[before.ravel()], minlength=plane.size)
+        held = np.bincount(labels[anchor.ravel()], minlength=plane.size)
+        enough = held >= FEWEST_ANCHORS
+        for patch in np.flatnonzero(enough | (sizes >= max(1.0, _LARGE_PATCH * inside.sum()))):
             own = patches == patch
-            away = np.median((expected[number] - unwrapped)[own & anchor])
+            away = np.median((expected[number] - unwrapped)[own & (anchor if enough[patch] else before)])
             turns = _TURN * np.rint(away / _TURN)
             if abs(away - turns) <= JUMP_LIMIT_RAD:
                 phase[number][own] = unwrapped[own] + turns
                 certain[number] |= own
     return phase, certain & trusted
+
+
+def _largest(jumped: MaskArray) -> int:
+    """Return the number of voxels of the largest group of neighbours in a plane that jumped."""
+    from scipy.ndimage import label
+
+    groups, _ = label(jumped, np.pad(np.ones((1, 3, 3), bool), ((1, 1), (0, 0), (0, 0))))
+    return int(np.bincount(groups.ravel())[1:].max(initial=0))
 
 
 def _touching(jumped: MaskArray, rest: MaskArray) -> MaskArray:
