@@ -87,6 +87,8 @@ FAULTS: dict[str, Sequence[int]] = {
     "over-temperature": [*_at(0.6, 40), *_at(0.9, 3)],
     "dose reached": range(round(0.6 * FRAMES), FRAMES),
     "wrap risk": _at(0.9, 3),
+    # The tumour of frames that moved, and of those whose phase may have gone either way.
+    "no reading": [*_at(0.25, 3), *_at(0.9, 3)],
 }
 
 

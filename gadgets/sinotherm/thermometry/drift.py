@@ -19,6 +19,8 @@ MAX_ITERATIONS: Final = 30
 STOP_DEGC: Final = 1e-3
 RIM_DEPTH_M: Final = 10e-3
 _FLOOR_DEGC: Final = 2e-3
+_LEAST_SIGNAL: Final = 0.05
+"""Median signal of the cold blocks relative to the baseline's, below which there is none to fit."""
 _PRESENT: Final = 0.25
 _CAUCHY: Final = 2.385
 _QUANTILE: Final = 0.3
@@ -185,8 +187,14 @@ class DriftEstimator:
         sums = self._blocks(np.where(self._mask, product, 0))[self._rows]
         signal = np.abs(sums)
         # Blocks that went dark in this frame (or hold nothing finite) have no phase to tell.
-        present = signal > _PRESENT * np.median(signal / self._block_power) * self._block_power
+        level = float(np.median(signal / self._block_power)) if len(signal) else 0.0
+        present = signal > _PRESENT * level * self._block_power
         voxels = int(self._voxels[present].sum())
+        if not level >= _LEAST_SIGNAL and voxels >= self._min_voxels:
+            # Noise can agree on a drift by chance.
+            return self._failed(
+                f"the cold voxels hold no signal: {100.0 * level:.1f} % of the baseline's", voxels=voxels
+            )
         if voxels < self._min_voxels:
             return self._failed(f"{voxels} cold voxels: {self._min_voxels} are needed", voxels=voxels)
         design, power = self._design[present], self._block_power[present]

@@ -27,7 +27,7 @@ FEWEST_ANCHORS: Final = 5
 """Unheated voxels of a patch that tell its branch."""
 
 _LARGE_PATCH: Final = 0.05
-"""Share of a plane's voxels from which on a patch without anchors (a brain in its skull) is no hot spot."""
+"""Share of a plane's voxels from which on a patch is no hot spot."""
 _MANY_JUMPS: Final = 10
 """Neighbours that jump in one frame, from which on it is no noise: what they surround may have gone a whole turn."""
 _TURN: Final = np.float32(2.0 * math.pi)
@@ -144,17 +144,19 @@ class TemporalUnwrapper:
         step = wrapped - expected
         step -= _TURN * np.rint(step / _TURN)
         # A voxel without signal in this frame keeps its branch: noise would walk it away.
-        phase = np.where(trusted, expected + step, expected)
+        phase = followed = np.where(trusted, expected + step, expected)
         jumped = trusted & (np.abs(step) > JUMP_LIMIT_RAD)
         if not self._known or _largest(jumped) >= _MANY_JUMPS:
-            followed = trusted & ~doubtful
-            found, certain = connected_phase(wrapped, trusted, followed, followed & anchors, expected)
+            sure = trusted & ~doubtful
+            found, certain = connected_phase(wrapped, trusted, sure, sure & anchors, expected)
             rest = trusted & ~certain
             # A patch without anchors that touches no jump (the other leg) is where it was.
             doubtful = (doubtful & rest) | (_touching(jumped, rest) if self._known else rest)
             phase = np.where(certain, found, phase)
         elif (doubtful := (doubtful & trusted) | jumped).any():
             phase, doubtful = _joined(phase, doubtful, trusted)
+        # Cold tissue that lost its signal must scatter, or a drift would be fitted to it.
+        phase = np.where(anchors, followed, phase)
         self._before, self._last = self._last, _Followed(phase=phase, product=product, doubtful=doubtful)
         self._known = True
         return phase, doubtful
@@ -175,8 +177,8 @@ def connected_phase(
     """Return the phase unwrapped in space, and where it is certain.
 
     Voxels belong together where steps of at most `STEP_LIMIT_RAD` lead from one to the other; a patch of
-    them is certain where it holds `FEWEST_ANCHORS` anchors and these tell its branch. A hot spot whose rim is
-    too steep to be followed is a patch without. A large patch without, a brain in its skull, goes by its median.
+    them is certain where it is large, and its median tells its branch, or where it holds `FEWEST_ANCHORS` anchors
+    and these tell it. A hot spot whose rim is too steep to be followed is neither.
 
     Parameters
     ----------
@@ -221,10 +223,10 @@ def connected_phase(
         patches = labels.reshape(plane.shape)
         sizes = np.bincount(labels[before.ravel()], minlength=plane.size)
         held = np.bincount(labels[anchor.ravel()], minlength=plane.size)
-        enough = held >= FEWEST_ANCHORS
-        for patch in np.flatnonzero(enough | (sizes >= max(1.0, _LARGE_PATCH * inside.sum()))):
+        large = sizes >= max(1.0, _LARGE_PATCH * inside.sum())
+        for patch in np.flatnonzero(large | (held >= FEWEST_ANCHORS)):
             own = patches == patch
-            away = np.median((expected[number] - unwrapped)[own & (anchor if enough[patch] else before)])
+            away = np.median((expected[number] - unwrapped)[own & (before if large[patch] else anchor)])
             turns = _TURN * np.rint(away / _TURN)
             if abs(away - turns) <= JUMP_LIMIT_RAD:
                 phase[number][own] = unwrapped[own] + turns
