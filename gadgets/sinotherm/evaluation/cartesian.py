@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.errors import SettingsError
-from sinotherm.evaluation.images import EvaluationSlice, default_split, magnitude_slices
-from sinotherm.evaluation.metrics import ImageScores, body_mask, people_means, score
+from sinotherm.evaluation.images import default_split, magnitude_slices
+from sinotherm.evaluation.metrics import body_mask
 from sinotherm.evaluation.radial import coil_maps, complex_object
-from sinotherm.evaluation.reports import Result, report
+from sinotherm.evaluation.reports import Result, report, set_rows
 from sinotherm.networks.cartesian import CartesianLines
 from sinotherm.operators.cartesian import variable_density_lines
 from sinotherm.simulation.image_sets import Split
@@ -112,15 +112,8 @@ def evaluate(
     slices = magnitude_slices(path, split=split, per_person=per_person)
     split = split or default_split(path)
     case = {"acceleration": acceleration, "coils": coils, "snr": snr}
-    for dataset in dict.fromkeys(one.dataset for one in slices):
-        scores: dict[str, list[tuple[EvaluationSlice, ImageScores]]] = {name: [] for name in ready}
-        for index, one in enumerate(one for one in slices if one.dataset == dataset):
-            truth, images = _images(ready, case, one.image, index)
-            for name, image in images.items():
-                scores[name].append((one, score(image, truth)))
-        for name, found in scores.items():
-            means = people_means([(one.person, value) for one, value in found])
-            yield {"dataset": dataset, "split": split, "method": name, **case, **means}, found
+    for dataset, name, (means, found) in set_rows(slices, ready, partial(_images, ready, case)):
+        yield {"dataset": dataset, "split": split, "method": name, **case, **means}, found
 
 
 def run(path: Path, *, output: Path | None = None, json: Path | None = None, **options: Any) -> list[dict[str, Any]]:

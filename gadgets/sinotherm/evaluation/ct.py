@@ -9,9 +9,8 @@ import numpy as np
 
 from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.errors import SettingsError
-from sinotherm.evaluation.images import EvaluationSlice, attenuation_slices, default_split
-from sinotherm.evaluation.metrics import ImageScores, people_means, score
-from sinotherm.evaluation.reports import Result, report
+from sinotherm.evaluation.images import attenuation_slices, default_split
+from sinotherm.evaluation.reports import Result, report, set_rows
 from sinotherm.operators.fan_beam import FanBeam, FanBeamGeometry
 from sinotherm.simulation.image_sets import Split
 
@@ -93,17 +92,10 @@ def evaluate(
     slices = attenuation_slices(path, split=split, size=projector.geometry.n_pixels)
     split = split or default_split(path)
     case = {"sparsity": sparsity, "views": len(projector.angles)}
-    for dataset in dict.fromkeys(one.dataset for one in slices):
-        scores: dict[str, list[tuple[EvaluationSlice, ImageScores]]] = {name: [] for name in ready}
-        for index, one in enumerate(one for one in slices if one.dataset == dataset):
-            truth, images = _images(ready, case, one.image, index)
-            for name, image in images.items():
-                scores[name].append((one, score(image, truth)))
-        for name, found in scores.items():
-            means = people_means([(one.person, value) for one, value in found])
-            # Attenuation is real.
-            del means["phase_rmse_rad_mean"]
-            yield {"dataset": dataset, "split": split, "method": name, **case, **means}, found
+    for dataset, name, (means, found) in set_rows(slices, ready, partial(_images, ready, case)):
+        # Attenuation is real.
+        del means["phase_rmse_rad_mean"]
+        yield {"dataset": dataset, "split": split, "method": name, **case, **means}, found
 
 
 def run(path: Path, *, output: Path | None = None, json: Path | None = None, **options: Any) -> list[dict[str, Any]]:

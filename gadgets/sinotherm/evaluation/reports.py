@@ -1,6 +1,6 @@
 """What scores of reconstructions leave behind: table, record, and a figure of the worst, median and best slice."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -9,10 +9,10 @@ import numpy as np
 from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.core.record import figures_record, write_record
 from sinotherm.evaluation.images import EvaluationSlice
-from sinotherm.evaluation.metrics import ImageScores, fit_scale
+from sinotherm.evaluation.metrics import ImageScores, fit_scale, people_means, score
 from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
 
-__all__ = ["Again", "Result", "report"]
+__all__ = ["Again", "Result", "report", "set_rows"]
 
 Result: TypeAlias = tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]
 """A row of the table, and the scores of the slices behind it."""
@@ -23,6 +23,28 @@ Again: TypeAlias = Callable[
 """From the methods' names: from a row, a slice's image and its place among the set's, the truth and each image."""
 
 _CASE: Final = ("dataset", "coils", "angles", "spokes")
+
+
+def set_rows(
+    slices: Sequence[EvaluationSlice],
+    methods: Iterable[str],
+    images_of: Callable[[FloatArray, int], tuple[ComplexArray, dict[str, ComplexArray]]],
+) -> Iterator[tuple[str, str, Result]]:
+    """Yield set, method, and means over people with the scores of each slice, set by set.
+
+    Parameters
+    ----------
+    images_of
+        Makes of a slice's image and its place among the set's the truth and the image of each method.
+    """
+    for dataset in dict.fromkeys(one.dataset for one in slices):
+        scores: dict[str, list[tuple[EvaluationSlice, ImageScores]]] = {name: [] for name in methods}
+        for index, one in enumerate(one for one in slices if one.dataset == dataset):
+            truth, images = images_of(one.image, index)
+            for name, image in images.items():
+                scores[name].append((one, score(image, truth)))
+        for name, found in scores.items():
+            yield dataset, name, (people_means([(one.person, value) for one, value in found]), found)
 
 
 def report(
