@@ -195,7 +195,7 @@ def test_empty_frames_give_empty_images_and_do_no_harm(values, caplog):
     assert "1 frames hold zeros only; the next make the coil maps" in caplog.text
     assert "time budget" not in caplog.text
     (expected,) = run(whole[1:], replicas=2, **values)
-    np.testing.assert_array_equal(later.data, expected.data)
+    np.testing.assert_allclose(later.data, expected.data, atol=1e-5 * np.abs(expected.data).max())
     # In the middle, angles that repeat.
     first, gap, last = run([whole[0], emptied(whole[0]), whole[0]], replicas=2, **values)
     assert not gap.data.any()

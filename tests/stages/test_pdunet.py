@@ -254,7 +254,7 @@ def test_rectangular_images_are_cut_out_of_the_square(weights):
     out = run(weights, [frame(0), frame(1)], scan)
     square = run(weights, [frame(0), frame(1)])
     assert out[1].data.shape == (1, 1, N - 12, N)
-    np.testing.assert_array_equal(out[1].data, square[1].data[:, :, 6:-6])
+    np.testing.assert_allclose(out[1].data, square[1].data[:, :, 6:-6], atol=1e-5 * np.abs(square[1].data).max())
 
 
 def test_a_short_scan_still_gives_its_images(weights):
@@ -302,8 +302,9 @@ def test_frames_of_the_reference_that_are_missing_are_not_made_up_for(guided):
     out = run(guided, items, reference_frames=3)
     shown = [(image.number, image.meta["method"]) for image in out]
     assert shown.index((0, "pdunet")) > shown.index((4, "gridding"))
-    without = run(guided, [frame(n) for n in (0, 1)], reference_frames=2)
-    assert out[-1].meta["reference"] == without[-1].meta["reference"]
+    without = run(guided, items, reference_frames=2)
+    # Not bit by bit, here and below: what several threads add up depends on which comes first.
+    np.testing.assert_allclose(out[-1].reference, without[-1].reference, atol=1e-5 * np.abs(out[-1].reference).max())
 
 
 @pytest.mark.parametrize("bad", ["a spoke", "noise"])
@@ -323,7 +324,9 @@ def test_a_bad_frame_has_no_part_in_the_reference_of_the_others(guided, caplog, 
     assert [image.meta.get("in_place_of") for image in shown] == [None, None, "pdunet", None, None, None]
     assert {image.meta["reference_rejected"] for image in shown} == {(2,)}
     without = run(guided, [frame(n) for n in (0, 1, 3, 4, 5)], reference_frames=5)
-    assert shown[-1].meta["reference"] == without[-1].meta["reference"]
+    np.testing.assert_allclose(
+        shown[-1].reference, without[-1].reference, atol=1e-5 * np.abs(shown[-1].reference).max()
+    )
     assert without[-1].meta["reference_rejected"] == ()
     np.testing.assert_allclose(shown[-1].data, without[-1].data, atol=1e-5 * np.abs(without[-1].data).max())
 
