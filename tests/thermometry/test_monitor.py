@@ -315,6 +315,23 @@ def test_changes_of_different_references_scatter_by_their_own_noise_only() -> No
     assert np.nanmedian(mixed.sigma_degc[0][BODY]) > 5 * np.nanmedian(found.sigma_degc[0][BODY])
 
 
+def test_tissue_that_lost_signal_is_as_uncertain_as_it_scatters() -> None:
+    series = Series(start=99, noise=0.02)
+    monitor = SliceMonitor(SCAN, _settings(baseline_frames=10, max_sigma_degc=9.0, drift_order=0))
+    scores: dict[str, list[np.ndarray]] = {"dim": [], "as before": []}
+    for number in range(16):
+        time = (10.0 * number, 10.0 * number + 5.0, 10.0 * number + 10.0)
+        image = series.image(0, noise_sd=None, footprint=time)
+        data = image.data - np.where(HOT & (number >= 10), 0.8, 0.0).astype(np.float32) * np.exp(0.4j * X)
+        found, _ = monitor.frame([replace(image, data=data.astype(np.complex64), number=number)])
+        for name, place in (("dim", HOT), ("as before", BODY & ~HOT)):
+            if number >= 10:
+                assert (found.validity[0][HOT] == 0).all()
+                scores[name].append((found.change_degc[0] / found.sigma_degc[0])[place & (found.validity[0] == 0)])
+    assert 0.8 < np.concatenate(scores["dim"]).std() < 1.1
+    assert 0.9 < np.concatenate(scores["as before"]).std() < 1.1
+
+
 def test_a_network_states_the_error_of_large_changes() -> None:
     monitor = SliceMonitor(SCAN, _settings())
     plain, _ = _run(SliceMonitor(SCAN, _settings()), Series(), range(9))[-1]

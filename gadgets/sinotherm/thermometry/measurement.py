@@ -22,6 +22,8 @@ __all__ = ["EchoMeasurement", "Reading", "magnitude"]
 
 _CERTAIN_RAD: Final = 0.4
 _SAME_RAD: Final = 1e-3
+_FALL_SD: Final = 2.0
+"""Standard deviations of its noise by which a voxel's signal falls before that counts."""
 
 
 def magnitude(image: CoilImages) -> FloatArray:
@@ -243,7 +245,10 @@ class EchoMeasurement:
         return field, missing, fits, problems
 
     def _sigma(self, image: FrameImage, size: FloatArray, n_effective: float) -> FloatArray:
-        """Return σ_T, °C; NaN where it is not known.
+        """Return σ_T of frame and baseline, °C; NaN where it is not known.
+
+        By time it is σ_φ·sqrt((|S_0|/|S|)² + 1/N_eff)/|dφ/dT|, σ_φ the SD of the phase over the baseline's frames: the
+        noise of the phase goes with 1/|S| (Conturo and Smith 1990, 10.1002/mrm.1910150308). The ratio is 1 at least.
 
         Raises
         ------
@@ -253,7 +258,13 @@ class EchoMeasurement:
         baseline, method = self.baseline, self._settings.sigma
         temporal = np.full(size.shape, np.nan, dtype=np.float32)
         if method != "formula" and baseline.phase_sd_rad is not None:
-            temporal = baseline.phase_sd_rad * np.float32(abs(self._scale) * math.sqrt(1.0 + 1.0 / n_effective))
+            # The noise stays where the signal falls: by more than the noise itself makes it (as large along the signal
+            # as across it, where it turns the phase). A brighter frame may be a louder one: it gains nothing.
+            low = size < self.magnitude * (np.float32(1.0) - np.float32(_FALL_SD) * baseline.phase_sd_rad)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                fallen = np.where(low, self.magnitude / size, np.float32(1.0))
+            spread = np.sqrt(fallen**2 + np.float32(1.0 / n_effective))
+            temporal = baseline.phase_sd_rad * spread * np.float32(abs(self._scale))
         if method == "temporal" or (method == "auto" and image.noise_sd is None):
             return temporal
         if image.noise_sd is None:
