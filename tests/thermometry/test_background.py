@@ -17,7 +17,7 @@ def _reading(background: Background, noise: float) -> np.ndarray:
     random = np.random.default_rng(2)
     image = BODY * np.exp(1j * (FIELD + HEAT))
     image = image + noise * (random.standard_normal((N, N)) + 1j * random.standard_normal((N, N)))
-    reference = background.reference(image[None].astype(np.complex64))
+    reference, _ = background.reference(image[None].astype(np.complex64))
     assert reference.dtype == np.complex64
     assert not reference[0][~HEATED].any()
     return np.angle(image * reference[0].conj())
@@ -47,3 +47,20 @@ def test_what_cannot_be_read() -> None:
         background.reference(np.ones((2, N, N), np.complex64))
     with pytest.raises(DataError, match="no signal in the ring"):
         background.reference(np.zeros((1, N, N), np.complex64))
+
+
+@pytest.mark.parametrize(("order", "grows"), [(3, 0.0), (6, 0.3)])
+def test_stated_variance_of_the_polynomial_is_its_scatter(order: int, grows: float) -> None:
+    random, noise = np.random.default_rng(3), 0.05
+    background = Background(HEATED, harmonic=False, order=order)
+    errors, stated = [], []
+    for _ in range(30):
+        image = BODY + noise * (random.standard_normal((N, N)) + 1j * random.standard_normal((N, N)))
+        reference, variance = background.reference(image[None].astype(np.complex64))
+        errors.append(np.angle(reference[0][HEATED]))
+        stated.append(variance[HEATED])
+    scatter = np.sqrt(np.mean(np.square(errors)))
+    assert scatter > grows * noise
+    assert 0.75 < np.sqrt(np.mean(stated)) / scatter < 1.3
+    assert not variance[~HEATED].any()
+    assert not Background(HEATED, harmonic=True, order=3).reference(image[None].astype(np.complex64))[1].any()

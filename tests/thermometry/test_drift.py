@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from sinotherm.core.physics import radian_per_degc
 from sinotherm.errors import SettingsError
@@ -126,3 +127,39 @@ def test_cold_tissue_that_went_dark_as_a_whole_tells_nothing(one_sided: bool) ->
     fit = estimator.fit(product, np.angle(product), 1.0 / RADIAN_PER_DEGC)
     assert "hold no signal" in fit.problem
     assert not fit.field_degc.any()
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("blur", [0.0, 1.5])
+@pytest.mark.parametrize(("mask", "order"), [("around", 1), ("around", 2), ("one side", 1)])
+def test_stated_variance_is_that_of_the_fits(mask: str, order: int, blur: float, one_sided: bool) -> None:
+    """White noise, and noise that neighbours share; extrapolated over the body or not."""
+    random, n = np.random.default_rng(6), 96
+    y, x = (np.mgrid[:n, :n] - n // 2) / (n / 2)
+    body = np.hypot(x / 0.8, y / 0.7) < 1.0
+    cold = body & (np.hypot(x / 0.8, y / 0.7) > 0.6 if mask == "around" else x > 0.35)
+    estimator = DriftEstimator(
+        magnitude=body, mask=cold, order=order, one_sided=one_sided, min_voxels=100, max_condition=1e4
+    )
+    errors, stated = [], []
+    for _ in range(40):
+        noise = random.standard_normal((2, n, n))
+        if blur:
+            noise = ndimage.gaussian_filter(noise, (0, blur, blur), mode="wrap") * (2 * np.sqrt(np.pi) * blur)
+        product = (body * (1.0 + 0.03 * (noise[0] + 1j * noise[1]))).astype(np.complex64)
+        fit = estimator.fit(product, np.angle(product), 1.0 / RADIAN_PER_DEGC)
+        assert not fit.problem
+        errors.append(fit.field_degc[body])
+        stated.append(estimator.variance(fit)[body])
+    scatter = np.sqrt(np.mean(np.square(errors)))
+    assert 0.75 < np.sqrt(np.mean(stated)) / scatter < 1.5
+    if mask == "one side":
+        assert scatter > 0.15 * 0.03 / abs(RADIAN_PER_DEGC)
+
+
+def test_a_failed_fit_has_no_variance() -> None:
+    product = _product(FIRST_ORDER)
+    estimator = _estimator(BODY, min_voxels=N * N)
+    fit = estimator.fit(product, np.angle(product), 1.0 / RADIAN_PER_DEGC)
+    assert fit.uncertainty is None
+    assert not estimator.variance(fit).any()

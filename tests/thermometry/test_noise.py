@@ -3,7 +3,14 @@ import pytest
 from scipy import ndimage
 
 from sinotherm.errors import SettingsError
-from sinotherm.thermometry.noise import coverage_factor, sigma_by_formula, sigma_of_change, temporal_phase_sd
+from sinotherm.thermometry.noise import (
+    coverage_factor,
+    sigma_by_formula,
+    sigma_of_change,
+    temporal_phase_sd,
+    uncertainty_of_fit,
+    variance_of_fit,
+)
 
 
 def test_formula_against_simulated_noise() -> None:
@@ -99,3 +106,53 @@ def test_factor_needs_frames() -> None:
     assert coverage_factor(1) == pytest.approx(12.706 / 1.96, rel=1e-3)
     with pytest.raises(SettingsError, match="2 or more"):
         temporal_phase_sd([np.ones((1, 2, 2), np.complex64)], np.ones((1, 2, 2), bool))
+
+
+def test_the_variance_of_the_drift_fits_is_no_part_of_the_temporal_noise() -> None:
+    random = np.random.default_rng(7)
+    mask, signal = np.ones((1, 64, 64), bool), np.ones((1, 64, 64))
+    frames = 0.03 * random.standard_normal((12, 1, 64, 64)) + 0.02 * random.standard_normal((12, 1, 1, 1))
+    products = _products(frames - frames.mean(axis=0), signal)
+    fitted = (frames - frames.mean(axis=0)).mean(axis=(2, 3)).var()
+    with_it, without = temporal_phase_sd(products, mask), temporal_phase_sd(products, mask, fitted)
+    factor = coverage_factor(11)
+    assert np.median(with_it) > 1.1 * 0.03
+    assert 0.97 * 0.03 < np.median(without) < 1.03 * factor * 0.03
+    # What is said of the fits may be too much.
+    np.testing.assert_allclose(temporal_phase_sd(products, mask, 1.0), np.sqrt(0.5) * with_it, rtol=1e-3)
+
+
+def test_uncertainty_of_a_fit_to_equal_and_to_lonely_values() -> None:
+    random = np.random.default_rng(8)
+    places = np.ones((20, 20), bool)
+    one = np.ones(400)
+    design = np.stack([one, random.standard_normal(400)], axis=1)
+
+    def root(residual: np.ndarray, sd: float, places: np.ndarray) -> np.ndarray:
+        n = len(residual)
+        return uncertainty_of_fit(
+            design[:n], residual, np.full(n, sd), prior=np.ones(n), kept=np.ones(n), places=places
+        )
+
+    white = root(0.1 * random.standard_normal(400), 0.1, places)
+    exact = 0.01 * np.linalg.inv(design.T @ design)
+    np.testing.assert_allclose(np.diag(white @ white.T), np.diag(exact), rtol=0.4)
+    terms = np.array([[[1.0, 1.0]], [[0.0, 2.0]]], np.float32)
+    found = variance_of_fit(terms, white)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[0, 1], np.array([1.0, 2.0]) @ white @ white.T @ [1.0, 2.0], rtol=1e-4)
+    # Without residuals, or without neighbours, there is no correlation to see.
+    still = root(np.zeros(400), 0.1, places)
+    np.testing.assert_allclose(still @ still.T, exact * 400 / 398, rtol=1e-6)
+    apart = np.zeros((40, 40), bool)
+    apart[::2, ::2] = True
+    lonely = root(0.1 * np.sign(random.standard_normal(400)), 0.1, apart)
+    np.testing.assert_allclose(lonely @ lonely.T, exact * 400 / 398, rtol=1e-6)
+    # Two terms that are the same but for rounding: their difference is not known.
+    twins = uncertainty_of_fit(
+        np.stack([one, one + 1e-9 * design[:, 1]], axis=1), 0.1 * one, 0.1 * one, prior=one, kept=one, places=places
+    )
+    assert variance_of_fit(np.array([[1.0], [-1.0]], np.float32), twins)[0] > 1e6
+    # Two values that two terms fit exactly leave one nominal degree of freedom, and a wide margin.
+    few = root(np.array([0.1, -0.1]), 0.1, np.array([[True, False, True]]))
+    assert np.sqrt(np.diag(few @ few.T)).min() > 5 * 0.1

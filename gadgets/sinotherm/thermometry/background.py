@@ -13,11 +13,13 @@ import numpy as np
 from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, MaskArray
 from sinotherm.errors import DataError, SettingsError
 from sinotherm.thermometry.drift import monomials
+from sinotherm.thermometry.noise import uncertainty_of_fit, variance_of_fit
 
 __all__ = ["Background"]
 
 RING_PX: Final = 6
 _STEPS: Final = 4
+_LEAST: Final = 1e-12
 
 
 class Background:
@@ -56,6 +58,9 @@ class Background:
         self._scale = max(np.ptp(columns), np.ptp(rows)) / 2.0 + RING_PX
         y, x = np.mgrid[: heated.shape[0], : heated.shape[1]]
         self._terms = monomials((x - self._centre[0]) / self._scale, (y - self._centre[1]) / self._scale, self._order)
+        self._design = np.ascontiguousarray(self._terms[:, self._ring].T)
+        self._inside = self._terms[:, heated].astype(np.float32)
+        self._frame = ndimage.find_objects(self._ring.astype(np.int8))[0]
         self._laplace = self._factorised() if harmonic else None
 
     def _factorised(self) -> tuple[Any, Any, tuple[np.ndarray, ...]]:
@@ -83,8 +88,12 @@ class Background:
         factors = splu((4.0 * sparse.eye_array(n) - off).tocsc())
         return factors, link.tocsr(), np.nonzero(border)
 
-    def reference(self, image: CoilImages) -> ComplexArray:
-        """Return |x|·exp(i·background) inside the region and 0 outside, complex64 (1, y, x).
+    def reference(self, image: CoilImages) -> tuple[ComplexArray, FloatArray]:
+        """Return |x|·exp(i·background) inside the region and 0 outside, and the variance of the background.
+
+        complex64 (1, y, x), and float32 (y, x), rad². The harmonic function is a mean over the border, wide inside
+        and narrow near the rim, and what the first order lacks it puts back: no variance is stated. In white and in
+        smooth noise (SD of the kernel up to 2 pixels) the scatter was 0.83 to 1.01 of that of the image alone.
 
         Parameters
         ----------
@@ -100,10 +109,13 @@ class Background:
             raise DataError(f"{len(image)} coil images: referenceless thermometry needs combined coils.")
         plane = image[0]
         phase = self._polynomial(plane)
-        if self._laplace is not None:
+        variance = np.zeros(phase.shape, dtype=np.float32)
+        if self._laplace is None:
+            variance[self._heated] = self._variance(plane[self._ring] * np.exp(-1j * phase[self._ring]))
+        else:
             phase = phase + self._harmonic(plane * np.exp(-1j * phase))
         inside = np.where(self._heated, np.abs(plane) * np.exp(1j * phase), 0.0)
-        return inside[None].astype(np.complex64)
+        return inside[None].astype(np.complex64), variance
 
     def _polynomial(self, plane: ComplexArray) -> FloatArray:
         """Fit the ring's phase, rising in order from its mean gradient, so that no unwrapping is needed."""
@@ -128,6 +140,19 @@ class Background:
                 residual = np.angle(plane[self._ring] * np.exp(-1j * (design @ coefficients)))
                 coefficients[:used] += np.linalg.lstsq(weighted, residual * np.sqrt(weights), rcond=None)[0]
         return np.einsum("t,tyx->yx", coefficients, self._terms)
+
+    def _variance(self, flattened: ComplexArray) -> FloatArray:
+        """Return the variance of the polynomial inside, (voxel,), rad², from what it leaves of the ring, (voxel,)."""
+        power = np.abs(flattened) ** 2
+        used = power > 0.0
+        prior, residual = power[used] / power[used].mean(), np.angle(flattened[used])
+        sd = math.sqrt(max(float(np.mean(prior * residual**2)), _LEAST)) / np.sqrt(prior)
+        places = self._ring[self._frame].copy()
+        places[places] = used
+        root = uncertainty_of_fit(
+            self._design[used], residual, sd, prior=prior, kept=np.ones(len(prior)), places=places
+        )
+        return variance_of_fit(self._inside, root)
 
     def _harmonic(self, flattened: ComplexArray) -> FloatArray:
         """Solve Laplace's equation inside, from the phases of the border."""

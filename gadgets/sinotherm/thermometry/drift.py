@@ -11,6 +11,7 @@ import numpy as np
 
 from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
 from sinotherm.errors import SettingsError
+from sinotherm.thermometry.noise import uncertainty_of_fit, variance_of_fit
 
 __all__ = ["DriftEstimator", "DriftFit", "monomials", "periphery_mask", "polynomial_terms"]
 
@@ -50,6 +51,8 @@ class DriftFit:
         Of the reweighting.
     problem
         Why the fit failed; empty where it holds. A failed fit's field is zero.
+    uncertainty
+        Root of the covariance of the coefficients, float64 (term, term), °C; ``None`` where the fit failed.
     """
 
     field_degc: FloatArray
@@ -59,6 +62,7 @@ class DriftFit:
     residual_degc: float
     iterations: int
     problem: str = ""
+    uncertainty: FloatArray | None = None
 
 
 def monomials(x: FloatArray, y: FloatArray, order: int) -> FloatArray:
@@ -86,7 +90,8 @@ def periphery_mask(magnitude: FloatArray, threshold: float, pixel_m: tuple[float
 
     Deep heating leaves the periphery of the body coldest, the subcutaneous fat there does not shift
     at all, and it surrounds what is heated, so that the drift inside is interpolated; oil tubes beside
-    the body are taken whole. What is heated or cooled there all the same the fit leaves out.
+    the body are taken whole. What is heated there all the same the fit leaves out, as far as a lowest surface is
+    left to see; cooled tissue becomes that surface (a water bolus: see the limits in the documentation).
     """
     from scipy import ndimage
 
@@ -136,6 +141,7 @@ class DriftEstimator:
     ) -> None:
         self._shape = magnitude.shape
         self._terms = polynomial_terms((magnitude.shape[0], magnitude.shape[1]), order)
+        self._single = self._terms.astype(np.float32)
         self._one_sided = one_sided
         self._min_voxels = min_voxels
         self._max_condition = max_condition
@@ -145,6 +151,7 @@ class DriftEstimator:
         block_power = self._blocks(power)
         self._rows = block_power > 0.0
         self._block_power = block_power[self._rows]
+        self._places = np.nonzero(self._rows)
         self._voxels = self._blocks(self._mask.astype(np.float64))[self._rows]
         # The phase of a complex sum is the power-weighted mean of the phases: so is its place.
         self._design = np.stack([self._blocks(power * term)[self._rows] for term in self._terms], axis=1)
@@ -160,6 +167,12 @@ class DriftEstimator:
     def field(self, coefficients: tuple[float, ...]) -> FloatArray:
         """Return the field of these coefficients, float32 (y, x), °C."""
         return np.einsum("t,tyx->yx", np.asarray(coefficients, dtype=np.float64), self._terms).astype(np.float32)
+
+    def variance(self, fit: DriftFit) -> FloatArray:
+        """Return the variance of the field of a fit, float32 (y, x), °C²: small amid the cold tissue, large far off."""
+        if fit.uncertainty is None:
+            return np.zeros(self._shape, dtype=np.float32)
+        return variance_of_fit(self._single, fit.uncertainty)
 
     def _failed(self, problem: str, *, voxels: int = 0, condition: float = 0.0) -> DriftFit:
         return DriftFit(
@@ -227,6 +240,11 @@ class DriftEstimator:
                 voxels=kept,
                 condition=condition,
             )
+        places = np.zeros(self._rows.shape, dtype=bool)
+        places[self._places[0][present], self._places[1][present]] = True
+        uncertainty = uncertainty_of_fit(
+            design, values - design @ coefficients, scale, prior=prior, kept=weights / prior, places=places
+        )
         found = tuple(float(value) for value in coefficients)
         return DriftFit(
             field_degc=self.field(found),
@@ -235,6 +253,7 @@ class DriftEstimator:
             condition=condition,
             residual_degc=float(np.median(scale)),
             iterations=iterations,
+            uncertainty=uncertainty,
         )
 
     @staticmethod

@@ -145,6 +145,7 @@ class EchoMeasurement:
         if not by_time or len(self.baseline.frames) < 2:
             return
         products: list[ComplexArray] = []
+        fitted = np.zeros(self.magnitude.shape, dtype=np.float32)
         for image in frames:
             if image.number in self.baseline.rejected:
                 continue
@@ -153,8 +154,10 @@ class EchoMeasurement:
             for plane, estimator in enumerate(self._drift):
                 fit = estimator.fit(product[plane], phase[plane], self._scale)
                 product[plane] *= np.exp(np.complex64(-1j / self._scale) * fit.field_degc)
+                fitted[plane] += estimator.variance(fit) / np.float32(self._scale**2)
             products.append(product)
-        self.baseline = replace(self.baseline, phase_sd_rad=temporal_phase_sd(products, self._trusted))
+        sd = temporal_phase_sd(products, self._trusted, fitted / max(1, len(products)))
+        self.baseline = replace(self.baseline, phase_sd_rad=sd)
 
     def lose(self) -> None:
         """Frames are missing between the last one and the next: what it shows may be a turn away."""
@@ -174,7 +177,7 @@ class EchoMeasurement:
         if not np.isfinite(data).all():
             # What is not a number is no signal.
             data = np.where(np.isfinite(data), data, np.complex64(0.0))
-        reference, n_effective, score = self._reference(data)
+        reference, fitted, n_effective, score = self._reference(data)
         scale = np.float32(self._scale)
         product = complex_product(data, reference)
         size = magnitude(data)
@@ -183,7 +186,7 @@ class EchoMeasurement:
         certain = sigma <= _CERTAIN_RAD * abs(self._scale)
         trusted = self._trusted & (size > self._level) & certain
         phase, wrapped = self._unwrapper.update(product, trusted, self._anchors)
-        field, no_drift, fits, problems = self._drift_field(product, phase)
+        field, variance, no_drift, fits, problems = self._drift_field(product, phase)
         if not usable or no_drift.any():
             self._unwrapper.withdraw()
         unfiltered = change = phase * scale - field
@@ -191,6 +194,8 @@ class EchoMeasurement:
             # The branch of every voxel is known: only its angle is replaced by the neighbourhood's.
             smooth = complex_product(data, reference, neighbours=self._settings.neighbours)
             change = (phase + np.angle(smooth * np.exp(-1j * phase))) * scale - field
+        # What is subtracted is uncertain too, most of all far from where it was fitted.
+        sigma = np.sqrt(sigma**2 + variance + fitted * scale**2)
         if any(image.change_error):
             sigma = np.hypot(sigma, sigma_of_change(change, self._trusted, *image.change_error))
         return Reading(
@@ -205,25 +210,29 @@ class EchoMeasurement:
             score=score,
         )
 
-    def _reference(self, data: CoilImages) -> tuple[CoilImages, float, float | None]:
-        """Return what a frame is compared with, its independent frames, and the score of a library's choice."""
-        baseline = self.baseline
+    def _reference(self, data: CoilImages) -> tuple[CoilImages, FloatArray | np.float32, float, float | None]:
+        """Return what a frame is compared with, its variance where it is fitted, its independent frames, and the score.
+
+        Variance in rad²; the score is that of a library's choice.
+        """
+        baseline, exact = self.baseline, np.float32(0.0)
         if self._backgrounds:
             planes = [background.reference(data[:, plane]) for plane, background in enumerate(self._backgrounds)]
-            return np.stack(planes, axis=1), math.inf, None
+            return np.stack([one for one, _ in planes], axis=1), np.stack([one for _, one in planes]), math.inf, None
         if not baseline.library:
-            return baseline.data, baseline.n_effective, None
+            return baseline.data, exact, baseline.n_effective, None
         best, score = best_match(data, baseline.library)
         if best != self._chosen:
             self._unwrapper.rebase(complex_product(baseline.library[self._chosen], baseline.library[best]))
             self._chosen = best
-        return baseline.library[best], 1.0, score
+        return baseline.library[best], exact, 1.0, score
 
     def _drift_field(
         self, product: ComplexArray, phase: FloatArray
-    ) -> tuple[FloatArray, MaskArray, list[DriftFit], list[str]]:
-        """Return the drift, °C, where there is none to be had, the fits, and what went wrong."""
+    ) -> tuple[FloatArray, FloatArray, MaskArray, list[DriftFit], list[str]]:
+        """Return the drift, °C, its variance, where there is none to be had, the fits, and what went wrong."""
         field = np.zeros(phase.shape, dtype=np.float32)
+        variance = np.zeros(phase.shape, dtype=np.float32)
         missing = np.zeros(phase.shape, dtype=bool)
         fits: list[DriftFit] = []
         problems: list[str] = []
@@ -232,17 +241,17 @@ class EchoMeasurement:
             fits.append(fit)
             if not fit.problem:
                 self._last_good[plane], self._held[plane] = fit, 0
-                field[plane] = fit.field_degc
+                field[plane], variance[plane] = fit.field_degc, estimator.variance(fit)
                 continue
             self._held[plane] += 1
             kept = self._last_good[plane]
             if kept is not None and self._held[plane] <= self._settings.drift_hold_frames:
-                field[plane] = kept.field_degc
+                field[plane], variance[plane] = kept.field_degc, estimator.variance(kept)
                 problems.append(f"{fit.problem}; the last good fit is kept ({self._held[plane]} frames old)")
             else:
                 missing[plane] = True
                 problems.append(f"{fit.problem}; no reading")
-        return field, missing, fits, problems
+        return field, variance, missing, fits, problems
 
     def _sigma(self, image: FrameImage, size: FloatArray, n_effective: float) -> FloatArray:
         """Return σ_T of frame and baseline, °C; NaN where it is not known.
