@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import ismrmrd
 import numpy as np
 import pytest
@@ -12,12 +14,13 @@ SPACE = EncodingSpace(matrix=(6, 4, 1), fov_m=(0.3, 0.2, 0.005))
 SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial")
 
 
-def image(dtype=np.complex64, **head):
+def image(dtype=np.complex64, meta=None, **head):
     rng = np.random.default_rng(1)
     data = (rng.standard_normal((2, 1, 4, 6)) * 5).astype(np.float32)
     if np.dtype(dtype).kind == "c":
         data = data + 1j * rng.standard_normal((2, 1, 4, 6))
     made = ismrmrd.Image.from_array(data.astype(dtype), transpose=False)
+    made.meta = meta or ismrmrd.Meta()
     for name, value in head.items():
         setattr(made, name, value)
     return made
@@ -39,7 +42,8 @@ def test_complex_images_become_ours(dtype):
     assert made.footprint == pytest.approx((1.0, 1.0, 1.0))
     assert made.phase_valid
     assert made.noise_sd is None
-    assert made.meta == {"method": "foreign", "source_series": 9}
+    assert made.meta == {"method": "foreign_9", "source_series": 9}
+    assert made.fingerprint["method"] == "foreign_9"
     assert made.fingerprint["coils"] == "2"
     assert "300.000" in made.fingerprint["geometry"]
 
@@ -51,6 +55,46 @@ def test_frames_count_per_slice_and_contrast():
         *[(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)],
         *[(0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 1, 1)],
     ]
+
+
+def ours(product="complex", **meta):
+    return ismrmrd.Meta({f"sinotherm_{name}": value for name, value in {"product": product, **meta}.items()})
+
+
+def test_every_series_is_a_reconstruction_of_its_own(caplog):
+    """Gridding's images go beside the network's, whose first ones come late; a sinogram is no frame."""
+    beside, sinogram = ours(beside="pdunet"), ours("sinogram")
+    items = [image(image_series_index=12, repetition=n, meta=beside) for n in range(3)]
+    items += [image(image_series_index=2, repetition=n, meta=ours()) for n in range(3)]
+    items += [image(image_series_index=7, repetition=3, meta=sinogram), image(np.float32, meta=ours("temperature"))]
+    items += [image(image_series_index=series, repetition=3, meta=ours()) for series in (2, 4, 4)]
+    made = run(items)
+    assert made[6:8] == items[6:8]
+    frames = [one for one in made if isinstance(one, FrameImage)]
+    assert [(one.meta["method"], one.number) for one in frames] == [
+        *[("foreign_12", n) for n in range(3)],
+        *[("foreign_2", n) for n in range(4)],
+        *[("foreign_4", n) for n in range(2)],
+    ]
+    assert [one.meta.get("beside") for one in frames] == ["pdunet"] * 3 + [None] * 4 + ["foreign_2"] * 2
+    assert caplog.text.count("series 4 come beside those of series 2") == 1
+
+
+def test_what_was_held_back_or_has_no_phase_stays_so():
+    """Else gridding's image in the network's place would be measured against the network's baseline."""
+    items = [ours(), ours(in_place_of="pdunet", guard="residual"), ours(in_place_of="pdunet")]
+    found = [one.meta for one in run([image(image_series_index=2, meta=meta) for meta in items])]
+    assert "in_place_of" not in found[0]
+    assert [(one["method"], one["in_place_of"], one["guard"]) for one in found[1:]] == [
+        ("foreign_2", "foreign_2", "residual"),
+        ("foreign_2", "foreign_2", "held back"),
+    ]
+    whole = FrameImage(data=np.ones((1, 1, 4, 6), np.complex64), number=0)
+    sent = [whole, replace(whole, phase_valid=False, meta={"in_place_of": "pdunet", "guard": "range"})]
+    settings = images_stage.Settings(magnitude=False, complex_images=True)
+    again = run(images_stage.stage(iter(sent), SCAN, settings))
+    assert [one.phase_valid for one in again] == [True, False]
+    assert again[1].meta["guard"] == "range"
 
 
 STAMPED = {"by repetition": (1, 0), "by stamp": (0, 4000), "by order": (0, 0)}

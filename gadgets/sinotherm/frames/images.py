@@ -34,7 +34,7 @@ from sinotherm import __version__
 from sinotherm.core.scan import FrameImage, MetaValue, ScanHeader, Sinogram, TemperatureMap
 from sinotherm.wire.messages import Image
 
-__all__ = ["META_PREFIX", "ImageMaker", "foreign_image", "passed_series"]
+__all__ = ["META_PREFIX", "ImageMaker", "foreign_image", "is_image", "passed_series"]
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,9 @@ class ImageMaker:
 
     def complex_image(self, image: FrameImage) -> Any:
         """Return the complex image, series 2."""
-        return self._image(image, _COMPLEX, np.ascontiguousarray(image.data, dtype=np.complex64))
+        # Whoever measures the phase of these pixels would find that nothing ever changes.
+        more: dict[str, MetaValue] = {} if image.phase_valid else {"no_phase": "root sum of squares"}
+        return self._image(image, _COMPLEX, np.ascontiguousarray(image.data, dtype=np.complex64), more=more)
 
     def sinogram(self, image: FrameImage) -> Any:
         """Return the sinogram of the image's spokes, series 7."""
@@ -348,31 +350,47 @@ def passed_series(series: int) -> int:
     return series + _AWAY if series % _AWAY in _OWN and series + _AWAY < 1 << 16 else series
 
 
+def is_image(image: Any) -> bool:
+    """Return whether a complex MRD image shows the object; our own sinograms are complex as well, and do not."""
+    return str(image.meta.get(META_PREFIX + "product", _COMPLEX.name)) == _COMPLEX.name
+
+
 def foreign_image(image: Any, *, number: int, time_s: float) -> FrameImage:
     """Return a complex MRD image of another reconstruction as a `FrameImage`.
+
+    Each series is a reconstruction of its own. Where it comes from another process of ours, it keeps what its
+    meta says about its place: that it goes beside another one, stands in for one that was held back, or has no phase.
 
     Parameters
     ----------
     image
         ``ismrmrd.Image`` of complex pixels (channel, z, y, x).
     number
-        Frame counter of its slice.
+        Frame counter of its series and slice.
     time_s
         Time of its time stamp, s; NaN where it has none.
     """
     head = image.getHead()
     geometry = [*head.position, *head.read_dir, *head.phase_dir, *head.slice_dir, *head.field_of_view]
+    method = f"foreign_{head.image_series_index}"
+    meta: dict[str, MetaValue] = {"method": method, "source_series": head.image_series_index}
+    said = {name: str(image.meta.get(META_PREFIX + name, "")) for name in ("beside", "guard", "in_place_of")}
+    if said["beside"]:
+        meta["beside"] = said["beside"]
+    if said["in_place_of"]:
+        meta |= {"guard": said["guard"] or "held back", "in_place_of": method}
     return FrameImage(
         data=np.ascontiguousarray(image.data, dtype=np.complex64),
         number=number,
         slice=head.slice,
         echo=head.contrast,
+        phase_valid=META_PREFIX + "no_phase" not in image.meta,
         fingerprint={
-            "method": "foreign",
+            "method": method,
             "coils": str(head.channels),
             "geometry": " ".join(f"{value:.3f}" for value in geometry),
         },
         footprint=(time_s, time_s, time_s),
         header=head,
-        meta={"method": "foreign", "source_series": head.image_series_index},
+        meta=meta,
     )

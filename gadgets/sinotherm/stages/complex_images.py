@@ -4,13 +4,14 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from sinotherm.core.scan import Item, ScanHeader
+from sinotherm.core.scan import FrameImage, Item, ScanHeader
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.errors import DataError
 from sinotherm.frames.clock import StampClock
-from sinotherm.frames.images import foreign_image
+from sinotherm.frames.images import foreign_image, is_image
 from sinotherm.wire.messages import Image, Readout
 
 __all__ = ["Settings", "stage"]
@@ -27,7 +28,7 @@ class Settings(StageSettings):
 
 
 class _Frames:
-    """Counts the frames of one slice, and says to which an image belongs: an echo that is lost moves no other.
+    """Counts the frames of a slice of a series, and says to which an image belongs: a lost echo moves no other.
 
     Echoes of a frame have the same repetition. Where nobody counts repetitions, the time stamps tell
     frames apart; and without those, contrasts that do not rise.
@@ -67,15 +68,45 @@ class _Frames:
         return (rises and not apart >= 1.0) or apart < 0.5
 
 
+class _Series:
+    """Tells series apart: two of them are two reconstructions, and never make the frames of one."""
+
+    def __init__(self) -> None:
+        self._frames: defaultdict[tuple[int, int], _Frames] = defaultdict(_Frames)
+        self._others: set[int] = set()
+        self._first: int | None = None
+
+    def image(self, item: Any, time_s: float) -> FrameImage:
+        """Return an image with the number of its frame; beside the first series, if it is of another one."""
+        head = item.getHead()
+        series = head.image_series_index
+        number = self._frames[series, head.slice].number(head, time_s)
+        image = foreign_image(item, number=number, time_s=time_s)
+        if "beside" in image.meta:
+            return image
+        if self._first is None:
+            self._first = series
+        if series == self._first:
+            return image
+        if series not in self._others:
+            logger.warning(
+                "complex images of series %d come beside those of series %d: measured on their own, "
+                "their maps are those that go beside",
+                *(series, self._first),
+            )
+            self._others.add(series)
+        return replace(image, meta={**image.meta, "beside": f"foreign_{self._first}"})
+
+
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:  # noqa: ARG001 (every stage has it)
-    """Replace every complex MRD image by a `FrameImage`; images without phase and the rest pass.
+    """Replace every complex MRD image by a `FrameImage`; images without phase, sinograms and the rest pass.
 
     Raises
     ------
     DataError
         Acquisitions come instead.
     """
-    frames: defaultdict[int, _Frames] = defaultdict(_Frames)
+    series = _Series()
     clock = StampClock(settings.tick)
     warned = False
     for item in items:
@@ -87,10 +118,9 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         if not isinstance(item, Image):
             yield item
         elif item.data.dtype.kind == "c":
-            head = item.getHead()
             # A stamp of 0 is none.
-            time_s = clock.time_s(head.acquisition_time_stamp) if head.acquisition_time_stamp else math.nan
-            yield foreign_image(item, number=frames[head.slice].number(head, time_s), time_s=time_s)
+            stamp = item.getHead().acquisition_time_stamp
+            yield series.image(item, clock.time_s(stamp) if stamp else math.nan) if is_image(item) else item
         else:
             if not warned:
                 logger.warning(
