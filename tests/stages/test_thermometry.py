@@ -10,8 +10,9 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeGuard
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ import pytest
 from sinotherm.core.physics import radian_per_degc
 from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, NoReading, ScanHeader, TemperatureMap
 from sinotherm.errors import BaselineError, HeaderError, PeerError, SettingsError
+from sinotherm.stages import thermometry as thermometry_stage
 from sinotherm.stages.thermometry import Settings, stage
+from sinotherm.thermometry.alarms import Watchdog
 from sinotherm.wire.feed import CommandClient
 from sinotherm.wire.messages import Text
 
@@ -43,6 +46,10 @@ def _image(number: int, *, echo: int = 0, slice_: int = 0) -> FrameImage:
 
 def _settings(**values: str) -> Settings:
     return Settings.parse("thermometry", {"phase_sign": "1", "baseline_frames": "2"} | values)
+
+
+def _is_statistics(item: object) -> TypeGuard[FrameStatistics]:
+    return isinstance(item, FrameStatistics)
 
 
 def _kinds(items: list[object]) -> list[str]:
@@ -289,7 +296,7 @@ def test_an_alarm_reaches_the_console_once() -> None:
             [f"baseline: slice {n}, fbp: 3 of 4 frames came; no temperature was made" for n in (0, 1)],
         ),
         ({"baseline_frames": "3"}, 1, []),
-        ({"baseline_rule": "on_command"}, 0, []),
+        ({}, 0, ["no images: none with phase came; no temperature was made"]),
     ],
 )
 def test_a_scan_without_a_complete_baseline_says_so_at_its_end(
@@ -304,6 +311,41 @@ def test_a_scan_without_a_complete_baseline_says_so_at_its_end(
     assert [item.text for item in found if isinstance(item, Text)] == [f"WRN {text}" for text in said]
     assert not said or isinstance(found[-1], Text)
     assert [line["alarm"] for line in _log(tmp_path) if line["record"] == "alarm"] == said
+
+
+@pytest.mark.parametrize(
+    ("images", "whose"),
+    [
+        ([("gridding", 0)], ""),
+        ([("gridding", 0), ("gridding", 1)], ", slice 1, gridding"),
+        ([("gridding", 0), ("pdunet", 0)], ", slice 0, pdunet"),
+        ([("", 0), ("", 1)], ", slice 1"),
+    ],
+)
+def test_the_console_is_told_whose_alarm_it_is(images: list[tuple[str, int]], whose: str) -> None:
+    items = [_seen_by(_image(n, slice_=slice_), method) for n in range(4) for method, slice_ in images]
+    items[-1] = replace(items[-1], data=(0.1 * items[-1].data).astype(np.complex64))
+    found = stage(iter(items), SCAN, _settings(motion_correlation="0", motion_shift_px="99"))
+    texts = [item.text for item in found if isinstance(item, Text)]
+    assert [text.partition(": ")[0] for text in texts] == [f"WRN frame 3{whose}"]
+
+
+def test_a_map_that_shows_what_has_long_passed_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """One without a reading shows nothing that could be taken for the present."""
+    now_s = time.monotonic()
+    ages_s = (90.0, 90.0, 0.0, 90.0, 90.0, 0.0)
+    images = [replace(_image(number), received_s=now_s - age_s) for number, age_s in enumerate(ages_s)]
+    images[4] = replace(images[4], meta={"guard": "range", "in_place_of": ""})
+    images.append(replace(_image(6), received_s=math.nan))
+    with caplog.at_level(logging.WARNING):
+        found = list(stage(iter(images), SCAN, _settings(motion_correlation="0", stale_intervals="60")))
+    late = [[text for text in item.alarms if text.startswith("late map")] for item in found if _is_statistics(item)]
+    assert [len(texts) for texts in late] == [0, 0, 0, 1, 0, 0, 0]
+    assert late[3][0].startswith("late map: it shows the state of 9")
+    assert late[3][0].endswith(" s ago, limit 60.0 s")
+    assert late[3][0] in [item.meta["alarms"] for item in found if isinstance(item, TemperatureMap)][3]
+    assert f"WRN frame 3: {late[3][0]}" in [item.text for item in found if isinstance(item, Text)]
+    assert f"frame 3: {late[3][0]}" in caplog.text
 
 
 def test_each_region_alarms_the_console_and_again_after_it_has_cooled() -> None:
@@ -403,7 +445,7 @@ def test_commands_that_cannot_be_taken(tmp_path, caplog: pytest.LogCaptureFixtur
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         taken = f"tcp://127.0.0.1:{holder.getsockname()[1]}"
-        assert list(stage(iter(["item"]), SCAN, _settings(commands=taken))) == ["item"]
+        assert next(stage(iter(["item"]), SCAN, _settings(commands=taken))) == "item"
     assert "no commands" in caplog.text
     with pytest.raises(SettingsError, match="give a key"):
         list(stage(iter(()), SCAN, _settings(commands="tcp://0.0.0.0:5999")))
@@ -532,6 +574,35 @@ def test_a_live_scan_that_stops_is_noticed(tmp_path, caplog: pytest.LogCaptureFi
     alarms = [line["alarm"] for line in _log(tmp_path) if line["record"] == "alarm"]
     assert alarms
     assert alarms[-1].startswith("stale frame")
+
+
+def test_the_next_map_tells_of_a_stall_that_its_time_stamps_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    notify: list[Callable[[str], object]] = []
+
+    class Dog(Watchdog):
+        def __init__(self, notified: Callable[[str], object]) -> None:
+            super().__init__(notified)
+            notify.append(notified)
+
+    def images() -> Iterator[FrameImage]:
+        for number in range(9):
+            if number in (4, 7):
+                notify[0]("stale frame: no map for 3.0 s")
+            # Of the second stall the stamps tell as well.
+            later = 50.0 * (number >= 7)
+            times = (number + later, number + later + 0.5, number + later + 1.0)
+            yield replace(_image(number), footprint=times, received_s=time.monotonic())
+
+    monkeypatch.setattr(thermometry_stage, "Watchdog", Dog)
+    found = list(stage(images(), SCAN, _settings()))
+    alarms = {item.number: item.alarms for item in found if _is_statistics(item) and item.alarms}
+    assert set(alarms) == {4, 7}
+    assert [len(texts) for texts in alarms.values()] == [1, 1]
+    assert alarms[4][0].startswith("stale frame: no map for ")
+    assert alarms[4][0].endswith(" s before this one")
+    assert alarms[7][0].startswith("stale frame: no map for 51.0 s, 1.0 s expected")
+    texts = [item.text for item in found if isinstance(item, Text)]
+    assert texts == [f"WRN frame {number}: {alarms[number][0]}" for number in (4, 7)]
 
 
 def test_statistics_of_a_live_scan_say_when_the_next_are_due() -> None:

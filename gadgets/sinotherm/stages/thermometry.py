@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeAlias
 
 from sinotherm import __version__
 from sinotherm.core.physics import PRF_COEFFICIENT_SPREAD
-from sinotherm.core.scan import FrameImage, FrameStatistics, Item, MetaValue, ScanHeader
+from sinotherm.core.scan import FrameImage, FrameStatistics, Item, MetaValue, ScanHeader, TemperatureMap
 from sinotherm.errors import BaselineError, HeaderError, SettingsError, WireError
 from sinotherm.thermometry.alarms import Watchdog, subject
 from sinotherm.thermometry.audit import AuditLog
@@ -38,7 +39,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     stands in for one that the network's guard held back (meta ``in_place_of``) is followed by that
     reconstruction's map without readings (bit ``GUARD``). An alarm that was not up in the frame before
     also goes to the console, as a text that begins with ``WRN``; at the start, why the record of
-    ``settings.qualified`` does not qualify the scan; at the end, that there was no baseline to measure against.
+    ``settings.qualified`` does not qualify the scan; at the end, that there was no baseline to measure against,
+    or no image at all.
     """
     if settings.phase_sign is None:
         logger.warning(
@@ -79,6 +81,7 @@ class _Session:
         self._echoes: dict[_Stream, EchoCollector] = {}
         self._up: dict[_Stream, set[str]] = {}
         self._first: dict[int, int] = {}
+        self._several = False
         self._notes: dict[str, MetaValue] = {}
         self.unqualified = ""
         if settings.qualified:
@@ -87,7 +90,9 @@ class _Session:
         self._log: AuditLog | None = None
         if settings.log:
             self._log = open_things.enter_context(AuditLog(Path(settings.log), keep_maps=settings.log_maps))
-        self._watchdog = open_things.enter_context(Watchdog(self.alarm))
+        self._watchdog = open_things.enter_context(Watchdog(self._stalled))
+        self._stall = False
+        self._mapped_s = math.nan
         self._server = _command_server(settings, open_things) if settings.commands else None
         self._book = CommandBook(scan, settings, self._monitors, self._record)
         facts = {
@@ -112,6 +117,11 @@ class _Session:
         logger.warning("%s", text)
         self._record("alarm", {"alarm": text})
         return Text(text=f"WRN {text}")
+
+    def _stalled(self, text: str) -> None:
+        """Log that nothing comes, from the watchdog's thread; the next map tells it to the console and the feed."""
+        self._stall = True
+        self.alarm(text)
 
     def obey(self) -> None:
         """Carry out the commands that wait."""
@@ -141,8 +151,10 @@ class _Session:
                 "give thermometry.echo_times_s, one above 0 for each echo."
             )
         echoes = self._echoes.setdefault(stream, EchoCollector(len(times)))
+        self._several |= len(self._echoes) > 1 or "beside" in image.meta or self._scan.n_slices > 1
         if not echoes.add(image):
-            yield self.alarm(f"echo lost: echo {image.echo} of frame {image.number} came after its map was made")
+            frame = f"frame {image.number}{self._where(stream)}"
+            yield self.alarm(f"echo lost: echo {image.echo} of {frame} came after its map was made")
         elif echoes.complete:
             yield from self._measure(stream)
 
@@ -155,6 +167,13 @@ class _Session:
             if monitor.unmeasured:
                 where = f"slice {slice_}, {method}: " if len(self._monitors) > 1 else ""
                 yield self.alarm(f"baseline: {where}{monitor.unmeasured}; no temperature was made")
+        if not self._monitors:
+            yield self.alarm("no images: none with phase came; no temperature was made")
+
+    def _where(self, stream: _Stream) -> str:
+        """Return whose frame it is, where more than one has this number; else an empty text."""
+        slice_, method = stream
+        return f", slice {slice_}{method and ', '}{method}" if self._several else ""
 
     def _ordinal(self, image: FrameImage) -> int:
         """Return which frame of its slice this is, from 0, whichever reconstruction shows it, and whenever."""
@@ -181,15 +200,17 @@ class _Session:
         if withheld:
             notes |= {"method": stream[1]}
         found, statistics = monitor.frame(images, notes=notes, ordinal=self._ordinal(images[0]), withheld=withheld)
-        if missing:
-            text = f"echo lost: the frame came without echo {', '.join(map(str, missing))}"
-            logger.warning("frame %d: %s", found.number, text)
-            raised = (*statistics.alarms, text)
-            meta = {**found.meta, "alarms": raised}
-            found, statistics = replace(found, meta=meta), replace(statistics, alarms=raised, meta=meta)
+        texts = [f"echo lost: the frame came without echo {', '.join(map(str, missing))}"] if missing else []
         if math.isfinite(images[-1].received_s):
+            texts += self._behind(found, statistics, monitor.patience_s)
             self._watchdog.expect(monitor.patience_s)
             statistics = replace(statistics, patience_s=monitor.patience_s)
+        if texts:
+            for text in texts:
+                logger.warning("frame %d%s: %s", found.number, self._where(stream), text)
+            raised = (*statistics.alarms, *texts)
+            meta = {**found.meta, "alarms": raised}
+            found, statistics = replace(found, meta=meta), replace(statistics, alarms=raised, meta=meta)
         if self._log is not None:
             self._log.frame(found, statistics)
         if monitor.generation != generation:
@@ -197,6 +218,19 @@ class _Session:
         yield found
         yield statistics
         yield from self._warnings(stream, statistics)
+
+    def _behind(self, found: TemperatureMap, statistics: FrameStatistics, patience_s: float) -> Iterator[str]:
+        """Yield the alarms that the clock raises at a live map: nothing came for long, or it shows what has passed.
+
+        A map without a reading shows nothing that could be taken for the present.
+        """
+        now_s = monotonic()
+        if self._stall and "stale frame" not in map(subject, statistics.alarms):
+            yield f"stale frame: no map for {now_s - self._mapped_s:.1f} s before this one"
+        self._stall, self._mapped_s = False, now_s
+        age_s = now_s - found.received_s
+        if age_s > patience_s and not found.validity.all():
+            yield f"late map: it shows the state of {age_s:.1f} s ago, limit {patience_s:.1f} s"
 
     def _stored_for(self, stream: _Stream) -> Mapping[int, Baseline] | None:
         """Return the stored baselines of a stream by echo.
@@ -245,7 +279,7 @@ class _Session:
         self._up[stream] = now
         for text in statistics.alarms:
             if subject(text) not in before:
-                yield Text(text=f"WRN frame {statistics.number}: {text}")
+                yield Text(text=f"WRN frame {statistics.number}{self._where(stream)}: {text}")
 
 
 def _qualification(settings: Settings) -> tuple[dict[str, MetaValue], str]:
