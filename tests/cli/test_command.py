@@ -77,6 +77,12 @@ def test_values_are_json_where_they_are(scan: tuple[str, Taken], key: str) -> No
     assert scan[1] == [("thresholds", expected | {"command": "x"})]
 
 
+def test_the_scan_that_is_meant_is_named_as_text(scan: tuple[str, Taken], key: str) -> None:
+    sent(scan[0], key, "mark", "text=x", "--scan", "0123")
+    sent(scan[0], key, "mark", "text=x")
+    assert scan[1] == [("mark", {"text": "x", "scan": "0123"}), ("mark", {"text": "x"})]
+
+
 @pytest.mark.parametrize("arguments", [["degc"], ["=3"], ["degc=3", "degc=4"], ["degc=NaN"]])
 def test_what_is_no_argument_is_not_sent(scan: tuple[str, Taken], key: str, arguments: list[str]) -> None:
     with pytest.raises(SettingsError, match=r"KEY=VALUE|not finite"):

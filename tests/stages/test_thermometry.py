@@ -397,7 +397,8 @@ def test_commands_are_answered_between_frames(tmp_path) -> None:
 
     found = list(stage(images(), SCAN, settings))
     maps = [item for item in found if isinstance(item, TemperatureMap)]
-    assert answers[0] == {"degc": 36.9}
+    scan = {"measurement_id": "", "run": _log(tmp_path)[0]["run"]}
+    assert answers[0] == {"degc": 36.9, "scan": scan}
     assert "known commands" in str(answers[1])
     assert maps[2].temperature_degc is None
     assert maps[3].temperature_degc is not None
@@ -405,6 +406,67 @@ def test_commands_are_answered_between_frames(tmp_path) -> None:
     assert "events" not in maps[4].meta
     records = [line for line in _log(tmp_path) if line["record"] == "command"]
     assert [("refused" in record) for record in records] == [False, True]
+
+
+def test_the_second_of_two_scans_takes_commands_when_the_first_has_ended(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ipc endpoint would be taken from the first one without an error."""
+    monkeypatch.setattr(thermometry_stage, "_AGAIN_S", 0.0)
+    endpoint = f"ipc://{tmp_path}/commands"
+    answered = threading.Event()
+
+    def images() -> Iterator[object]:
+        yield _image(0)
+        while not answered.is_set():
+            yield "heartbeat"
+        yield _image(1)
+
+    first, second = (
+        stage(images(), replace(SCAN, measurement_id=name), _settings(commands=endpoint)) for name in ("A", "B")
+    )
+
+    def command(scan: Iterator[object], **arguments: str) -> object:
+        answers: list[object] = []
+
+        def ask() -> None:
+            with CommandClient(endpoint) as client:
+                try:
+                    answers.append(client.request("mark", text="x", **arguments)["scan"]["measurement_id"])
+                except PeerError as error:
+                    answers.append(str(error))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while asking.is_alive():
+            next(scan)
+            asking.join(0.01)
+        return answers[0]
+
+    next(first)
+    text = next(second)
+    assert isinstance(text, Text)
+    assert text.text.startswith("WRN no commands: scan 'A' (run ")
+    assert "2 scans run here" in str(command(first))
+    first.close()
+    assert command(second) == "B"
+    answered.set()
+    maps = [item for item in second if isinstance(item, TemperatureMap)]
+    assert "no_commands" not in maps[-1].meta
+
+
+def test_a_scan_that_waits_for_its_commands_is_not_ended_by_their_key(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thermometry_stage, "_AGAIN_S", 0.0)
+    settings = _settings(commands=f"ipc://{tmp_path}/commands")
+    first = stage(iter(["heartbeat"]), SCAN, settings)
+    next(first)
+    second = stage(iter([_image(0), _image(1)]), SCAN, settings.model_copy(update={"commands_key_file": "absent"}))
+    assert isinstance(next(second), Text)
+    first.close()
+    maps = [item for item in second if isinstance(item, TemperatureMap)]
+    assert "commands_key_file = 'absent'" in maps[-1].meta["no_commands"]
 
 
 def test_a_baseline_commanded_before_the_first_image_is_taken_of_every_slice(tmp_path) -> None:
@@ -445,7 +507,10 @@ def test_commands_that_cannot_be_taken(tmp_path, caplog: pytest.LogCaptureFixtur
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         taken = f"tcp://127.0.0.1:{holder.getsockname()[1]}"
-        assert next(stage(iter(["item"]), SCAN, _settings(commands=taken))) == "item"
+        found = list(stage(iter(["item", _image(0)]), SCAN, _settings(commands=taken)))
+    said, _, _, made, *_ = found
+    assert said.text.startswith(f"WRN no commands: cannot listen on {taken}")
+    assert f"WRN no commands: {made.meta['no_commands']}" == said.text
     assert "no commands" in caplog.text
     with pytest.raises(SettingsError, match="give a key"):
         list(stage(iter(()), SCAN, _settings(commands="tcp://0.0.0.0:5999")))

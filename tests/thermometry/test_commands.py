@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from sinotherm.core.scan import EncodingSpace, ScanHeader
-from sinotherm.errors import SettingsError
-from sinotherm.thermometry.commands import COMMANDS, CommandBook
+from sinotherm.errors import SettingsError, WireError
+from sinotherm.thermometry.commands import COMMANDS, CommandBook, CommandedScan
 from sinotherm.thermometry.settings import ThermometrySettings
 
 SPACE = EncodingSpace(matrix=(48, 32, 1), fov_m=(0.24, 0.16, 0.005))
@@ -43,9 +43,16 @@ def book(monitor: Monitor, log: list[tuple[str, Any]]) -> CommandBook:
     return CommandBook(SCAN, ThermometrySettings(), monitors, lambda record, facts: log.append((record, facts)))
 
 
+def told(book: CommandBook, name: str, /, **arguments: Any) -> dict[str, Any]:
+    """Return what is answered, beside the names of the scan."""
+    answer = dict(book.handle(name, arguments))
+    assert set(answer.pop("scan")) == {"measurement_id", "run"}
+    return answer
+
+
 def test_baseline(book: CommandBook, monitor: Monitor) -> None:
-    assert book.handle("set_baseline", {}) == {"frames": 5, "dose": "keep"}
-    assert book.handle("set_baseline", {"frames": 8, "dose": "reset"}) == {"frames": 8, "dose": "reset"}
+    assert told(book, "set_baseline") == {"frames": 5, "dose": "keep"}
+    assert told(book, "set_baseline", frames=8, dose="reset") == {"frames": 8, "dose": "reset"}
     assert monitor.renewed == 2
     assert monitor.settings[-1].baseline_frames == 8
 
@@ -61,9 +68,9 @@ def test_a_baseline_of_heated_tissue_is_refused_unless_forced(book: CommandBook,
 
 
 def test_body_temperature_and_thresholds(book: CommandBook) -> None:
-    assert book.handle("body_temperature", {"degc": 36.6}) == {"degc": 36.6}
+    assert told(book, "body_temperature", degc=36.6) == {"degc": 36.6}
     assert book.settings.body_temperature_degc == 36.6
-    answer = book.handle("thresholds", {"temperature_degc": 44.0, "wrap": 0.1})
+    answer = told(book, "thresholds", temperature_degc=44.0, wrap=0.1)
     assert answer == {"temperature_degc": 44.0, "dose_min": None, "signal": 0.5, "wrap": 0.1}
 
 
@@ -123,12 +130,12 @@ def test_regions_and_cold_mask(book: CommandBook) -> None:
     book.handle("region", {"name": "tumour", "shape": "circle:1,2,3"})
     book.handle("region", {"name": "rectum", "shape": "circle:4,5,6"})
     assert book.settings.regions == "tumour=circle:1,2,3;rectum=circle:4,5,6"
-    assert book.handle("region", {"name": "tumour"}) == {"regions": {"rectum": "circle:4,5,6"}}
-    assert book.handle("cold_mask", {"shape": "circle:1,1,9"}) == {"shape": "circle:1,1,9"}
+    assert told(book, "region", name="tumour") == {"regions": {"rectum": "circle:4,5,6"}}
+    assert told(book, "cold_mask", shape="circle:1,1,9") == {"shape": "circle:1,1,9"}
 
 
 def test_every_command_is_logged_and_told_to_the_next_image(book: CommandBook, log: list[tuple[str, Any]]) -> None:
-    assert book.handle("mark", {"text": "power on"}) == {"text": "power on"}
+    assert told(book, "mark", text="power on") == {"text": "power on"}
     book.handle("body_temperature", {"degc": 37.5})
     assert book.handle("status", {})["streams"] == [(0, "fbp")]
     assert book.take_events() == ("mark text=power on", "body_temperature degc=37.5")
@@ -182,3 +189,34 @@ def test_commands_keep_the_files_that_the_user_named(monitor: Monitor) -> None:
     book.handle("region", {"name": "tumour", "shape": "circle:1,2,3"})
     assert book.settings.regions == "rectum=file:mask.npy;tumour=circle:1,2,3"
     assert book.settings.log == "folder"
+
+
+def test_a_command_reaches_no_other_scan_than_the_one_meant(log: list[tuple[str, Any]]) -> None:
+    def book_of(scan: CommandedScan) -> CommandBook:
+        return CommandBook(SCAN, ThermometrySettings(), {}, lambda record, facts: log.append((record, facts)), scan)
+
+    first, second = (CommandedScan("tcp://x", measurement_id=name, run=f"run{name}") for name in ("A", "B"))
+    namesake = CommandedScan("tcp://x", measurement_id="B", run="other")
+    elsewhere = CommandedScan("tcp://y", measurement_id="A", run="runY")
+    with second:
+        with first, elsewhere:
+            first.claim()
+            with pytest.raises(WireError, match=r"scan 'A' \(run runA\) takes those on tcp://x until it ends"):
+                second.claim()
+            elsewhere.claim()
+            book = book_of(first)
+            with pytest.raises(SettingsError, match=r"2 scans run here: .* 'A' \(run runA\) now; 'B' \(run runB\)"):
+                book.handle("mark", {"text": "x"})
+            with pytest.raises(SettingsError, match=r"commands reach scan 'A' .* 'B' is none of its own names"):
+                book.handle("mark", {"text": "x", "scan": "B"})
+            assert [set(facts) for _, facts in log] == [{"command", "arguments", "refused"}] * 2
+            assert book.handle("mark", {"text": "x", "scan": "A"})["scan"] == {"measurement_id": "A", "run": "runA"}
+            assert book.take_events() == ("mark text=x",)
+            # To ask who listens harms nobody.
+            assert book.handle("status", {})["scan"]["run"] == "runA"
+            assert book_of(elsewhere).handle("mark", {"text": "x"})["scan"]["run"] == "runY"
+        second.claim()
+        assert book_of(second).handle("mark", {"text": "x"})["scan"]["measurement_id"] == "B"
+        with namesake, pytest.raises(SettingsError, match="'B' is none of its own names"):
+            book_of(second).handle("mark", {"text": "x", "scan": "B"})
+        assert book_of(second).handle("mark", {"text": "x", "scan": "B"})

@@ -15,6 +15,10 @@ def command(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Its arguments: numbers, true and false as in JSON, else text."),
     ] = None,
+    scan: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Measurement id or run of the scan that is meant; needed where several run."),
+    ] = None,
     endpoint: Annotated[
         str, typer.Option(help="ZeroMQ endpoint of the scan: its thermometry.commands.")
     ] = "tcp://127.0.0.1:5561",
@@ -37,8 +41,9 @@ def command(
         key = "" if key_file is None else key_file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--key-file {key_file}: {error}.") from None
+    meant = {} if scan is None else {"scan": scan}
     with CommandClient(endpoint, key=key, within_s=timeout) as client:
-        answer = client.request(name, **_parsed(arguments or ()))
+        answer = client.request(name, **{**_parsed(arguments or ()), **meant})
     print(dumps(answer) if json else "\n".join(_lines(answer)) or "done")  # noqa: T201
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from sinotherm import __version__
 from sinotherm.core.physics import PRF_COEFFICIENT_SPREAD
@@ -17,7 +17,7 @@ from sinotherm.errors import BaselineError, HeaderError, SettingsError, WireErro
 from sinotherm.thermometry.alarms import Watchdog, subject
 from sinotherm.thermometry.audit import AuditLog
 from sinotherm.thermometry.baseline import Baseline, load_baseline, save_baseline
-from sinotherm.thermometry.commands import CommandBook
+from sinotherm.thermometry.commands import CommandBook, CommandedScan
 from sinotherm.thermometry.echoes import EchoCollector
 from sinotherm.thermometry.monitor import SliceMonitor
 from sinotherm.thermometry.settings import ThermometrySettings as Settings
@@ -27,6 +27,9 @@ from sinotherm.wire.messages import Text
 __all__ = ["Settings", "stage"]
 
 logger = logging.getLogger(__name__)
+
+_AGAIN_S: Final = 1.0
+"""Time after which a scan without commands tries again to take them."""
 
 _Stream: TypeAlias = tuple[int, str]
 """Slice and reconstruction method."""
@@ -39,8 +42,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     stands in for one that the network's guard held back (meta ``in_place_of``) is followed by that
     reconstruction's map without readings (bit ``GUARD``). An alarm that was not up in the frame before
     also goes to the console, as a text that begins with ``WRN``; at the start, why the record of
-    ``settings.qualified`` does not qualify the scan; at the end, that there was no baseline to measure against,
-    or no image at all.
+    ``settings.qualified`` does not qualify the scan, and that its commands cannot be taken; at the end, that there
+    was no baseline to measure against, or no image at all.
     """
     if settings.phase_sign is None:
         logger.warning(
@@ -51,6 +54,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         session = _Session(scan, settings, open_things)
         if session.unqualified:
             yield session.alarm(f"qualification: {session.unqualified}")
+        if session.no_commands:
+            yield session.alarm(f"no commands: {session.no_commands}")
         for item in items:
             session.obey()
             if not isinstance(item, FrameImage):
@@ -93,8 +98,16 @@ class _Session:
         self._watchdog = open_things.enter_context(Watchdog(self._stalled))
         self._stall = False
         self._mapped_s = math.nan
-        self._server = _command_server(settings, open_things) if settings.commands else None
-        self._book = CommandBook(scan, settings, self._monitors, self._record)
+        self._open_things = open_things
+        self._server: CommandServer | None = None
+        self._tried_s = math.nan
+        self.no_commands = ""
+        run = self._log.run if self._log is not None else ""
+        self._commanded = CommandedScan(settings.commands, measurement_id=scan.measurement_id, run=run)
+        self._book = CommandBook(scan, settings, self._monitors, self._record, self._commanded)
+        if settings.commands:
+            open_things.enter_context(self._commanded)
+            self._listen()
         facts = {
             "version": __version__,
             "measurement_id": scan.measurement_id,
@@ -123,8 +136,27 @@ class _Session:
         self._stall = True
         self.alarm(text)
 
+    def _listen(self) -> None:
+        """Begin to take commands, or say why not: another scan may have the endpoint until it ends."""
+        self._tried_s = monotonic()
+        try:
+            self._commanded.claim()
+            self._server = self._open_things.enter_context(_command_server(self._book.settings))
+        except (WireError, SettingsError) as error:
+            # What is wrong with the settings ends a scan that begins, not one that runs.
+            if isinstance(error, SettingsError) and not self.no_commands:
+                raise
+            self._commanded.listens = False
+            self.no_commands = str(error)
+            return
+        if self.no_commands:
+            logger.info("commands are taken now, on %s", self._book.settings.commands)
+            self.no_commands = ""
+
     def obey(self) -> None:
         """Carry out the commands that wait."""
+        if self.no_commands and monotonic() - self._tried_s >= _AGAIN_S:
+            self._listen()
         if self._server is not None:
             self._server.poll(self._book.handle)
 
@@ -197,6 +229,8 @@ class _Session:
         generation = monitor.generation
         events = self._book.take_events()
         notes = self._notes | ({"events": events} if events else {})
+        if self.no_commands:
+            notes |= {"no_commands": self.no_commands}
         if withheld:
             notes |= {"method": stream[1]}
         found, statistics = monitor.frame(images, notes=notes, ordinal=self._ordinal(images[0]), withheld=withheld)
@@ -307,14 +341,10 @@ def _qualification(settings: Settings) -> tuple[dict[str, MetaValue], str]:
     return notes | ({"unqualified": unqualified} if unqualified else {}), unqualified
 
 
-def _command_server(settings: Settings, open_things: ExitStack) -> CommandServer | None:
-    """Return the server of the commands; one that cannot listen is a warning: the scan goes on."""
+def _command_server(settings: Settings) -> CommandServer:
+    """Return the server of the commands."""
     try:
         key = Path(settings.commands_key_file).read_text(encoding="utf-8").strip() if settings.commands_key_file else ""
     except OSError as error:
         raise SettingsError(f"thermometry.commands_key_file = {settings.commands_key_file!r}: {error}.") from error
-    try:
-        return open_things.enter_context(CommandServer(settings.commands, key=key))
-    except WireError as error:
-        logger.warning("no commands: %s", error)
-        return None
+    return CommandServer(settings.commands, key=key)

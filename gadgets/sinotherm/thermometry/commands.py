@@ -1,16 +1,19 @@
 """Commands during a scan: what an operator may change, checked like the settings they change."""
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Self
 
 from sinotherm.core.scan import ScanHeader
-from sinotherm.errors import SettingsError
+from sinotherm.errors import SettingsError, WireError
 from sinotherm.thermometry.monitor import COLD_DEGC, SliceMonitor
 from sinotherm.thermometry.regions import named_regions, region_mask
 from sinotherm.thermometry.settings import ThermometrySettings
 
-__all__ = ["COMMANDS", "CommandBook"]
+__all__ = ["COMMANDS", "CommandBook", "CommandedScan"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,94 @@ COMMANDS: Final[Mapping[str, str]] = {
     "mark": "text: write a remark into the log and the next image",
     "status": "what is set now",
 }
-"""Name → arguments and meaning."""
+"""Name → arguments and meaning; each takes ``scan`` as well, the measurement id or run of the scan that is meant."""
+
+
+_lock = threading.Lock()
+_commanded: list["CommandedScan"] = []
+
+
+class CommandedScan:
+    """Whose commands they are: a scan that takes commands, among those of this process that share its endpoint.
+
+    One of them listens at a time, and the next when it has ended. A command that does not say which scan it
+    means is refused while there are several: it would reach whichever listens.
+
+    Parameters
+    ----------
+    endpoint
+        Where its commands are taken.
+    measurement_id
+        The header's; may be empty, or another scan's as well.
+    run
+        Name of the run, unlike any other's; by default the time, UTC.
+
+    Attributes
+    ----------
+    listens
+        Whether the endpoint is this scan's.
+    """
+
+    def __init__(self, endpoint: str = "", *, measurement_id: str = "", run: str = "") -> None:
+        self._endpoint = endpoint
+        self._measurement_id = measurement_id
+        self._run = run or datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self.listens = False
+
+    def __str__(self) -> str:
+        return f"{self._measurement_id!r} (run {self._run})"
+
+    def __enter__(self) -> Self:
+        with _lock:
+            _commanded.append(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with _lock:
+            _commanded.remove(self)
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """How a command may name the scan."""
+        return {"measurement_id": self._measurement_id, "run": self._run}
+
+    def _others(self) -> list["CommandedScan"]:
+        return [scan for scan in _commanded if scan is not self and scan._endpoint == self._endpoint]
+
+    def claim(self) -> None:
+        """Take the endpoint.
+
+        Raises
+        ------
+        WireError
+            Another scan of this process has it.
+        """
+        with _lock:
+            for other in self._others():
+                if other.listens:
+                    raise WireError(f"scan {other} takes those on {self._endpoint} until it ends.")
+            self.listens = True
+
+    def check(self, meant: object) -> None:
+        """Refuse a command that means another scan, or (``None``) does not say which of several.
+
+        Raises
+        ------
+        SettingsError
+            It may not be for this scan.
+        """
+        with _lock:
+            others = self._others()
+        if meant is None and others:
+            raise SettingsError(
+                f"{len(others) + 1} scans run here: say which one is meant (scan = its measurement id or run). "
+                f"Commands reach {self} now; {', '.join(map(str, others))} must wait for its end."
+            )
+        own = {self._run, self._measurement_id} - {"", *(other._measurement_id for other in others)}
+        if meant is not None and str(meant) not in own:
+            raise SettingsError(f"commands reach scan {self} now, and {meant!r} is none of its own names.")
 
 
 class CommandBook:
@@ -40,6 +130,8 @@ class CommandBook:
         The monitors by slice and reconstruction; may grow during the scan.
     log
         Called with the record's name and its facts for every command that was carried out or refused.
+    commanded
+        Whose commands they are.
     """
 
     def __init__(
@@ -48,11 +140,13 @@ class CommandBook:
         settings: ThermometrySettings,
         monitors: Mapping[tuple[int, str], SliceMonitor],
         log: Callable[[str, Mapping[str, Any]], None],
+        commanded: CommandedScan | None = None,
     ) -> None:
         self._scan = scan
         self.settings = settings
         self._monitors = monitors
         self._log = log
+        self._commanded = commanded or CommandedScan(measurement_id=scan.measurement_id)
         self._events: list[str] = []
         self._frames = 0
         self._begun: dict[int, int] = {}
@@ -85,24 +179,29 @@ class CommandBook:
         return True
 
     def handle(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Carry out a command and return its answer.
+        """Carry out a command and return its answer, with the names of the scan (``scan``).
 
         Raises
         ------
         SettingsError
-            The command or an argument is unknown, or a value is out of range; nothing is changed then.
+            The command or an argument is unknown, a value is out of range, or another scan may be meant;
+            nothing is changed then.
         """
+        given = dict(arguments)
+        meant = given.pop("scan", None)
         try:
-            answer = self._carry_out(name, dict(arguments))
+            if meant is not None or name != "status":
+                self._commanded.check(meant)
+            answer = self._carry_out(name, given)
         except SettingsError as error:
             self._log("command", {"command": name, "arguments": dict(arguments), "refused": str(error)})
             raise
         if name != "status":
-            text = " ".join([name, *(f"{key}={value}" for key, value in arguments.items())])
+            text = " ".join([name, *(f"{key}={value}" for key, value in arguments.items() if key != "scan")])
             logger.info("command: %s", text)
             self._events.append(text)
             self._log("command", {"command": name, "arguments": dict(arguments), "answer": answer})
-        return answer
+        return {**answer, "scan": self._commanded.facts}
 
     def _carry_out(self, name: str, arguments: dict[str, Any]) -> Mapping[str, Any]:
         allowed = COMMANDS.get(name)
