@@ -67,6 +67,15 @@ def run(weights, items, scan=None, **values):
     return list(stage(iter(items), scan or header(), Settings(network=str(weights), **values)))
 
 
+def apart(image, other):
+    """Return how far images are apart, relative to the norm of the other.
+
+    What several threads add up depends on which comes first, and CG and the fit of the drift make 1e-7 of it up to
+    1e-3. A pixel, or a hash of all, cannot be compared.
+    """
+    return np.linalg.norm(image - other) / np.linalg.norm(other)
+
+
 def modulus_error(image):
     true = ellipse_image(N) * np.sqrt((np.abs(coil_maps(COILS, N)) ** 2).sum(0))
     body = true > 0
@@ -119,9 +128,14 @@ def test_frames_of_a_file_are_those_of_a_scanner_in_the_same_order(weights, guid
     recorded.remove("text")
     assert [(i.number, i.meta["method"]) for i in recorded] == [(i.number, i.meta["method"]) for i in live]
     for one, other in zip(recorded, live, strict=True):
-        np.testing.assert_allclose(one.data, other.data, atol=1e-5 * np.abs(other.data).max())
+        # Frames that follow each other are 2e-2 apart.
+        assert apart(one.data, other.data) < (5e-3 if reference else 1e-5)
         assert one.meta.keys() == other.meta.keys()
-        assert one.fingerprint == other.fingerprint
+        assert one.fingerprint.keys() == other.fingerprint.keys()
+        # Names by content: those of two runs need not agree.
+        assert all(
+            one.fingerprint[k] == other.fingerprint[k] for k in one.fingerprint.keys() - {"coil_maps", "reference"}
+        )
 
 
 def test_a_frame_of_a_scanner_leaves_before_the_next_is_asked_for(weights):
@@ -254,7 +268,7 @@ def test_rectangular_images_are_cut_out_of_the_square(weights):
     out = run(weights, [frame(0), frame(1)], scan)
     square = run(weights, [frame(0), frame(1)])
     assert out[1].data.shape == (1, 1, N - 12, N)
-    np.testing.assert_allclose(out[1].data, square[1].data[:, :, 6:-6], atol=1e-5 * np.abs(square[1].data).max())
+    assert apart(out[1].data, square[1].data[:, :, 6:-6]) < 1e-5
 
 
 def test_a_short_scan_still_gives_its_images(weights):
@@ -303,8 +317,8 @@ def test_frames_of_the_reference_that_are_missing_are_not_made_up_for(guided):
     shown = [(image.number, image.meta["method"]) for image in out]
     assert shown.index((0, "pdunet")) > shown.index((4, "gridding"))
     without = run(guided, items, reference_frames=2)
-    # Not bit by bit, here and below: what several threads add up depends on which comes first.
-    np.testing.assert_allclose(out[-1].reference, without[-1].reference, atol=1e-5 * np.abs(out[-1].reference).max())
+    # One frame more makes another of 1e-2.
+    assert apart(out[-1].reference, without[-1].reference) < 3e-3
 
 
 @pytest.mark.parametrize("bad", ["a spoke", "noise"])
@@ -324,11 +338,10 @@ def test_a_bad_frame_has_no_part_in_the_reference_of_the_others(guided, caplog, 
     assert [image.meta.get("in_place_of") for image in shown] == [None, None, "pdunet", None, None, None]
     assert {image.meta["reference_rejected"] for image in shown} == {(2,)}
     without = run(guided, [frame(n) for n in (0, 1, 3, 4, 5)], reference_frames=5)
-    np.testing.assert_allclose(
-        shown[-1].reference, without[-1].reference, atol=1e-5 * np.abs(shown[-1].reference).max()
-    )
+    # With the bad frame it is another by 3e-2 or more, and so are the images.
+    assert apart(shown[-1].reference, without[-1].reference) < 3e-3
     assert without[-1].meta["reference_rejected"] == ()
-    np.testing.assert_allclose(shown[-1].data, without[-1].data, atol=1e-5 * np.abs(without[-1].data).max())
+    assert apart(shown[-1].data, without[-1].data) < 3e-3
 
 
 def test_frames_may_be_left_out_of_the_reference(guided):
