@@ -141,13 +141,16 @@ def pixels(payload: bytes) -> bytes:
     return payload[206 + attributes :]
 
 
-def dial(port: int, *, tries: int = 200) -> Peer:
-    for _ in range(tries):
+def dial(port: int, *, within_s: float = 120.0) -> Peer:
+    """Connect to a server that may still be starting: on a machine that is busy, a process takes 20 s to listen."""
+    deadline = time.monotonic() + within_s
+    while True:
         try:
             return Peer(socket.create_connection(("127.0.0.1", port), timeout=60))
         except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
             time.sleep(0.1)
-    raise ConnectionRefusedError(f"nobody on port {port}")
 
 
 def converse(port: int, parts: Iterable[bytes]) -> list[tuple[int, bytes]]:

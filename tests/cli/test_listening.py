@@ -21,46 +21,51 @@ def run(command: Any, *arguments: str) -> Any:
     return CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_listens_until_it_is_told_to_end(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+def run_until(number: signal.Signals, parts: list[bytes], command: Any, *arguments: str) -> tuple[Any, Any]:
+    """Run what listens, hold a conversation with it, then send the signal; return the result and what was answered."""
     port = free_port()
     answers: list[Any] = []
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    interval_s = sys.getswitchinterval()
+    over = threading.Event()
 
     def client() -> None:
-        header = text_message(3, b"<nothing/>")
-        answers.append(converse(port, [config_name("../../etc/passwd"), header, CLOSE]))
-        os.kill(os.getpid(), number)
+        try:
+            answers.append(converse(port, parts))
+        finally:
+            # However it went: what listens would listen forever.
+            if not over.is_set():
+                os.kill(os.getpid(), number)
 
-    thread = threading.Thread(target=client)
+    thread = threading.Thread(target=client, daemon=True)
     thread.start()
-    with caplog.at_level("INFO"):
-        result = run(serve.command, "--port", str(port), "--set", "publish.endpoint=")
+    try:
+        result = run(command, *arguments, "--port", str(port))
+    finally:
+        over.set()
     thread.join()
+    return result, answers[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_listens_until_it_is_told_to_end(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    interval_s = sys.getswitchinterval()
+    parts = [config_name("../../etc/passwd"), text_message(3, b"<nothing/>"), CLOSE]
+    with caplog.at_level("INFO"):
+        result, answer = run_until(number, parts, serve.command, "--set", "publish.endpoint=")
     assert result.exit_code == 0
-    assert f"listening on 127.0.0.1:{port}" in caplog.text
+    assert "listening on 127.0.0.1:" in caplog.text
     assert f"{number.name}: no new scans" in caplog.text
-    assert answers[0][0][0] == 5
-    assert b"a bare name" in answers[0][0][1]
+    assert answer[0][0] == 5
+    assert b"a bare name" in answer[0][1]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     assert sys.getswitchinterval() == interval_s
 
 
 def test_a_node_reports_to_its_parent() -> None:
-    port = free_port()
-    answers: list[Any] = []
-
-    def parent() -> None:
-        answers.append(converse(port, [text_message(2, b"<configuration/>"), text_message(3, b"<nothing/>"), CLOSE]))
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=parent)
-    thread.start()
-    result = run(node.command, "thermometry", "--port", str(port))
-    thread.join()
+    parts = [text_message(2, b"<configuration/>"), text_message(3, b"<nothing/>"), CLOSE]
+    result, answer = run_until(signal.SIGTERM, parts, node.command, "thermometry")
     assert result.exit_code == 0
-    assert [number for number, _ in answers[0]] == [8]
+    assert [number for number, _ in answer] == [8]
 
 
 def test_what_cannot_start_says_so() -> None:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mrd_peers import converse, execute, free_port, pixels, recorded, split, text_message
+from mrd_peers import converse, dial, execute, free_port, pixels, recorded, split, text_message
 from sinotherm.wire.file import read_images
 
 pytestmark = pytest.mark.data
@@ -72,6 +72,8 @@ def test_server_and_client_give_the_pixels_of_the_file(scan: Path, pipelines: Pa
         text=True,
     )
     try:
+        # `send` waits 10 s for a server that is still starting, and on a busy machine one takes longer.
+        dial(port).close()
         for number, config in enumerate(("tiny", str(pipelines / "tiny.xml"))):
             out = pipelines / f"s{number}.h5"
             result = sinotherm("send", str(scan), "--to", f"127.0.0.1:{port}", "-c", config, "-o", str(out))
