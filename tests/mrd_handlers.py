@@ -2,7 +2,8 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ismrmrd
@@ -13,6 +14,16 @@ from sinotherm.wire.messages import Readout, Text
 from sinotherm.wire.server import Server
 
 QUICK = Patience(handshake_s=0.5, silence_s=0.5, send_s=0.5, drain_s=0.5)
+"""For tests of silence; on a busy machine a peer of any other is silent for longer."""
+USUAL = Patience(handshake_s=20.0, silence_s=20.0, send_s=20.0, drain_s=20.0)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait until something has come about, which it must."""
+    end = time.monotonic() + 20.0
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.005)
 
 
 def image_of(readout: Readout) -> Any:
@@ -60,7 +71,7 @@ def open_scan(request: ScanRequest) -> Process:
 def serving(**options: Any) -> Iterator[Server]:
     """Run a server in a thread; it must end within seconds of its stop."""
     REQUESTS.clear()
-    server = Server(options.pop("opening", open_scan), port=0, **{"patience": QUICK, **options})
+    server = Server(options.pop("opening", open_scan), port=0, **{"patience": USUAL, **options})
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

@@ -5,15 +5,16 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mrd_handlers import REQUESTS, last_readouts, serving
+from mrd_handlers import QUICK, REQUESTS, USUAL, last_readouts, serving, until
 from mrd_peers import CLOSE, Peer, config_name, converse, dial, pixels, readout_message, recorded, split, text_message
 from sinotherm.errors import SettingsError, WireError
-from sinotherm.wire.connection import Patience, ScanRequest
+from sinotherm.wire.connection import ScanRequest
 from sinotherm.wire.server import Server
 
 HEADER = text_message(3, b"<ismrmrdHeader/>")
@@ -22,6 +23,10 @@ LAST = 1 << 13
 
 def frame(counter: int = 0) -> bytes:
     return readout_message(coils=1, samples=4, flags=LAST, counter=counter, stamp=counter)
+
+
+def open_connections(server: Server) -> int:
+    return sum(thread.is_alive() for thread in server._active)
 
 
 def ids(messages: list[tuple[int, bytes]]) -> list[int]:
@@ -155,7 +160,7 @@ def test_queries_are_answered() -> None:
 
 
 def test_a_silent_peer_is_told_and_given_up() -> None:
-    with serving() as server:
+    with serving(patience=QUICK) as server:
         for parts in ([], [config_name("frames")], [config_name("frames"), HEADER, frame(1)]):
             peer = dial(server.address[1])
             peer.sock.sendall(b"".join(parts))
@@ -176,12 +181,11 @@ def test_a_killed_peer_and_a_port_scan_leave_the_server_alive() -> None:
 
 def test_a_peer_that_takes_nothing_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     big = readout_message(coils=64, samples=65535, flags=LAST)
-    with serving() as server:
+    # Neither can it be drained.
+    with serving(patience=replace(USUAL, send_s=0.5, drain_s=0.5)) as server:
         peer = dial(server.address[1])
         peer.sock.sendall(config_name("frames") + HEADER + big)
-        until = time.monotonic() + 20
-        while "took nothing for" not in caplog.text and time.monotonic() < until:
-            time.sleep(0.05)
+        until(lambda: "took nothing for" in caplog.text)
         assert "the peer took nothing for 0.5 s" in caplog.text
         # A second message into the torn one would be read as pixels.
         with pytest.raises((EOFError, ConnectionResetError)):
@@ -224,31 +228,31 @@ def test_one_scan_too_many_is_refused() -> None:
         first.sock.sendall(CLOSE)
         assert first.until_close() == []
         first.close()
-        time.sleep(0.1)
+        until(lambda: not open_connections(server))
         assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
 
 
 def test_connections_that_say_nothing_take_no_scans_place() -> None:
-    patience = Patience(handshake_s=20.0, silence_s=5.0, drain_s=0.5)
-    with serving(scans=1, patience=patience) as server:
+    with serving(scans=1) as server:
         silent = [dial(server.address[1]) for _ in range(4)]
         silent[0].sock.sendall(config_name("frames"))
         assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(1), CLOSE])) == [1022]
+        until(lambda: open_connections(server) == 4)
         # They have a bound of their own, and whoever is beyond it is told.
         silent += [dial(server.address[1]) for _ in range(29)]
         one_more = dial(server.address[1])
         assert b"ERR 33 connections are open, which is the bound" in one_more.until_close()[0][1]
         for peer in (*silent, one_more):
             peer.close()
-        time.sleep(0.3)
+        until(lambda: not open_connections(server))
         assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
 
 
 def test_a_scan_has_its_place_from_the_header_on() -> None:
-    with serving(scans=1, patience=Patience(drain_s=0.5)) as server:
+    with serving(scans=1) as server:
         first = dial(server.address[1])
         first.sock.sendall(config_name("frames") + HEADER)
-        time.sleep(0.2)
+        until(lambda: server._scanning)
         second = dial(server.address[1])
         second.sock.sendall(config_name("frames") + HEADER)
         # It is refused before its first readout.
@@ -267,22 +271,21 @@ def test_a_health_check_is_no_failed_scan(caplog: pytest.LogCaptureFixture, pare
         if reset:
             peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
-        until = time.monotonic() + 10
-        while "the peer connected and left" not in caplog.text and time.monotonic() < until:
-            time.sleep(0.01)
-    assert "the peer connected and left" in caplog.text
+        until(lambda: "the peer connected and left" in caplog.text)
     assert [record.message for record in caplog.records if record.levelname != "DEBUG"] == []
 
 
 @pytest.mark.parametrize("parent", [False, True])
 def test_stopping_delivers_what_is_finished(parent: bool) -> None:
-    with serving(parent=parent) as server:
+    # Neither peer says CLOSE.
+    with serving(parent=parent, patience=replace(USUAL, drain_s=0.5)) as server:
         scanning, opening = dial(server.address[1]), dial(server.address[1])
         scanning.sock.sendall(config_name("frames") + HEADER + frame(1))
         opening.sock.sendall(config_name("frames"))
-        time.sleep(0.2)
+        messages = [scanning.message()]
+        until(lambda: open_connections(server) == 2)
         server.stop()
-        messages = scanning.until_close()
+        messages += scanning.until_close()
         assert ids(messages) == [1022, 8 if parent else 5]
         assert b"stopped before the end of the scan" in messages[1][1]
         assert b"we were stopped" in opening.until_close()[0][1]
@@ -309,9 +312,9 @@ def test_stopping_in_the_middle_of_a_scan_loses_nothing_that_was_sent(parent: bo
 
         thread = threading.Thread(target=scan)
         thread.start()
-        time.sleep(0.2)
+        messages = [peer.message() for _ in range(10)]
         server.stop()
-        messages = peer.until_close() if not parent else [peer.message()]
+        messages += peer.until_close() if not parent else [peer.message()]
         while messages[-1][0] == 1022:
             messages.append(peer.message())
         # The scanner goes on for a while, and must not be cut off before it has read what we say.
@@ -329,23 +332,24 @@ def test_stopping_in_the_middle_of_a_scan_loses_nothing_that_was_sent(parent: bo
 
 
 def test_a_scan_that_does_not_stop_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
-    release = threading.Event()
+    begun, release = threading.Event(), threading.Event()
 
     def stubborn(_: ScanRequest) -> Any:
         def process(items: Iterator[Any]) -> Iterator[Any]:
-            release.wait(20)
+            begun.set()
+            release.wait(60)
             yield from items
 
         return process
 
-    server = Server(stubborn, port=0, patience=Patience(silence_s=5.0))
+    server = Server(stubborn, port=0, patience=USUAL)
     thread = threading.Thread(target=server.run, kwargs={"grace_s": 0.3})
     thread.start()
     peer = dial(server.address[1])
     peer.sock.sendall(config_name("frames") + HEADER + frame(1))
-    time.sleep(0.3)
+    assert begun.wait(20)
     server.stop()
-    thread.join(10)
+    thread.join(20)
     assert not thread.is_alive()
     assert "did not end within 0.3 s" in caplog.text
     release.set()
@@ -396,6 +400,8 @@ def test_a_server_listens_on_ipv6_where_there_is_one() -> None:
 
 def test_a_client_that_is_gone_before_it_is_accepted_is_no_matter(caplog: pytest.LogCaptureFixture) -> None:
     with serving() as server:
+        # It has the real listener open before another takes its place.
+        converse(server.address[1], [config_name("frames"), HEADER, CLOSE])
         real = server._listener.accept
         failures = [OSError("too many open files")]
 
@@ -411,9 +417,7 @@ def test_a_client_that_is_gone_before_it_is_accepted_is_no_matter(caplog: pytest
         listener, server._listener = server._listener, Listener()  # type: ignore[assignment]
         assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
         # The server may have waited at the real listener still, and meets the failing one only afterwards.
-        deadline = time.monotonic() + 10.0
-        while "could not be taken" not in caplog.text and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: "could not be taken" in caplog.text)
         server._listener = listener
     assert "a connection could not be taken: too many open files" in caplog.text
 

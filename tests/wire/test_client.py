@@ -10,7 +10,7 @@ import ismrmrd
 import numpy as np
 import pytest
 
-from mrd_handlers import QUICK, serving
+from mrd_handlers import serving
 from mrd_peers import CLOSE, Peer, recorded, split, text_message
 from sinotherm.errors import HeaderError, PeerError, PeerGoneError, SettingsError, WireError
 from sinotherm.wire.client import connect, paced, stream
@@ -77,7 +77,7 @@ def test_images_are_stored_and_counted(tmp_path: Path) -> None:
     sent: list[Any] = []
     items = [readout(n, last=n % 2 == 1) for n in range(6)]
     with serving() as server, ImageWriter(tmp_path / "a.h5") as writer:
-        connection = connect(*server.address, patience=QUICK)
+        connection = connect(*server.address)
         received = stream(connection, "talk", XML, items, writer.append, sent=sent.append)
     assert received.images == {1: 3}
     assert received.texts == ["WRN too hot"]
@@ -102,7 +102,7 @@ def test_a_servers_failure_is_an_error_and_the_images_before_it_are_kept(tmp_pat
     items = (readout(n, last=True) for n in range(100_000))
     with serving() as server, ImageWriter(tmp_path / "a.h5") as writer:
         with pytest.raises(PeerError, match="the server reports: internal error, ZeroDivisionError"):
-            stream(connect(*server.address, patience=QUICK), "fail", XML, items, writer.append)
+            stream(connect(*server.address), "fail", XML, items, writer.append)
         # The client stopped sending.
         assert next(items).header.acquisition_time_stamp < 99_999
     assert len(read_images(tmp_path / "a.h5")[1].headers) == 1
@@ -162,13 +162,13 @@ def test_fires_and_gadgetrons_images_are_taken(scripted: Any, shared_data: Path)
 
 def test_a_server_that_vanishes_is_an_error(scripted: Any) -> None:
     for answer in (b"", text_message(5, b"DBG hello")):
-        connection = connect("127.0.0.1", scripted(answer, reads=2).port, patience=QUICK)
+        connection = connect("127.0.0.1", scripted(answer, reads=2).port)
         with pytest.raises(PeerGoneError):
             stream(connection, "x", XML, (readout() for _ in range(100_000)), lambda _: None)
 
 
 def test_a_server_that_ends_without_close_is_an_error(scripted: Any) -> None:
-    connection = connect("127.0.0.1", scripted(b"", reads=4).port, patience=QUICK)
+    connection = connect("127.0.0.1", scripted(b"", reads=4).port)
     with pytest.raises(PeerGoneError, match="without CLOSE"):
         stream(connection, "x", XML, [readout()], lambda _: None)
 
@@ -201,7 +201,7 @@ def test_a_failure_of_our_own_ends_the_connection() -> None:
         raise HeaderError("from the file")
 
     with serving() as server, pytest.raises(HeaderError, match="from the file"):
-        stream(connect(*server.address, patience=QUICK), "frames", XML, broken(), lambda _: None)
+        stream(connect(*server.address), "frames", XML, broken(), lambda _: None)
 
 
 def test_a_server_may_still_be_starting(monkeypatch: pytest.MonkeyPatch) -> None:
