@@ -18,10 +18,18 @@ from typing import Any, Final
 import numpy as np
 
 from sinotherm.core.arrays import FrameData, SpokeAngles
-from sinotherm.core.scan import Item, ScanHeader, Spoke
+from sinotherm.core.scan import Frame, Item, ScanHeader, Spoke
 from sinotherm.errors import BaselineError
 
-__all__ = ["calibration_facts", "check_stored", "first_frame", "released", "stacked", "stored_estimate"]
+__all__ = [
+    "calibration_facts",
+    "check_stored",
+    "enough_spokes",
+    "first_frame",
+    "released",
+    "stacked",
+    "stored_estimate",
+]
 
 _MOST_SPOKES = 64
 _QUALITY: Final = ("gradient_delay_mismatch", "coil_compression_energy", "streak_prone_coils")
@@ -119,3 +127,20 @@ def released(held: list[Item], items: Iterator[Item]) -> Iterator[Item]:
 def stacked(spokes: Sequence[Spoke]) -> tuple[FrameData, SpokeAngles]:
     """Return data, complex64 (coil, spoke, readout), and angles, float64 (spoke,), of these spokes."""
     return np.stack([spoke.data for spoke in spokes], axis=1), np.array([spoke.angle_rad for spoke in spokes])
+
+
+def enough_spokes(frames: Sequence[Frame], n_spokes: int) -> bool:
+    """Return whether coil maps can be made of the frames that wait for them.
+
+    Parameters
+    ----------
+    frames
+        Of one slice; those of the first one's echo make the maps.
+    n_spokes
+        Spokes that are enough. Frames with the angles of the first are, too: they would add nothing.
+    """
+    first = [frame for frame in frames if frame.echo == frames[0].echo]
+    if sum(frame.n_spokes for frame in first) >= n_spokes:
+        return True
+    last = first[-1]
+    return len(first) > 1 and last.n_spokes == first[0].n_spokes and np.allclose(last.angles(), first[0].angles())

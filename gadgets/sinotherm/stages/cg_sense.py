@@ -15,7 +15,7 @@ from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.errors import BaselineError
-from sinotherm.frames.calibration import calibration_facts, check_stored, stored_estimate
+from sinotherm.frames.calibration import calibration_facts, check_stored, enough_spokes, stored_estimate
 from sinotherm.operators.coils import PlaneImages, adaptive_maps, maps_name
 from sinotherm.operators.density import readout_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
@@ -106,7 +106,7 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         if not plane.name:
             plane.waiting.append(item)
             stored = stored_estimate(scan, "coil_maps", slice_=item.slice)
-            if stored is None and not _enough(plane.waiting, settings.maps_spokes):
+            if stored is None and not enough_spokes(plane.waiting, settings.maps_spokes):
                 continue
             if not (yield from _released(plane, scan, settings)):
                 del planes[place]
@@ -136,15 +136,6 @@ def _geometry(frame: Frame) -> str:
         return ""
     vectors = (frame.header.position, frame.header.read_dir, frame.header.phase_dir, frame.header.slice_dir)
     return " ".join(f"{value:.3f}" for vector in vectors for value in vector)
-
-
-def _enough(frames: Sequence[Frame], n_spokes: int) -> bool:
-    first = [frame for frame in frames if frame.echo == frames[0].echo]
-    if sum(frame.n_spokes for frame in first) >= n_spokes:
-        return True
-    # More of the same angles would not add anything.
-    last = first[-1]
-    return len(first) > 1 and last.n_spokes == first[0].n_spokes and np.allclose(last.angles(), first[0].angles())
 
 
 def _strength(settings: Settings) -> float:

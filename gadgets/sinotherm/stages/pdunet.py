@@ -19,6 +19,7 @@ from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, FrameDat
 from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Sinogram, Spoke
 from sinotherm.core.settings import StageSettings, setting
+from sinotherm.frames.calibration import enough_spokes
 from sinotherm.networks.guard import Verdict
 from sinotherm.networks.inference import Device, Precision, RadialReconstructor, Runtime, Symmetries, estimate_maps
 from sinotherm.networks.workers import Workers
@@ -196,7 +197,7 @@ class _Slice:
     def add(self, frame: Frame) -> Iterator[_Made]:
         """Take a frame; yield the images that can be made now."""
         self._waiting.append(frame)
-        if self._maps_name or _enough(self._waiting, self._settings.maps_spokes):
+        if self._maps_name or enough_spokes(self._waiting, self._settings.maps_spokes):
             yield from self._released()
 
     def finish(self) -> Iterator[_Made]:
@@ -448,15 +449,6 @@ def _moved(frame: Frame) -> SpokeShifts | None:
     """Return the shifts of a frame's spokes; ``None`` where none is moved."""
     shifts = frame.shifts()
     return shifts if shifts.any() else None
-
-
-def _enough(frames: Sequence[Frame], n_spokes: int) -> bool:
-    first = [frame for frame in frames if frame.echo == frames[0].echo]
-    if sum(frame.n_spokes for frame in first) >= n_spokes:
-        return True
-    # More of the same angles would not add anything.
-    last = first[-1]
-    return len(first) > 1 and last.n_spokes == first[0].n_spokes and np.allclose(last.angles(), first[0].angles())
 
 
 def _together(frames: Sequence[Frame]) -> tuple[FrameData, SpokeAngles, SpokeShifts]:
