@@ -198,7 +198,8 @@ def test_figures_of_two_methods_and_of_the_guard(tmp_path):
             network = np.full_like(truth, np.nan) if held_back else truth + np.float32(0.1)
             bits = np.full(truth.shape, 32 if held_back else 0, np.uint16)
             sigma = np.full_like(truth, 0.2)
-            maps = {1: truth, 3: network, 4: sigma, 6: bits, 11: truth, 13: truth + np.float32(1.0), 14: sigma}
+            one, other = np.full_like(truth, number), np.full_like(truth, 100 + number)
+            maps = {1: one, 3: network, 4: sigma, 6: bits, 11: other, 13: truth + np.float32(1.0), 14: sigma}
             for series, data in maps.items():
                 image = ismrmrd.Image.from_array(data, transpose=False)
                 image.image_series_index = series
@@ -212,4 +213,6 @@ def test_figures_of_two_methods_and_of_the_guard(tmp_path):
     assert figures["gridding"]["within_1.96_sigma"] == 0.0
     assert figures["gridding"]["tumour_sigma_degC"] == pytest.approx(0.2)
     assert found.frame == TINY.frames - TINY.cooling_frames - 1
-    np.testing.assert_array_equal(found.comparisons["pdunet"].magnitude, np.abs(found.comparisons["pdunet"].magnitude))
+    # The magnitudes of the frame shown, each from the method's own series.
+    for method, value in (("pdunet", found.frame), ("gridding", 100 + found.frame)):
+        np.testing.assert_array_equal(found.comparisons[method].magnitude, np.full(truth.shape, value))

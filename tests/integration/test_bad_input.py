@@ -413,7 +413,8 @@ def test_a_file_is_judged_like_a_stream(main: Any, scan: list[bytes], tmp_path: 
     assert code == 1
     line = text.splitlines()[-1]
     assert line.startswith("sinotherm: error: ")
-    assert words in line or case == "empty header"
+    # A header of spaces is none at all in a file.
+    assert ("has no header in /dataset/xml" if case == "empty header" else words) in line
     if n_images:
         assert len(read_images(tmp_path / "o.h5")[1].headers) == n_images
 
