@@ -4,8 +4,8 @@ from sinotherm.errors import SettingsError
 from sinotherm.pipelines.xml import Step, parse_configuration, parse_properties, split_name
 
 EXTERNAL = """<external><execute name="sinotherm.nodes" target="{0}" type="python"/>
-<configuration><property name="frames.spokes" value="30"/><property name="frames.by">count</property>
-<other/></configuration></external>"""
+<configuration><property name="frames.spokes" value="30"/><!-- no setting -->
+<property name="frames.by">count</property></configuration></external>"""
 
 
 def pipeline(stream, version="<version>2</version>"):
@@ -51,6 +51,7 @@ def test_a_node_without_configuration_and_a_nul():
         ),
         (pipeline("<distributed/>"), "<distributed> runs in Gadgetron only"),
         (pipeline(EXTERNAL.format("x").replace("frames.by", "by")), "stage.setting"),
+        (pipeline(EXTERNAL.format("x").replace("<!-- no setting -->", "<parameter/>")), "holds <parameter>"),
     ],
 )
 def test_what_cannot_be_run_is_named(text, words):
@@ -64,6 +65,13 @@ def test_properties_of_a_node_as_gadgetron_sends_them():
     assert parse_properties("<configuration/>") == {}
     with pytest.raises(SettingsError, match="begins with <stream>"):
         parse_properties("<stream/>")
+
+
+@pytest.mark.parametrize("sent", [pipeline(EXTERNAL.format("thermometry")), "<configuration><a/></configuration>"])
+def test_a_node_is_not_given_what_it_would_leave_out(sent):
+    """Settings of a whole pipeline, the sign of the phase among them, would be without effect."""
+    with pytest.raises(SettingsError, match=r"holds <(version|a)>.*a node takes <property"):
+        parse_properties(sent)
 
 
 @pytest.mark.parametrize("name", ["", "frames", "frames.", ".by", "a.b.c"])

@@ -97,7 +97,11 @@ def _values(element: Any) -> dict[str, dict[str, str]]:
     values: dict[str, dict[str, str]] = {}
     for entry in () if element is None else element:
         if _name(entry) != "property":
-            continue
+            raise SettingsError(
+                f"a node's <configuration> holds <{_name(entry)[:40]}>, which would be left out with all settings in "
+                'it: a node takes <property name="stage.setting" value="…"/> only; a whole pipeline belongs to '
+                "`sinotherm serve` or to the Gadgetron."
+            )
         stage, setting = split_name(entry.get("name") or "")
         value = entry.get("value")
         values.setdefault(stage, {})[setting] = (entry.text or "") if value is None else value
@@ -110,7 +114,8 @@ def parse_properties(text: str | bytes) -> Values:
     Raises
     ------
     SettingsError
-        It is not XML, or a property is not named ``stage.setting``.
+        It is not XML, holds more than properties, as a whole pipeline does, or a property is not named
+        ``stage.setting``.
     """
     root = _parse(text, "the node's configuration")
     if _name(root) != "configuration":
