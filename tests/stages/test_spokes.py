@@ -355,6 +355,15 @@ def test_what_is_no_image_is_kept_out_and_counted(caplog):
     assert "1 dummy, 1 encoding space 1; readouts missing: 0, repeated: 0" in caplog.text
 
 
+def test_a_scan_of_other_encodings_alone_is_no_success():
+    noise = readout(flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
+    elsewhere = [readout(positions(0.0), counter=1 + i, encoding_space_ref=1) for i in range(3)]
+    with pytest.raises(SpokeError, match=r"none of 3 readouts .* of encoding space 0, .* 1 noise, 3 encoding space 1;"):
+        run([noise, *elsewhere])
+    # A noise measurement by itself is a scan that went well.
+    assert run([noise]) == []
+
+
 def test_counters_flags_and_stamps_travel():
     item = readout(
         positions(0.0),

@@ -182,6 +182,7 @@ class SpokeReader:
         self._last_spoke: Any = None
         self._calibration: dict[str, MetaValue] = {}
         self.kept_out: Counter[str] = Counter()
+        self.n_elsewhere = 0
         self.n_missing = 0
         self.n_repeated = 0
 
@@ -221,6 +222,7 @@ class SpokeReader:
             return None
         if header.encoding_space_ref != self._scan.encoding_space:
             self.kept_out[f"encoding space {header.encoding_space_ref}"] += 1
+            self.n_elsewhere += 1
             return None
         data, trajectory = readout.data, readout.trajectory
         n_coils, n_samples = data.shape

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from sinotherm.core.scan import Item, ScanHeader
 from sinotherm.core.settings import StageSettings, setting
+from sinotherm.errors import SpokeError
 from sinotherm.frames.spokes import AngleCounter, AngleSource, SpokeReader, TrajectoryUnit
 from sinotherm.wire.messages import Readout
 
@@ -63,7 +64,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     HeaderError
         The pixels of the reconstructed space are not square.
     SpokeError
-        A readout does not fit the scan, or its angle cannot be derived.
+        A readout does not fit the scan, or its angle cannot be derived; or all that could be part of an image
+        belong to other encodings than the header's radial one.
     """
     spokes = reader(scan, settings)
     n_spokes = 0
@@ -80,3 +82,10 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         "%d spokes; kept out of frames: %s; readouts missing: %d, repeated: %d",
         *(n_spokes, dropped, spokes.n_missing, spokes.n_repeated),
     )
+    if not n_spokes and spokes.n_elsewhere:
+        # An end without images would look like one of a scan that only measured noise.
+        raise SpokeError(
+            f"none of {spokes.n_elsewhere} readouts could be used: images are made of those of encoding space "
+            f"{scan.encoding_space}, the header's first radial one, and the scan had: {dropped}; correct the order and "
+            "trajectories of the header's encodings, or encoding_space_ref of the readouts."
+        )
