@@ -377,11 +377,13 @@ def test_counters_flags_and_stamps_travel():
         received_s=12.5,
         kind=WhitenedReadout,
     )
+    item.waiting = 3
     (spoke,) = run([item], dataclasses.replace(SCAN, n_partitions=8))
     assert (spoke.slice, spoke.echo, spoke.repetition, spoke.partition, spoke.index) == (3, 1, 2, 5, 40)
     assert spoke.last
     assert spoke.noise_known
     assert spoke.received_s == 12.5
+    assert spoke.waiting == 3
     assert spoke.time_s == pytest.approx(1.0)
     assert spoke.header is item.header
     (other,) = run([readout(positions(0.0))])

@@ -80,6 +80,13 @@ def test_the_rest_stays_as_it_was(rng, mixing):
     assert out[2].trajectory is scan.trajectory
 
 
+def test_receipt_stays_with_a_readout(rng, mixing):
+    scan = readout(correlated(rng, mixing, 64))
+    scan.received_s, scan.waiting = 12.5, 3
+    out = run([readout(correlated(rng, mixing, 4096), noise=True), scan])[1]
+    assert (out.received_s, out.waiting) == (12.5, 3)
+
+
 def test_without_a_noise_scan_readouts_pass_and_the_log_says_so(rng, mixing, caplog):
     scan = readout(correlated(rng, mixing, 64))
     with caplog.at_level(logging.INFO):

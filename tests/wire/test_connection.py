@@ -90,6 +90,20 @@ def test_what_cannot_be_written_tears_nothing(ends: tuple[Connection, Connection
     assert other.receive() == Text(text="fine")
 
 
+def test_readouts_know_what_has_been_received_after_them(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    inbox = Inbox(other)
+    items = inbox.items()
+    one.send(readout())
+    assert next(items).waiting == 0
+    for _ in range(4):
+        one.send(readout())
+    one.send(Close())
+    inbox._thread.join(10)
+    # CLOSE and the end of the stream stand behind the last one.
+    assert [item.waiting for item in items] == [5, 4, 3, 2]
+
+
 def test_closing_waits_for_a_peer_that_still_sends(ends: tuple[Connection, Connection]) -> None:
     one, other = ends
     one.send(Text(text="last words"))

@@ -165,6 +165,8 @@ class Spoke:
         The readout's ``ismrmrd.AcquisitionHeader``: geometry and stamps of the images made from it.
     received_s
         Monotonic clock at its last byte, s; NaN from a file.
+    waiting
+        Messages that had been received after it when work on it began; 0 from a file.
     noise_known
         A noise scan was used: the SD of the real part of the noise is 1 in every coil.
     calibration
@@ -187,6 +189,7 @@ class Spoke:
     last: bool = False
     header: Any = None
     received_s: float = float("nan")
+    waiting: int = 0
     noise_known: bool = False
     calibration: Mapping[str, MetaValue] = field(default_factory=dict)
     estimates: Estimates = field(default_factory=dict, repr=False, compare=False)

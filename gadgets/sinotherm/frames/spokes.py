@@ -261,6 +261,7 @@ class SpokeReader:
             last=bool(flags & _LAST),
             header=header,
             received_s=readout.received_s,
+            waiting=readout.waiting,
             noise_known=isinstance(readout, WhitenedReadout),
             calibration=self._calibration,
             estimates=readout.estimates if isinstance(readout, WhitenedReadout) else _NO_ESTIMATES,

@@ -3,12 +3,12 @@
 import dataclasses
 import logging
 from collections.abc import Iterator
-from time import monotonic
 from typing import Literal
 
 from sinotherm.core.scan import Frame, Item, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.frames.assembly import FrameAssembler, FrameRule, PartialPolicy
+from sinotherm.wire.messages import Text
 
 __all__ = ["Settings", "stage"]
 
@@ -32,20 +32,50 @@ class Settings(StageSettings):
     )
     overload: Literal["every", "latest"] = setting(
         "every",
-        "When frames come faster than they can be made: make every one, or skip whole frames that newer ones overtook.",
+        "When frames come faster than they can be made: make every one, or skip those of which a newer one has been "
+        "received.",
     )
 
 
-def _is_overtaken(frame: Frame) -> bool:
-    """Return whether a whole frame's time has passed since the frame was received: the next one is there."""
-    # Readouts from a file carry no clock: NaN compares false.
-    return monotonic() - frame.received_s > frame.received_s - frame.spokes[0].received_s
+class _Latest:
+    """Holds a frame back while a newer one of its slice and echo has been received already, and may take its place."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int], Frame] = {}
+        self.n_skipped = 0
+
+    def add(self, frame: Frame, *, held: bool) -> Iterator[Item]:
+        """Yield the frame, or hold it; an older one that is held is skipped."""
+        key = (frame.slice, frame.echo)
+        older = self._held.pop(key, None)
+        if older is not None:
+            if not self.n_skipped:
+                yield Text(
+                    text=f"WRN overload: frame {older.number} is skipped, and others may be: "
+                    "frames arrive faster than they are made (frames.overload = latest)"
+                )
+            self.n_skipped += 1
+            logger.warning("frame %d is skipped: the next one has been received", older.number)
+        if held:
+            self._held[key] = frame
+        else:
+            yield self._noted(frame)
+
+    def rest(self) -> Iterator[Item]:
+        """Yield the frames that are held: no newer one has been received."""
+        while self._held:
+            yield self._noted(self._held.pop(next(iter(self._held))))
+
+    def _noted(self, frame: Frame) -> Frame:
+        return dataclasses.replace(frame, meta={**frame.meta, "frames_skipped": self.n_skipped})
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Pass every spoke on and, directly after the last spoke of a frame, yield the frame.
 
-    Spokes of a stack of stars leave transformed along the partitions, plane by plane.
+    Spokes of a stack of stars leave transformed along the partitions, plane by plane. With ``overload = latest``
+    a frame comes late, after other spokes, or not at all where a newer one has been received; the console is
+    told when that begins, and how many it were at the end.
     """
     assembler = FrameAssembler(
         scan,
@@ -56,7 +86,7 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         n_partitions=settings.partitions,
         partial=settings.partial,
     )
-    skipped = 0
+    latest = _Latest()
     for item in items:
         if not isinstance(item, Spoke):
             yield item
@@ -64,12 +94,18 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         for made in assembler.add(item):
             if settings.overload == "every" or not isinstance(made, Frame):
                 yield made
-            elif _is_overtaken(made):
-                skipped += 1
-                logger.warning("frame %d is skipped: the next one has been received", made.number)
             else:
-                yield dataclasses.replace(made, meta={**made.meta, "frames_skipped": skipped})
+                # So many more, and there is a newer frame.
+                n_next = settings.stride if assembler.rule == "window" and settings.stride else made.n_spokes
+                yield from latest.add(made, held=item.waiting >= n_next)
+        if not item.waiting:
+            # Who asks for more now may wait for the scanner.
+            yield from latest.rest()
+    yield from latest.rest()
     yield from assembler.finish()
+    if latest.n_skipped:
+        yield Text(text=f"WRN overload: {latest.n_skipped} of {assembler.n_frames} frames were skipped")
     logger.info(
-        "%d frames, %d of them skipped; %d spokes dropped", assembler.n_frames, skipped, assembler.n_dropped_spokes
+        "%d frames, %d of them skipped; %d spokes dropped",
+        *(assembler.n_frames, latest.n_skipped, assembler.n_dropped_spokes),
     )

@@ -92,6 +92,7 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
             data=matrix @ item.data,
             trajectory=item.trajectory,
             received_s=item.received_s,
+            waiting=item.waiting,
             estimates=estimates,
         )
 

@@ -417,6 +417,8 @@ class Inbox:
             raise self._overload
         if isinstance(message, (Readout, Image, Waveform, Text)):
             self._taken_bytes += _memory_bytes(message)
+            if isinstance(message, Readout):
+                message.waiting = self._queue.qsize()
             return (message,)
         self.over = True
         if isinstance(message, _End) and message.error is not None:

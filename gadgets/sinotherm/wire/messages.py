@@ -168,12 +168,15 @@ class Readout:
         float32 (sample, dimension); no dimension where the header must say where the samples lie.
     received_s
         Monotonic clock at its last byte, s; NaN from a file.
+    waiting
+        Messages that had been received after it when work on it began; 0 from a file.
     """
 
     header: Any
     data: Complex64[np.ndarray, "coil sample"]
     trajectory: Float32[np.ndarray, "sample dimension"]
     received_s: float = math.nan
+    waiting: int = 0
 
 
 Message: TypeAlias = ConfigFile | ConfigText | Header | Text | Query | Response | Error | Close | Readout | Any
