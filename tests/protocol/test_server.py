@@ -228,8 +228,18 @@ def test_one_scan_too_many_is_refused() -> None:
         first.sock.sendall(CLOSE)
         assert first.until_close() == []
         first.close()
-        until(lambda: not open_connections(server))
         assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
+
+
+def test_a_scan_may_begin_when_the_last_one_is_told_to_be_over() -> None:
+    with serving(scans=1) as server:
+        for parts in (["fail", frame(1)], ["frames", frame(1), CLOSE]):
+            ended = dial(server.address[1])
+            ended.sock.sendall(config_name(parts[0]) + HEADER + b"".join(parts[1:]))
+            ended.until_close()
+            # Its connection is still open.
+            assert ids(converse(server.address[1], [config_name("frames"), HEADER, frame(2), CLOSE])) == [1022]
+            ended.close()
 
 
 def test_connections_that_say_nothing_take_no_scans_place() -> None:

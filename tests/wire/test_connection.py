@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from mrd_handlers import QUICK, USUAL, open_scan, until
-from sinotherm.errors import DataError, OverloadError, PeerError, PeerGoneError, ProtocolError, WireError
+from sinotherm.errors import (
+    DataError,
+    OverloadError,
+    PeerError,
+    PeerGoneError,
+    ProtocolError,
+    SettingsError,
+    WireError,
+)
 from sinotherm.wire.connection import Connection, Inbox, ScanRequest, converse
 from sinotherm.wire.messages import Close, ConfigFile, Error, Header, Readout, Text
 
@@ -361,3 +369,52 @@ def test_fires_parameters_are_what_comes_first(ends: tuple[Connection, Connectio
     one.send(Close())
     assert converse(other, remember).error is None
     assert seen == [ScanRequest(config="frames", header_xml=b"<h/>", parameters=' {"a": 1}', terminated=True)]
+
+
+@pytest.mark.parametrize("parent", [False, True])
+def test_what_cannot_be_opened_is_refused_before_the_first_readout(
+    ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch, parent: bool
+) -> None:
+    """A scanner may pause between header and readouts, and the place of the scan is held meanwhile."""
+    monkeypatch.setattr("sinotherm.wire.connection._PARAMETERS_S", 0.05)
+    one, other = ends
+    places: list[str] = []
+
+    def refuse(request: ScanRequest) -> Any:
+        raise SettingsError(f"unknown pipeline {request.config!r}.")
+
+    def admit() -> Any:
+        places.append("taken")
+        return lambda: places.append("free")
+
+    one.send(ConfigFile(name="nope"))
+    one.send(Header(xml=b"<h/>"))
+    thread = threading.Thread(target=converse, args=(other, refuse), kwargs={"parent": parent, "admit": admit})
+    thread.start()
+    words = "unknown pipeline 'nope'."
+    assert one.receive() == (Error(text=words) if parent else Text(text=f"ERR {words}"))
+    # Whoever has read that can begin at once, although this connection is listened to for a while.
+    assert places == ["taken", "free"]
+    one.send(Close())
+    assert one.receive() == Close()
+    one._socket.shutdown(socket.SHUT_WR)
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_parameters_may_come_late(ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sinotherm.wire.connection._PARAMETERS_S", 0.01)
+    one, other = ends
+    seen: list[str] = []
+
+    def remember(request: ScanRequest) -> Any:
+        seen.append(request.parameters)
+        if not request.parameters:
+            one.send(Text(text='{"a": 1}'))
+            one.send(Close())
+        return open_scan(request)
+
+    one.send(ConfigFile(name="frames"))
+    one.send(Header(xml=b"<h/>"))
+    assert converse(other, remember).error is None
+    assert seen == ["", '{"a": 1}']

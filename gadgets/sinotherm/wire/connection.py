@@ -49,6 +49,8 @@ _POLL_S: Final = 0.1
 _HOLD_S: Final = 1e-3
 _LEAVE_S: Final = 3.0
 _REPLAY: Final = 1.2
+_PARAMETERS_S: Final = 2.0
+"""FIRE's JSON comes within this time after the header, or the scan is opened without it."""
 _ITEM_BYTES: Final = 512
 
 
@@ -405,6 +407,13 @@ class Inbox:
         while not self.over:
             yield from self._checked(self._queue.get())
 
+    def wait(self, within_s: float) -> bool:
+        """Return whether something has arrived, once it has or the time is over."""
+        until = monotonic() + within_s
+        while self._queue.empty() and monotonic() < until:
+            sleep(_HOLD_S)
+        return not self._queue.empty()
+
     def ready(self) -> Iterator[Any]:
         """Yield what has arrived so far; raises as `items`."""
         while not (self.over or self._queue.empty()):
@@ -463,12 +472,20 @@ def _handshake(connection: Connection) -> ScanRequest:
                 )
 
 
-def _with_parameters(request: ScanRequest, items: Iterator[Any]) -> tuple[ScanRequest, Iterator[Any]]:
-    """Take FIRE's JSON, if it is what comes first, into the request."""
+def _open(open_scan: OpenScan, request: ScanRequest, inbox: Inbox, *, parent: bool) -> tuple[Process, Iterator[Any]]:
+    """Return what works on the scan, and its items; FIRE's JSON, if it is what comes first, is part of the request.
+
+    A scanner may pause before its first readout. What cannot be opened is refused by then, and its place is
+    free; but JSON may name another pipeline, or the setting that is missing, and is waited for a moment.
+    """
+    items = inbox.items()
+    if parent:
+        return open_scan(request), items
+    process = None if inbox.wait(_PARAMETERS_S) else open_scan(request)
     first = next(items, None)
     if isinstance(first, Text) and first.text.lstrip().startswith("{"):
-        return replace(request, parameters=first.text), items
-    return request, items if first is None else chain((first,), items)
+        return open_scan(replace(request, parameters=first.text)), items
+    return process or open_scan(request), items if first is None else chain((first,), items)
 
 
 def _without_texts(items: Iterator[Any]) -> Iterator[Any]:
@@ -522,7 +539,7 @@ def converse(
     parent: bool = False,
     request: ScanRequest | None = None,
     close: bool = True,
-    admit: Callable[[], None] | None = None,
+    admit: Callable[[], Callable[[], None]] | None = None,
 ) -> Outcome:
     """Hold one scan with a peer: what it asks for, its data in, images out, CLOSE.
 
@@ -542,24 +559,25 @@ def converse(
     close
         Whether the last CLOSE and closing the socket are ours.
     admit
-        Called when config and header are there; what it raises refuses the scan.
+        Called when config and header are there; what it raises refuses the scan. What it returns is called when
+        nothing more is made for the scan, before the peer is told of its end.
 
     Returns
     -------
     Outcome
         What was sent, and the error, if there was one; it has been logged.
     """
-    outcome, inbox = Outcome(), None
+    outcome, inbox, release = Outcome(), None, None
     terminated = request is not None and request.terminated
     try:
         request = request or _handshake(connection)
         terminated = request.terminated
         if admit is not None:
-            admit()
+            release = admit()
         connection.silence_s = connection.patience.silence_s
         inbox = Inbox(connection)
-        request, items = _with_parameters(request, inbox.items())
-        for item in open_scan(request)(_without_texts(items)):
+        process, items = _open(open_scan, request, inbox, parent=parent)
+        for item in process(_without_texts(items)):
             _send(connection, item, request, outcome, parent=parent)
         if inbox.cut:
             raise WireError("stopped before the end of the scan; the images finished so far were sent.")  # noqa: TRY301
@@ -573,6 +591,9 @@ def converse(
     except Exception as error:
         outcome.error = error
         logger.exception("scan ended after %d images", outcome.images)
+    if release is not None:
+        # Whoever has read the end of this scan may begin the next.
+        release()
     if outcome.error is not None and not (request is None and connection.vacant):
         tell(connection, outcome.error, parent=parent, terminated=terminated)
     (inbox or Inbox(connection)).drain()

@@ -3,6 +3,7 @@
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
@@ -32,7 +33,7 @@ class Server:
         Peers are Gadgetron parents (``<connect>``), not clients.
     scans
         Bound of scans at the same time; one more is refused with a text. A scan counts from its header on, so that
-        connections which say nothing take no scan's place.
+        connections which say nothing take no scan's place, and until its last image has been sent.
     patience, limits
         As for `Connection`.
 
@@ -122,11 +123,16 @@ class Server:
         self._active[thread] = connection
         thread.start()
 
-    def _admit(self) -> None:
-        """Give the scan of this thread a place, which it has until the thread ends."""
+    def _admit(self) -> Callable[[], None]:
+        """Give the scan of this thread a place, and return what gives it back; the end of the thread does, too."""
         with self._admitting:
             self._scanning = {thread for thread in self._scanning if thread.is_alive()}
             if len(self._scanning) >= self._scans:
                 raise WireError(f"{self._scans} scans are under way, which is the bound: try again, or raise --scans.")
             self._scanning.add(threading.current_thread())
         logger.info("%s begins", threading.current_thread().name)
+        return self._release
+
+    def _release(self) -> None:
+        with self._admitting:
+            self._scanning.discard(threading.current_thread())
