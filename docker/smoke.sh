@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Streams a small simulated scan through a running server and checks what comes back.
-# Usage: docker/smoke.sh [HOST:PORT]      with the image: docker compose -f docker/compose.yaml up -d && docker/smoke.sh
+# Usage: docker/smoke.sh [HOST:PORT]      with the image: docker compose -f docker/compose.yaml up -d --wait && docker/smoke.sh
 set -euo pipefail
 server=${1:-127.0.0.1:9002}
 folder=$(mktemp -d)

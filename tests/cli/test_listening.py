@@ -38,7 +38,7 @@ def run_until(number: signal.Signals, parts: list[bytes], command: Any, *argumen
     thread = threading.Thread(target=client, daemon=True)
     thread.start()
     try:
-        result = run(command, *arguments, "--port", str(port))
+        result = run(command, *arguments, "--no-warm-up", "--port", str(port))
     finally:
         over.set()
     thread.join()
@@ -72,7 +72,7 @@ def test_what_cannot_start_says_so() -> None:
     with pytest.raises(SettingsError, match="unknown target 'nonsense'"):
         run(node.command, "nonsense")
     with pytest.raises(WireError, match="port 70000"):
-        run(serve.command, "--port", "70000")
+        run(serve.command, "--no-warm-up", "--port", "70000")
     with pytest.raises(SettingsError, match=r"write stage.setting=value"):
         run(serve.command, "--set", "frames")
     with pytest.raises(SettingsError, match=r"unknown setting thermometry\.phase_sing"):

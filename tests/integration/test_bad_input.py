@@ -61,7 +61,9 @@ def running(folder: Path, *arguments: str) -> Iterator[Running]:
     log = folder / f"{arguments[0]}.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sinotherm.cli", *arguments, "--port", str(port)], stderr=stderr, text=True
+            [sys.executable, "-m", "sinotherm.cli", *arguments, "--port", str(port), "--no-warm-up"],
+            stderr=stderr,
+            text=True,
         )
     try:
         yield Running(port, process, log)

@@ -14,6 +14,7 @@ from sinotherm.wire.file import read_images
 
 pytestmark = pytest.mark.data
 
+SINOTHERM = [sys.executable, "-m", "sinotherm.cli"]
 CONFIGURATION = (
     "<configuration>"
     '<property name="frames.spokes" value="8"/><property name="publish.endpoint" value=""/>'
@@ -26,9 +27,7 @@ PIPELINE = f"""<?xml version="1.0"?>
 
 
 def sinotherm(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "sinotherm.cli", *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
+    return subprocess.run([*SINOTHERM, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 def images_of(messages: list[tuple[int, bytes]]) -> np.ndarray:
@@ -67,7 +66,7 @@ def assert_same(images: np.ndarray, reference: np.ndarray) -> None:
 def test_server_and_client_give_the_pixels_of_the_file(scan: Path, pipelines: Path, from_file: np.ndarray) -> None:
     port = free_port()
     server = subprocess.Popen(
-        [sys.executable, "-m", "sinotherm.cli", "serve", "--port", str(port), "--pipelines", str(pipelines)],
+        [*SINOTHERM, "serve", "--port", str(port), "--pipelines", str(pipelines), "--no-warm-up"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -104,7 +103,7 @@ def test_nodes_give_the_pixels_of_the_file(scan: Path, from_file: np.ndarray) ->
     assert_same(images_of(messages), from_file)
     port = free_port()
     node = subprocess.Popen(
-        [sys.executable, "-m", "sinotherm.cli", "node", "reconstruct", "--port", str(port)], stderr=subprocess.PIPE
+        [*SINOTHERM, "node", "reconstruct", "--port", str(port), "--no-warm-up"], stderr=subprocess.PIPE
     )
     try:
         assert_same(images_of(converse(port, parts)), from_file)

@@ -33,7 +33,7 @@ def scan(shared_data: Path) -> list[bytes]:
 def node(target: str, *options: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "sinotherm.cli", "node", target, "--port", str(port), *options],
+        [sys.executable, "-m", "sinotherm.cli", "node", target, "--port", str(port), "--no-warm-up", *options],
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -22,8 +22,14 @@ def command(
     scans: Annotated[int, typer.Option(help="Scans at the same time.", min=1)] = 4,
     queue_mib: Annotated[int, typer.Option(help="What may wait to be worked on, MiB a scan.", min=1)] = 1024,
     silence_s: Annotated[float, typer.Option(help="Silence within a scan after which it is given up, s.")] = 600.0,
+    warm: Annotated[
+        bool,
+        typer.Option("--warm-up/--no-warm-up", help="Run a tiny simulated scan before listening: seconds."),
+    ] = True,
 ) -> None:
     """Wait for a Gadgetron that connects to us, scan after scan, with everything loaded.
+
+    A tiny simulated scan goes first, so that a patient's finds everything loaded and compiled.
 
     In its XML: `<external><connect address="localhost" port="18000"/><configuration/></external>`; the
     properties of `<configuration>` are the stage.setting values. Those that name files, folders or
@@ -32,6 +38,8 @@ def command(
     from sinotherm.cli.listening import listen
     from sinotherm.pipelines.compose import compose, parse_assignments
     from sinotherm.pipelines.doors import open_target
+    from sinotherm.pipelines.warmup import warm_up
+    from sinotherm.pipelines.xml import Step
     from sinotherm.wire.connection import Patience
     from sinotherm.wire.server import Server
 
@@ -39,4 +47,6 @@ def command(
     values = parse_assignments(settings or ())
     compose(target, values)
     patience = Patience(queue_bytes=queue_mib << 20, silence_s=silence_s)
+    if warm:
+        warm_up([Step(target=target, values=values)])
     listen(Server(open_target(target, values), host=host, port=port, parent=True, scans=scans, patience=patience))

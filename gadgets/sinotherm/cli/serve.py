@@ -29,25 +29,33 @@ def command(
     scans: Annotated[int, typer.Option(help="Scans at the same time.", min=1)] = 4,
     queue_mib: Annotated[int, typer.Option(help="What may wait to be worked on, MiB a scan.", min=1)] = 1024,
     silence_s: Annotated[float, typer.Option(help="Silence within a scan after which it is given up, s.")] = 600.0,
+    warm: Annotated[
+        bool,
+        typer.Option("--warm-up/--no-warm-up", help="Run a tiny simulated scan before listening: seconds."),
+    ] = True,
 ) -> None:
     """Serve MRD clients: gadgetron_ismrmrd_client, FIRE and OpenRecon consoles, `sinotherm send`.
 
     One scan a connection, several at once. The client names a pipeline or sends its XML. SIGTERM ends
     the scans under way with the frames finished so far.
+
+    First a tiny simulated scan goes through radial_thermometry with the settings of --set, so that a patient's
+    finds everything loaded and compiled.
     """
     from sinotherm.cli.listening import listen
-    from sinotherm.pipelines.compose import compose, parse_assignments
+    from sinotherm.pipelines.compose import compose, load_pipeline, merged, parse_assignments
     from sinotherm.pipelines.doors import open_pipeline
+    from sinotherm.pipelines.warmup import warm_up
+    from sinotherm.pipelines.xml import Step
     from sinotherm.wire.connection import Patience
     from sinotherm.wire.server import Server
 
-    # What is missing is an error now, and the first scan finds everything loaded.
+    # What is wrong or missing is an error now, not at the first scan.
     compose("radial_thermometry", {})
-    server = Server(
-        open_pipeline(pipelines or (), parse_assignments(settings or ())),
-        host=host,
-        port=port,
-        scans=scans,
-        patience=Patience(queue_bytes=queue_mib << 20, silence_s=silence_s),
-    )
-    listen(server)
+    values, folders = parse_assignments(settings or ()), pipelines or ()
+    open_scan = open_pipeline(folders, values)
+    patience = Patience(queue_bytes=queue_mib << 20, silence_s=silence_s)
+    if warm:
+        steps = load_pipeline("radial_thermometry", folders).steps
+        warm_up([Step(target=step.target, values=merged(step.values, values)) for step in steps])
+    listen(Server(open_scan, host=host, port=port, scans=scans, patience=patience))
