@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sinotherm.core.geometry import RadialSampling
-from sinotherm.errors import SettingsError
+from sinotherm.errors import SettingsError, WeightsError
 from sinotherm.operators import backprojection
 from sinotherm.operators.backprojection import BackProjector
 from sinotherm.pipelines import warmup
@@ -76,7 +76,10 @@ def test_settings_of_this_machine_are_left_out_and_those_of_the_method_kept() ->
     assert tamed["publish"] == {"endpoint": ""}
 
 
-@pytest.mark.parametrize(("error", "ends"), [(SettingsError("no such network"), True), (ValueError("odd"), False)])
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [(SettingsError("no network"), True), (WeightsError("no network"), True), (ValueError("odd"), False)],
+)
 def test_a_wrong_setting_ends_the_start_and_other_failures_do_not(
     error: Exception, ends: bool, quick: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -86,7 +89,7 @@ def test_a_wrong_setting_ends_the_start_and_other_failures_do_not(
     monkeypatch.setattr(warmup, "_run", fail)
     steps = [Step(target="reconstruct", values={"compression": {"method": "off"}})]
     if ends:
-        with pytest.raises(SettingsError, match="no such network"):
+        with pytest.raises(type(error), match="no network"):
             warm_up(steps)
     else:
         warm_up(steps)

@@ -11,7 +11,7 @@ import numpy as np
 
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.core.scan import Item
-from sinotherm.errors import SettingsError
+from sinotherm.errors import SettingsError, WeightsError
 from sinotherm.frames.header import scan_header
 from sinotherm.operators.backprojection import BackProjector
 from sinotherm.pipelines.compose import Pipeline, merged
@@ -67,6 +67,8 @@ def warm_up(steps: Sequence[Step]) -> None:
     ------
     SettingsError
         A setting is wrong, or what it needs is not installed.
+    WeightsError
+        The network's weights are missing, or do not fit their card.
     """
     start_s = monotonic()
     logger.info("warming up: %s", ", ".join(step.target for step in steps))
@@ -78,7 +80,7 @@ def warm_up(steps: Sequence[Step]) -> None:
             _compile(32 if any("compression" in step.values for step in steps) else _PROJECTED[-1])
             for n_coils, n_spokes, delay in _SCANS:
                 _run(tamed, _scan(n_spokes, delay), n_coils)
-    except SettingsError:
+    except (SettingsError, WeightsError):
         raise
     except Exception:
         logger.warning("the warm-up failed: the first scan will wait for what it loads", exc_info=True)
