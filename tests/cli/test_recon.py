@@ -1,3 +1,5 @@
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,19 @@ def test_an_interruption_keeps_the_images(scan: Path, tmp_path: Path, monkeypatc
     assert result.exit_code != 0
     assert "series 1, 1 images" in result.stdout
     assert len(read_images(tmp_path / "a.h5")[1].headers) == 1
+
+
+def test_a_full_disk_is_told_with_what_was_kept(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, start: int, size: int) -> None:
+        if start > 20_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr("sinotherm.wire.file._FLUSH_S", 0.0)
+    result = CliRunner().invoke(app, [str(scan), "-o", str(tmp_path / "a.h5"), *QUIET])
+    assert isinstance(result.exception, DataError)
+    assert "No space left on device); 1 images are in it" in str(result.exception)
+    assert "series 1, 1 images" in result.stdout
 
 
 def test_texts_of_the_chain_are_shown(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,11 @@
+import errno
+import os
+import resource
 import shutil
 import subprocess
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -404,6 +409,73 @@ def test_images_reach_the_disk_while_the_scan_goes_on(tmp_path: Path, monkeypatc
     writer.append(image(3, series=2, shape=(1, 1, 1100, 1100)))
     assert len(writer._group["image_2/header"]) == 1
     writer.close()
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """Let no file grow beyond this many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_keeps_the_images_there_is_room_for(tmp_path: Path) -> None:
+    writer = ImageWriter(tmp_path / "a.h5", XML)
+    for index in range(1, 8):
+        writer.append(image(index, shape=(1, 1, 96, 96)))
+        writer.append(image(index, series=3, shape=(1, 1, 96, 96)))
+    with full_disk(300_000), pytest.raises(DataError, match=r"a\.h5: cannot be written any more .* 4 images are in it"):
+        writer.flush()
+    writer.close()
+    assert writer.counts == {1: 2, 3: 2}
+    kept = read_images(tmp_path / "a.h5")
+    assert {series: len(found.headers) for series, found in kept.items()} == writer.counts
+    np.testing.assert_array_equal(kept[3].data[1], image(2, shape=(1, 1, 96, 96)).data)
+
+
+def test_a_full_disk_ends_readouts_too_and_is_told_at_the_start(tmp_path: Path) -> None:
+    with full_disk(40_000), pytest.raises(DataError, match=r"b\.h5: cannot be written any more .* 0 images are in it"):
+        ImageWriter(tmp_path / "b.h5", XML)
+    writer = AcquisitionWriter(tmp_path / "a.h5", XML)
+    for number in range(500):
+        writer.append(readout(number, samples=64))
+    with full_disk(300_000), pytest.raises(DataError, match=r"a\.h5: cannot be written any more .* 0 readouts are in"):
+        writer.flush()
+    writer.close()
+    with MrdFile(tmp_path / "a.h5") as file:
+        assert file.n_readouts == 0
+
+
+def test_hdf5_does_not_try_again_after_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: Any) -> None:
+        raise OSError(errno.ENOSPC, "Driver write request failed")
+
+    with ImageWriter(tmp_path / "a.h5") as writer:
+        writer.append(image(1))
+        writer.flush()
+        size = (tmp_path / "a.h5").stat().st_size
+        monkeypatch.setattr(h5py.Dataset, "flush", failing)
+        writer.append(image(2))
+        with pytest.raises(DataError, match=r"Driver write request failed.* 1 images are in it"):
+            writer.flush()
+        assert not writer._file
+    assert (tmp_path / "a.h5").stat().st_size == size
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_disk_that_cannot_make_room_beforehand_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def unable(*_: int) -> None:
+        raise OSError(number, "unable")
+
+    monkeypatch.setattr(os, "posix_fallocate", unable)
+    with ImageWriter(tmp_path / "a.h5") as writer:
+        writer.append(image(1))
+    assert len(read_images(tmp_path / "a.h5")[1].headers) == 1
 
 
 def test_damaged_images_are_refused(tmp_path: Path) -> None:

@@ -60,8 +60,10 @@ def command(
                     elif isinstance(item, Text):
                         typer.echo(item.text, err=True)
             finally:
-                writer.close()
-                for series, count in sorted(writer.counts.items()):
-                    typer.echo(f"{target}: series {series}, {count} images")
+                try:
+                    writer.close()
+                finally:
+                    for series, count in sorted(writer.counts.items()):
+                        typer.echo(f"{target}: series {series}, {count} images")
             if not writer.counts:
                 raise DataError(f"{scan}: no image came of {file.n_readouts} readouts; the log says what was left out.")

@@ -59,6 +59,8 @@ def command(
                 counted_items = counted(items, total=file.n_readouts + file.n_waveforms, what="readouts")
                 stream(connection, pipeline, file.header_xml, counted_items, writer.append)
             finally:
-                writer.close()
-                for series, count in sorted(writer.counts.items()):
-                    typer.echo(f"series {series}: {count} images")
+                try:
+                    writer.close()
+                finally:
+                    for series, count in sorted(writer.counts.items()):
+                        typer.echo(f"series {series}: {count} images")

@@ -4,15 +4,17 @@ Layout as ``ismrmrd.Dataset`` writes it: ``/dataset/xml``, ``/dataset/data`` (he
 ``/dataset/waveforms`` and ``/dataset/image_<series>/{header,attributes,data}``.
 """
 
+import errno
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import h5py
 import ismrmrd
@@ -37,6 +39,11 @@ _STORED_COMPLEX: Final = {
 }
 _DAMAGE: Final = (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError)
 """What h5py raises over a damaged file; a name of damaged letters is a ValueError."""
+_SERIES_OVERHEAD_BYTES: Final = 1 << 15
+_ROW_OVERHEAD_BYTES: Final = 1 << 10
+"""More than HDF5 adds to the tables of a series, and to each row: object headers, indices, unused parts of chunks."""
+_NO_FALLOCATE: Final = {errno.EOPNOTSUPP, errno.EINVAL}
+"""A file system that cannot make room beforehand, or not tell."""
 
 
 @contextmanager
@@ -315,15 +322,23 @@ def _image_rows(group: Any, path: Path, rows: slice) -> tuple[list[Any], list[by
 
 
 class _Writer(ABC):
-    """An MRD file that grows table by table."""
+    """An MRD file that grows table by table.
+
+    HDF5 does not survive a write that fails: it tries again at every later chance, and can end the process by a
+    segmentation fault. So room on the disk is made sure of before HDF5 writes, and a file of which a write failed
+    all the same is closed at once.
+    """
 
     def __init__(self, path: str | Path, header_xml: bytes, dataset: str) -> None:
         self.path = Path(path)
         self._file = _create(self.path)
-        self._group = self._file.create_group(dataset)
-        if header_xml:
-            xml = self._group.create_dataset("xml", (1,), dtype=h5py.special_dtype(vlen=bytes))
-            xml[0] = header_xml.partition(b"\0")[0]
+        with self._writing():
+            self._make_room([len(header_xml)])
+            self._group = self._file.create_group(dataset)
+            if header_xml:
+                xml = self._group.create_dataset("xml", (1,), dtype=h5py.special_dtype(vlen=bytes))
+                xml[0] = header_xml.partition(b"\0")[0]
+            self._file.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -334,20 +349,67 @@ class _Writer(ABC):
         self.close()
 
     @abstractmethod
+    def _write(self) -> None:
+        """Hand what was appended so far to HDF5."""
+
+    @property
+    @abstractmethod
+    def _kept(self) -> str:
+        """What of the scan is in the file, in words."""
+
     def flush(self) -> None:
-        """Write what was appended so far to the disk."""
+        """Write what was appended so far to the disk.
+
+        Raises
+        ------
+        DataError
+            It cannot be written; the file is closed, with what there was room for.
+        """
+        with self._writing():
+            self._write()
+            self._file.flush()
 
     def close(self) -> None:
-        """Write what is left and close the file; a second time does nothing."""
+        """Write what is left and close the file; a second time, or after a failed write, does nothing."""
         if self._file:
             self.flush()
             self._file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # What HDF5 still wants to write goes nowhere: the file stays as the last good flush left it.
+            nowhere = os.memfd_create("unwritten")
+            os.dup2(nowhere, self._file.id.get_vfd_handle())
+            os.close(nowhere)
+            self._file.close()
+            raise DataError(
+                f"{self.path}: cannot be written any more ({error}); {self._kept} in it: make room on the disk, or "
+                "name a file on another one."
+            ) from None
+
+    def _make_room(self, sizes: Sequence[int], n_series: int = 1) -> None:
+        """Raise `OSError` if the disk has no room for rows of these sizes, bytes."""
+        handle = self._file.id.get_vfd_handle()
+        size = os.fstat(handle).st_size
+        needed = sum(sizes) + len(sizes) * _ROW_OVERHEAD_BYTES + (1 + n_series) * _SERIES_OVERHEAD_BYTES
+        try:
+            os.posix_fallocate(handle, size, needed)
+        except OSError as error:
+            if error.errno not in _NO_FALLOCATE:
+                raise
+        finally:
+            os.ftruncate(handle, size)
 
     @staticmethod
     def _append(table: Any, rows: np.ndarray) -> None:
         start = len(table)
         table.resize(start + len(rows), axis=0)
         table[start:] = rows
+        # The table would write as it is collected, where an error goes unseen.
+        table.flush()
 
     def _table(self, group: Any, name: str, dtype: Any, shape: tuple[int, ...] = (), rows: int = 64) -> Any:
         if name in group:
@@ -371,9 +433,10 @@ class AcquisitionWriter(_Writer):
     """
 
     def __init__(self, path: str | Path, header_xml: bytes, *, dataset: str = "dataset") -> None:
-        super().__init__(path, header_xml, dataset)
         self._readouts: list[Readout] = []
         self._waveforms: list[Any] = []
+        self._n_readouts = 0
+        super().__init__(path, header_xml, dataset)
 
     def append(self, item: Any) -> None:
         """Append a `Readout` or an ``ismrmrd.Waveform``."""
@@ -384,8 +447,14 @@ class AcquisitionWriter(_Writer):
         if len(self._readouts) + len(self._waveforms) >= _BLOCK_ROWS:
             self.flush()
 
-    def flush(self) -> None:
-        """Write what was appended so far to the disk."""
+    @property
+    def _kept(self) -> str:
+        return f"{self._n_readouts} readouts are"
+
+    def _write(self) -> None:
+        arrays = [readout.data.nbytes + readout.trajectory.nbytes for readout in self._readouts]
+        arrays += [waveform.data.nbytes for waveform in self._waveforms]
+        self._make_room(arrays)
         if self._readouts:
             rows = np.empty(len(self._readouts), dtype=acquisition_dtype)
             heads = b"".join(bytes(readout.header) for readout in self._readouts)
@@ -394,6 +463,7 @@ class AcquisitionWriter(_Writer):
                 rows["traj"][index] = np.ascontiguousarray(readout.trajectory, dtype=np.float32).ravel()
                 rows["data"][index] = np.ascontiguousarray(readout.data, dtype=np.complex64).view(np.float32).ravel()
             self._append(self._table(self._group, "data", acquisition_dtype), rows)
+            self._n_readouts += len(rows)
             self._readouts.clear()
         if self._waveforms:
             rows = np.empty(len(self._waveforms), dtype=waveform_dtype)
@@ -403,7 +473,17 @@ class AcquisitionWriter(_Writer):
                 rows["data"][index] = np.ascontiguousarray(waveform.data, dtype=np.uint32).ravel()
             self._append(self._table(self._group, "waveforms", waveform_dtype), rows)
             self._waveforms.clear()
-        self._file.flush()
+
+
+class _WaitingImage(NamedTuple):
+    series: int
+    head: bytes
+    attributes: bytes
+    pixels: np.ndarray
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.head) + len(self.attributes) + self.pixels.nbytes
 
 
 class ImageWriter(_Writer):
@@ -422,12 +502,12 @@ class ImageWriter(_Writer):
     """
 
     def __init__(self, path: str | Path, header_xml: bytes = b"", *, dataset: str = "dataset") -> None:
-        super().__init__(path, header_xml, dataset)
-        self._waiting: dict[int, list[Any]] = {}
+        self._waiting: list[_WaitingImage] = []
         self._layouts: dict[int, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         self._waiting_bytes = 0
         self._flushed_s = monotonic()
         self.counts: dict[int, int] = {}
+        super().__init__(path, header_xml, dataset)
 
     def append(self, image: Any) -> None:
         """Append an ``ismrmrd.Image`` to the series of its header.
@@ -448,28 +528,46 @@ class ImageWriter(_Writer):
         head = image.getHead()
         attributes = written_meta(image.meta)
         head.attribute_string_len = len(attributes)
-        self._waiting.setdefault(series, []).append((bytes(head), attributes, pixels))
-        self.counts[series] = self.counts.get(series, 0) + 1
+        self._waiting.append(_WaitingImage(series, bytes(head), attributes, pixels))
         self._waiting_bytes += pixels.nbytes
         if self._waiting_bytes >= _BLOCK_BYTES or monotonic() - self._flushed_s >= _FLUSH_S:
             self.flush()
 
-    def flush(self) -> None:
-        """Write what was appended so far to the disk."""
-        for series, images in self._waiting.items():
-            heads, attributes, pixels = zip(*images, strict=True)
-            stack = np.stack(pixels)
-            stored = _STORED_COMPLEX.get(stack.dtype, stack.dtype)
-            group = self._group.require_group(f"image_{series}")
-            header = self._table(group, "header", image_header_dtype)
-            self._append(header, np.frombuffer(b"".join(heads), dtype=image_header_dtype))
-            texts = np.array([text.decode() for text in attributes], dtype=object)
-            self._append(self._table(group, "attributes", h5py.special_dtype(vlen=str)), texts)
-            self._append(self._table(group, "data", stored, stack.shape[1:], rows=1), stack.view(stored))
+    @property
+    def _kept(self) -> str:
+        return f"{sum(self.counts.values())} images are"
+
+    def _write(self) -> None:
+        batches: dict[int, list[_WaitingImage]] = {}
+        for image in self._waiting:
+            batches.setdefault(image.series, []).append(image)
+        try:
+            self._make_room([image.n_bytes for image in self._waiting], len(batches))
+        except OSError:
+            # As many as there is room for, in the order in which they came.
+            for image in self._waiting:
+                self._make_room([image.n_bytes])
+                self._write_series([image])
+                self._file.flush()
+        else:
+            for images in batches.values():
+                self._write_series(images)
         self._waiting.clear()
         self._waiting_bytes = 0
-        self._file.flush()
         self._flushed_s = monotonic()
+
+    def _write_series(self, images: Sequence[_WaitingImage]) -> None:
+        """Append images of one series to its tables."""
+        series = images[0].series
+        stack = np.stack([image.pixels for image in images])
+        stored = _STORED_COMPLEX.get(stack.dtype, stack.dtype)
+        group = self._group.require_group(f"image_{series}")
+        header = self._table(group, "header", image_header_dtype)
+        self._append(header, np.frombuffer(b"".join(image.head for image in images), dtype=image_header_dtype))
+        texts = np.array([image.attributes.decode() for image in images], dtype=object)
+        self._append(self._table(group, "attributes", h5py.special_dtype(vlen=str)), texts)
+        self._append(self._table(group, "data", stored, stack.shape[1:], rows=1), stack.view(stored))
+        self.counts[series] = self.counts.get(series, 0) + len(images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
