@@ -578,6 +578,29 @@ for item in stage(images(), SCAN, settings):
 """
 
 
+def test_a_scan_outlives_the_files_that_it_cannot_write(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sinotherm.stages.thermometry.save_baseline", full)
+    (tmp_path / "audit.jsonl").symlink_to("/dev/full")
+    settings = _settings(baseline_save=str(tmp_path / "b.h5"), log=str(tmp_path))
+    found = list(stage((_image(number) for number in range(6)), SCAN, settings))
+    assert sum(isinstance(item, TemperatureMap) for item in found) == 6
+    texts = [item.text for item in found if isinstance(item, Text)]
+    assert texts == [
+        "WRN log not written: [Errno 28] No space left on device; the scan goes on without",
+        "WRN baseline not saved: [Errno 28] No space left on device",
+    ]
+
+
+def test_files_that_cannot_be_written_are_refused_before_the_first_image(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    for name, value in (("baseline_save", tmp_path / "none" / "b.h5"), ("log", tmp_path / "file" / "log")):
+        with pytest.raises(SettingsError, match="cannot be written"):
+            list(stage(iter([]), SCAN, _settings(**{name: str(value)})))
+
+
 def test_a_killed_scan_loses_no_finished_map_and_a_restart_goes_on(tmp_path) -> None:
     folder = str(tmp_path / "log")
     script = KILLED.format(tests=os.path.dirname(__file__), folder=folder)  # noqa: PTH120

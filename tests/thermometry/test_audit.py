@@ -47,6 +47,32 @@ def test_every_frame_is_on_disk_before_the_next(tmp_path) -> None:
         np.testing.assert_array_equal(stored["cem43_min"], 2 * PLANE)
 
 
+@pytest.mark.parametrize("name", ["audit.jsonl", "regions.csv"])
+def test_a_full_disk_is_a_problem_and_no_error(tmp_path, name: str) -> None:
+    (tmp_path / name).symlink_to("/dev/full")
+    with AuditLog(tmp_path, keep_maps=True) as log:
+        assert not log.problem
+        log.frame(*_frame(0))
+        assert "No space left" in log.problem
+    assert (tmp_path / "maps" / log.run / "frame_000000_slice0.npz").is_file()
+
+
+def test_a_map_that_cannot_be_kept_leaves_no_part_and_the_log_goes_on(tmp_path, monkeypatch) -> None:
+    def full(path, **arrays) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    with AuditLog(tmp_path, keep_maps=True) as log:
+        with monkeypatch.context() as patched:
+            patched.setattr(np, "savez", full)
+            log.frame(*_frame(0))
+        assert log.problem
+        assert not list((tmp_path / "maps" / log.run).iterdir())
+        log.frame(*_frame(1))
+        assert not log.problem
+    assert [line.get("frame") for line in _lines(tmp_path)] == [1, None]
+
+
 def test_a_restart_appends_and_a_failure_is_named(tmp_path) -> None:
     with AuditLog(tmp_path, keep_maps=False) as log:
         log.frame(*_frame(0))

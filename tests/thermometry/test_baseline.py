@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,3 +219,20 @@ def test_library_keeps_its_frames_and_the_best_is_found() -> None:
     assert index == 1
     assert score == pytest.approx(1.0, abs=1e-3)
     assert best_match(np.zeros(SHAPE, np.complex64), library)[1] == 0.0
+
+
+@pytest.mark.parametrize("name", ["b.h5", "b.npz"])
+def test_a_full_disk_leaves_the_stored_baseline_as_it_was(tmp_path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def full(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    baseline = Baseline(data=np.ones(SHAPE, np.complex64), n_effective=1.0, frames=(0,), fingerprint={})
+    path = tmp_path / name
+    save_baseline(path, {(0, 0, "fbp"): baseline})
+    before = path.read_bytes()
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_baseline(path, {(1, 0, "fbp"): baseline})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from sinotherm import __version__
 from sinotherm.core.physics import PRF_COEFFICIENT_SPREAD
+from sinotherm.core.record import writable
 from sinotherm.core.scan import FrameImage, FrameStatistics, Item, MetaValue, ScanHeader, TemperatureMap
 from sinotherm.errors import BaselineError, HeaderError, SettingsError, WireError
 from sinotherm.thermometry.alarms import Watchdog, subject
@@ -93,8 +94,14 @@ class _Session:
             self._notes, self.unqualified = _qualification(settings)
         self._stored = load_baseline(Path(settings.baseline_file)) if settings.baseline_rule == "stored" else {}
         self._log: AuditLog | None = None
+        self._log_fails = False
         if settings.log:
-            self._log = open_things.enter_context(AuditLog(Path(settings.log), keep_maps=settings.log_maps))
+            try:
+                self._log = open_things.enter_context(AuditLog(Path(settings.log), keep_maps=settings.log_maps))
+            except OSError as error:
+                raise SettingsError(f"thermometry.log = {settings.log!r}: cannot be written ({error}).") from error
+        if settings.baseline_save:
+            writable(Path(settings.baseline_save))
         self._watchdog = open_things.enter_context(Watchdog(self._stalled))
         self._stall = False
         self._mapped_s = math.nan
@@ -248,7 +255,8 @@ class _Session:
         if self._log is not None:
             self._log.frame(found, statistics)
         if monitor.generation != generation:
-            self._new_baseline(stream, monitor)
+            yield from self._new_baseline(stream, monitor)
+        yield from self._log_warnings()
         yield found
         yield statistics
         yield from self._warnings(stream, statistics)
@@ -282,8 +290,8 @@ class _Session:
             raise BaselineError(f"{path!r} holds no baseline of slice {slice_}: store one of this protocol.")
         return {echo: baseline for (_, echo, _), baseline in here.items()}
 
-    def _new_baseline(self, stream: _Stream, monitor: SliceMonitor) -> None:
-        """Log a baseline that has been put into service, and save it if asked to."""
+    def _new_baseline(self, stream: _Stream, monitor: SliceMonitor) -> Iterator[Text]:
+        """Log a baseline that has been put into service, and save it if asked to; what goes wrong is an alarm."""
         for echo, baseline in monitor.baselines.items():
             facts = {
                 "slice": stream[0],
@@ -304,7 +312,17 @@ class _Session:
                 for (slice_, method), one in self._monitors.items()
                 for echo, baseline in one.baselines.items()
             }
-            save_baseline(Path(path), kept)
+            try:
+                save_baseline(Path(path), kept)
+            except OSError as error:
+                yield self.alarm(f"baseline not saved: {error}")
+
+    def _log_warnings(self) -> Iterator[Text]:
+        """Tell the console that the log is not written, once until it is again."""
+        problem = "" if self._log is None else self._log.problem
+        if problem and not self._log_fails:
+            yield self.alarm(f"log not written: {problem}; the scan goes on without")
+        self._log_fails = bool(problem)
 
     def _warnings(self, stream: _Stream, statistics: FrameStatistics) -> Iterator[Text]:
         """Tell the console of the alarms that were not up in the stream's last frame."""

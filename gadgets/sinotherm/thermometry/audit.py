@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,8 @@ class AuditLog:
     ----------
     run
         Name of this run: the time at which the log was opened, UTC.
+    problem
+        Why the last line could not be written, and is not in the log; empty if it is. A scan outlives its log.
     """
 
     def __init__(self, folder: Path, *, keep_maps: bool) -> None:
@@ -54,6 +57,7 @@ class AuditLog:
         self._maps = folder / "maps" / self.run if keep_maps else None
         if self._maps is not None:
             self._maps.mkdir(parents=True)
+        self.problem = ""
         self._lock = threading.Lock()
         self._lines = _appended(folder / "audit.jsonl")
         self._table = _appended(folder / "regions.csv")
@@ -68,8 +72,10 @@ class AuditLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.write("end", {"reason": "complete" if error is None else f"{type(error).__name__}: {error}"})
-        self._lines.close()
-        self._table.close()
+        for file in (self._lines, self._table):
+            # What no disk took, it does not take now.
+            with suppress(OSError):
+                file.close()
 
     def write(self, record: str, facts: Mapping[str, Any]) -> None:
         """Write a line."""
@@ -77,22 +83,15 @@ class AuditLog:
         line = {"record": record, "written": written, "run": self.run, **plain(facts)}
         # The watchdog writes from its own thread.
         with self._lock:
-            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-            self._lines.flush()
+            try:
+                self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+                self._lines.flush()
+                self.problem = ""
+            except OSError as error:
+                self.problem = str(error)
 
     def frame(self, found: TemperatureMap, statistics: FrameStatistics) -> None:
         """Write a finished frame: its map first, so that the log never names one that is not there."""
-        if self._maps is not None:
-            beside = f"_{found.meta.get('method')}" if "beside" in found.meta else ""
-            path = self._maps / f"frame_{found.number:06d}_slice{found.slice}{beside}.npz"
-            arrays = {
-                name: values
-                for name in ("change_degc", "temperature_degc", "sigma_degc", "cem43_min", "validity")
-                if (values := getattr(found, name)) is not None
-            }
-            partial = path.with_suffix(".part.npz")
-            np.savez(partial, **arrays)
-            partial.replace(path)
         place = {
             "frame": statistics.number,
             "slice": statistics.slice,
@@ -100,12 +99,35 @@ class AuditLog:
             "time_s": statistics.time_s,
         }
         alarms = "; ".join(statistics.alarms)
-        self._rows.writerows(plain({**place, **row, "alarms": alarms, "run": self.run}) for row in statistics.regions)
-        self._table.flush()
+        rows = [plain({**place, **row, "alarms": alarms, "run": self.run}) for row in statistics.regions]
+        try:
+            self._keep(found)
+            self._rows.writerows(rows)
+            self._table.flush()
+        except OSError as error:
+            self.problem = str(error)
+            return
         self.write(
             "frame",
             {**place, "regions": statistics.regions, "alarms": statistics.alarms, "meta": statistics.meta},
         )
+
+    def _keep(self, found: TemperatureMap) -> None:
+        if self._maps is None:
+            return
+        beside = f"_{found.meta.get('method')}" if "beside" in found.meta else ""
+        path = self._maps / f"frame_{found.number:06d}_slice{found.slice}{beside}.npz"
+        arrays = {
+            name: values
+            for name in ("change_degc", "temperature_degc", "sigma_degc", "cem43_min", "validity")
+            if (values := getattr(found, name)) is not None
+        }
+        partial = path.with_suffix(".part.npz")
+        try:
+            np.savez(partial, **arrays)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _appended(path: Path) -> TextIO:

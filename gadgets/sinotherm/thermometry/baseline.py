@@ -1,6 +1,7 @@
 """The baseline: the complex reference before heating that every frame is compared with."""
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -230,6 +231,11 @@ def save_baseline(path: Path, baselines: Mapping[BaselineKey, Baseline]) -> None
     """Write the baselines of a scan, by (slice, echo, method), as HDF5 or (``.npz``) NumPy archive.
 
     The file appears complete or not at all: a process that dies while it writes leaves the old one.
+
+    Raises
+    ------
+    OSError
+        It cannot be written.
     """
     entries: dict[str, np.ndarray] = {}
     facts: list[dict[str, Any]] = []
@@ -256,17 +262,23 @@ def save_baseline(path: Path, baselines: Mapping[BaselineKey, Baseline]) -> None
             }
         )
     text = json.dumps({"schema": _FILE_SCHEMA, "baselines": facts})
-    partial = path.with_name(path.name + ".part" + path.suffix)
+    # In memory first: HDF5 does not survive a disk that is full.
+    content = io.BytesIO()
     if path.suffix == ".npz":
-        np.savez(partial, facts=np.array(text), allow_pickle=False, **entries)
+        np.savez(content, facts=np.array(text), allow_pickle=False, **entries)
     else:
         import h5py
 
-        with h5py.File(partial, "w") as store:
+        with h5py.File(content, "w") as store:
             store.attrs["facts"] = text
             for name, values in entries.items():
                 store.create_dataset(name, data=values)
-    partial.replace(path)
+    partial = path.with_name(path.name + ".part" + path.suffix)
+    try:
+        partial.write_bytes(content.getbuffer())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_baseline(path: Path) -> Mapping[BaselineKey, Baseline]:
