@@ -53,6 +53,13 @@ def test_sign_and_coefficient_are_found(sign: int, coefficient: float) -> None:
     assert found.problems == []
 
 
+@pytest.mark.parametrize("first_s", [990.0, 990.0 + 86_400.0])
+def test_probe_times_count_from_the_first_readout(first_s: float) -> None:
+    expected = fit_sign(_maps(1.0), MASK, TIMES, PROBE)
+    found = fit_sign(_maps(1.0), MASK, TIMES + 10.0, PROBE, first_s=first_s)
+    assert found.prf_coefficient == pytest.approx(expected.prf_coefficient, rel=1e-9)
+
+
 def test_what_is_not_to_be_trusted() -> None:
     cold = fit_sign(_maps(1.0), MASK, TIMES, np.full_like(TIMES, 21.0))
     assert "heating of 0.0 degC" in cold.problems[0]
@@ -101,8 +108,10 @@ def test_command_on_a_simulated_scan(tmp_path, sign: int) -> None:
     scan = Scan(protocol=protocol)
     simulate(scan, tmp_path / "scan.h5")
     y, x = (round(float(place.mean())) for place in np.nonzero(scan.anatomy.tumour))
+    noise_s = protocol.noise_scans * protocol.repetition_time_s
     rows = [
-        f"{(n + 0.5) * protocol.frame_s},{scan.temperature(n)[y - 1 : y + 2, x - 1 : x + 2].mean()}" for n in range(10)
+        f"{noise_s + (n + 0.5) * protocol.frame_s},{scan.temperature(n)[y - 1 : y + 2, x - 1 : x + 2].mean()}"
+        for n in range(10)
     ]
     (tmp_path / "probe.csv").write_text("time_s,temperature_degC\n" + "\n".join(rows))
     arguments = [
@@ -117,6 +126,7 @@ def test_command_on_a_simulated_scan(tmp_path, sign: int) -> None:
     assert record["phase_sign"] == sign
     assert record["prf_coefficient_ppm_per_degC"] == pytest.approx(-0.01, rel=0.06)
     assert f"thermometry.phase_sign={sign}" in result.stdout
+    assert "time_s = 0 is 10:00:00.000 by the scan's time stamps" in result.stdout
     assert (tmp_path / "qa.png").stat().st_size > 1000
     (tmp_path / "probe.csv").write_text("time_s,temperature_degC\n0,21\n100,21\n")
     assert CliRunner().invoke(app, arguments).exit_code == 1

@@ -68,7 +68,10 @@ def stability(scan: Scan, settings: Settings = None, report: Report = None, json
 def sign(
     scan: Scan,
     probe: Annotated[
-        Path | None, typer.Option(help="CSV with time_s (since the first readout) and temperature_degC.")
+        Path | None,
+        typer.Option(
+            help="CSV with time_s (since the file's first readout, noise and dummy scans too) and temperature_degC."
+        ),
     ] = None,
     region: Annotated[str | None, typer.Option(help="Where the probe lies, e.g. circle:128,120,3 (pixels).")] = None,
     water: Annotated[str | None, typer.Option(help="Instead of a probe: a region of water beside fat.")] = None,

@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from sinotherm.core.physics import PRF_COEFFICIENT
 from sinotherm.core.record import figures_record, write_record
 from sinotherm.core.scan import FrameImage, TemperatureMap
 from sinotherm.errors import DataError, HeaderError
-from sinotherm.evaluation.measured import measured, reconstructed
+from sinotherm.evaluation.measured import first_readout_s, measured, reconstructed
 from sinotherm.evaluation.tables import command_line, print_row, table_cell
 from sinotherm.pipelines.compose import merged
 from sinotherm.pipelines.xml import Values
@@ -24,6 +25,7 @@ from sinotherm.thermometry.regions import region_mask
 
 __all__ = ["FatSign", "SignFit", "fit_sign", "read_probe", "run_fat_sign", "run_sign", "sign_by_fat"]
 
+_DAY_S: Final = 86_400.0
 COEFFICIENT_LIMITS: Final = (-0.012e-6, -0.008e-6)
 """α of water-rich phantoms and tissue, per °C; outside of it the probe lies elsewhere or the TE is wrong."""
 CORRELATION_LIMIT: Final = 0.95
@@ -78,7 +80,7 @@ class SignFit:
 
 
 def read_probe(path: Path) -> tuple[FloatArray, FloatArray]:
-    """Return times (s since the scan's first readout) and temperatures (°C) of a probe.
+    """Return times (s since the file's first readout) and temperatures (°C) of a probe.
 
     Parameters
     ----------
@@ -113,7 +115,14 @@ def read_probe(path: Path) -> tuple[FloatArray, FloatArray]:
     return times, values
 
 
-def fit_sign(maps: Sequence[TemperatureMap], mask: FloatArray, times_s: FloatArray, probe_degc: FloatArray) -> SignFit:
+def fit_sign(
+    maps: Sequence[TemperatureMap],
+    mask: FloatArray,
+    times_s: FloatArray,
+    probe_degc: FloatArray,
+    *,
+    first_s: float = math.nan,
+) -> SignFit:
     """Fit sign and α.
 
     Parameters
@@ -123,7 +132,9 @@ def fit_sign(maps: Sequence[TemperatureMap], mask: FloatArray, times_s: FloatArr
     mask
         bool (slice, y, x): where the probe lies.
     times_s, probe_degc
-        The probe's course, s since the scan's first readout.
+        The probe's course, s since ``first_s``.
+    first_s
+        Time of the file's first readout, s since midnight; NaN: the first spoke of the first frame.
 
     Raises
     ------
@@ -131,6 +142,9 @@ def fit_sign(maps: Sequence[TemperatureMap], mask: FloatArray, times_s: FloatArr
         Fewer than three frames with readings at the probe.
     """
     start = maps[0].footprint[0]
+    if math.isfinite(first_s):
+        # Midnight may lie between the two.
+        start -= (start - first_s) % _DAY_S
     points = [
         (found.footprint[1] - start, float(np.nanmean(found.change_degc[mask])))
         for found in maps
@@ -299,7 +313,8 @@ def run_sign(path: Path, *, probe: Path, region: str, values: Values, json: Path
     maps = [found for found in maps if found.slice == maps[0].slice]
     shape = maps[0].change_degc.shape
     mask = region_mask(region, (shape[0], shape[1], shape[2]), scan.pixel_m)
-    found = fit_sign(maps, mask, times_s, probe_degc)
+    first_s = first_readout_s(path, values)
+    found = fit_sign(maps, mask, times_s, probe_degc, first_s=first_s)
     figures: dict[str, Any] = {
         "phase_sign": found.phase_sign,
         "prf_coefficient_ppm_per_degC": 1e6 * found.prf_coefficient,
@@ -315,7 +330,12 @@ def run_sign(path: Path, *, probe: Path, region: str, values: Values, json: Path
     if report is not None:
         verdict = "; ".join(found.problems) or "passed"
         _page(found, report, f"Phase sign of {path.name}: {verdict}")
-    return _reported(figures, found.problems, settings, json)
+    sound = _reported(figures, found.problems, settings, json)
+    zero_s = maps[0].footprint[0] if math.isnan(first_s) else first_s
+    if math.isfinite(zero_s):
+        clock = (datetime.min + timedelta(seconds=zero_s)).time().isoformat("milliseconds")
+        print_row(["probe", f"time_s = 0 is {clock} by the scan's time stamps"])
+    return sound
 
 
 def _page(found: SignFit, path: Path, title: str) -> None:
