@@ -30,3 +30,11 @@ def test_thermo_hands_its_options_to_the_evaluation(monkeypatch):
 def test_wrong_options_are_refused_before_anything_is_read(arguments):
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, SettingsError)
+
+
+@pytest.mark.parametrize("command", ["radial", "ct", "cartesian", "thermo"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path, command):
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, [command, "--data", str(tmp_path / "none"), "-o", str(tmp_path / "file")])
+    assert isinstance(result.exception, SettingsError)
+    assert "cannot be made a folder" in str(result.exception)

@@ -87,3 +87,16 @@ def test_a_file_that_cannot_be_written_is_told_beforehand(tmp_path, monkeypatch)
     assert record.writable(tmp_path / "b.json")
     with pytest.raises(SettingsError, match="permission is denied"):
         record.writable(path)
+
+
+def test_a_folder_is_made_before_the_work(tmp_path, monkeypatch):
+    assert record.writable_folder(None) is None
+    assert record.writable_folder(tmp_path / "new" / "one") == tmp_path / "new" / "one"
+    assert (tmp_path / "new" / "one").is_dir()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "one"):
+        with pytest.raises(SettingsError, match="cannot be made a folder"):
+            record.writable_folder(place)
+    monkeypatch.setattr(record.os, "access", lambda *_: False)
+    with pytest.raises(SettingsError, match="permission is denied"):
+        record.writable_folder(tmp_path)

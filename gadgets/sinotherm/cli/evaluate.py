@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from sinotherm.core.record import writable
+from sinotherm.core.record import writable, writable_folder
 
 if TYPE_CHECKING:
     from sinotherm.simulation.image_sets import Split
@@ -21,7 +21,10 @@ SplitOption = Annotated[
     typer.Option("--split", help="train, val or all; by default val where splits.json lies beside the data."),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder for the CSV, the Markdown table and the figure.")
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Folder for the CSV, the Markdown table and the figure.", callback=writable_folder
+    ),
 ]
 Json = Annotated[
     Path | None,

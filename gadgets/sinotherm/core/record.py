@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from sinotherm.errors import SettingsError
 
-__all__ = ["figures_record", "machine", "writable", "write_record"]
+__all__ = ["figures_record", "machine", "writable", "writable_folder", "write_record"]
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,25 @@ def writable(path: Path | None) -> Path | None:
         raise SettingsError(f"{path}: cannot be written, there is no folder {path.parent}; make it first.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise SettingsError(f"{path}: cannot be written, permission is denied; name another file.")
+    return path
+
+
+def writable_folder(path: Path | None) -> Path | None:
+    """Return the path of a folder for files that are to be written after the work, made; ``None`` is passed on.
+
+    Raises
+    ------
+    SettingsError
+        It cannot be made or written to, as in `writable`.
+    """
+    if path is None:
+        return None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be made a folder ({error}); name another one.") from None
+    if not os.access(path, os.W_OK):
+        raise SettingsError(f"{path}: cannot be written to, permission is denied; name another folder.")
     return path
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from sinotherm.core.record import writable
+from sinotherm.core.record import writable, writable_folder
 
 if TYPE_CHECKING:
     from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
@@ -486,7 +486,10 @@ def command(
         bool, typer.Option("--append", help="Keep the rows of the --json file; those of the same case are replaced.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the CSV, the Markdown table and the figure.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for the CSV, the Markdown table and the figure.", callback=writable_folder
+        ),
     ] = None,
     json: Annotated[
         Path | None,
