@@ -1,3 +1,8 @@
+import json
+from importlib.resources import files
+
+import jsonschema
+
 from sinotherm.bench.replay import record_scan, replay, rows
 from sinotherm.wire.file import MrdFile
 
@@ -28,6 +33,8 @@ def test_rows_name_the_speed():
     assert row["frames"] == 4
     assert row["faster_than_scanner"] > 0
     assert row["cpu_us_per_readout"] > 0
+    schema = json.loads(files("sinotherm").joinpath("schemas/bench.json").read_text())
+    jsonschema.validate(row, schema["$defs"]["replay"])
 
 
 def test_a_network_makes_one_image_a_frame(tmp_path):

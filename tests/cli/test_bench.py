@@ -103,6 +103,7 @@ def test_ingest_is_measured_for_real(tmp_path: Path) -> None:
                 "spokes": 32,
                 "frames": 60,
                 "us_per_readout": 150.0,
+                "cpu_us_per_readout": 140.0,
                 "faster_than_scanner": 20.0,
                 "memory_growth_MiB": 0.0,
             },
