@@ -62,6 +62,13 @@ def test_unknown_chains_are_named() -> None:
         figures(chains=("bart",))
 
 
+def test_a_device_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sinotherm.bench.stream.bench_scan", None)
+    with pytest.raises(SettingsError, match="no CUDA device"):
+        figures(device="cuda")
+
+
 def test_a_chain_that_loses_frames_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHAINS, "sinotherm", lambda run: [1e-3] * (run.frames - 1))
     with pytest.raises(WireError, match=r"sinotherm gave \d+ images of \d+ frames"):

@@ -23,7 +23,7 @@ from sinotherm.bench.scan import MATRIX, NETWORK_ALONE, BenchScan, bench_scan
 from sinotherm.bench.scanner import accepted, scanning
 from sinotherm.core.scan import Item
 from sinotherm.errors import SettingsError, WireError
-from sinotherm.networks.inference import Device, RadialReconstructor
+from sinotherm.networks.inference import Device, RadialReconstructor, choose_device
 from sinotherm.operators.backprojection import BackProjector
 from sinotherm.operators.coils import adaptive_maps
 from sinotherm.pipelines.doors import open_target
@@ -304,13 +304,14 @@ def figures(
     Raises
     ------
     SettingsError
-        A chain is unknown.
+        A chain is unknown, or there is no such device.
     WireError
         A chain did not give an image of every frame.
     """
     unknown = [name for name in chains if name not in CHAINS]
     if unknown:
         raise SettingsError(f"unknown chain {unknown[0]!r}; known chains: {', '.join(CHAINS)}.")
+    choose_device(device)
     names = [name for name in dict.fromkeys((OURS, *chains)) if network is not None or name != TORCH_ALONE]
     before = _load()
     rows: list[dict[str, Any]] = []
