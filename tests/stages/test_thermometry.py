@@ -526,9 +526,11 @@ def test_qualification_stands_in_every_map(tmp_path) -> None:
     found = list(stage(iter([_image(0)]), SCAN, _settings(qualified=str(record))))
     assert found[1].meta["last_qualified"] == "2026-01-02T03:04:05 (sinotherm qa sign: passed)"
     assert "unqualified" not in found[1].meta
-    record.write_text("[]")
-    with pytest.raises(SettingsError, match="not a record"):
-        list(stage(iter(()), SCAN, _settings(qualified=str(record))))
+    # Delay and coils give no verdict.
+    for text in ("[]", '{"time": "2026-01-02T03:04:05", "command": "sinotherm qa coils"}'):
+        record.write_text(text)
+        with pytest.raises(SettingsError, match="not a record of `sinotherm qa stability` or `qa sign` with a verdict"):
+            list(stage(iter(()), SCAN, _settings(qualified=str(record))))
 
 
 ALPHA = {"prf_coefficient_ppm_per_degC": -0.0109, "prf_coefficient_se_ppm_per_degC": 0.0001}

@@ -391,7 +391,10 @@ def read_series(path: Path, *, split: Split = "all", datasets: Sequence[str] | N
     path = path.absolute()
     splits = find_splits(path)
     if split != "all" and splits is None:
-        raise DataError(f"no splits.json beside {path}: only --split all is possible.")
+        raise DataError(
+            f"no splits.json beside {path}: training and validation need one, which names the people of each set, "
+            '{"SET": {"train": [PEOPLE], "val": [PEOPLE]}}; `sinotherm evaluate` can do without by --split all.'
+        )
     splits = splits or {}
     # Whoever asks for what splits.json names does not mean anything else that lies there.
     listed_only = split != "all" or (datasets is not None and set(datasets) <= splits.keys())

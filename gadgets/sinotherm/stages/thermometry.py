@@ -353,7 +353,8 @@ def _qualification(settings: Settings) -> tuple[dict[str, MetaValue], str]:
                 )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
-            f"thermometry.qualified = {path!r} is not a record of `sinotherm qa` ({error}); write one with its --json."
+            f"thermometry.qualified = {path!r} is not a record of `sinotherm qa stability` or `qa sign` with a verdict "
+            f"({error}); write one with --json."
         ) from error
     unqualified = "; ".join(problems)
     return notes | ({"unqualified": unqualified} if unqualified else {}), unqualified

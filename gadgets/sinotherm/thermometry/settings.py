@@ -119,7 +119,7 @@ class ThermometrySettings(StageSettings):
     log_maps: bool = setting(False, "Keep every map beside the audit log, whatever becomes of the connection.")
     qualified: str = setting(
         "",
-        "Record of `sinotherm qa` (JSON) that qualifies the scanner; its date stands in every map.",
+        "Record of `sinotherm qa stability` or `qa sign` (JSON) that qualifies the scanner; every map has its date.",
         local=EVERY_VALUE,
     )
     commands: str = setting(

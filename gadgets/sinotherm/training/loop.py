@@ -541,7 +541,17 @@ class Trainer:
         try:
             self.model.load_state_dict(tensors)
         except RuntimeError as error:
-            raise WeightsError(f"weights {card.name} do not fit {self.configuration.name}: {error}.") from error
+            own = json.loads(json.dumps(self.model.architecture.as_dict()))
+            theirs = json.loads(json.dumps(card.architecture))
+            apart = [
+                f"{name} = {theirs.get(name)}, not {own.get(name)}"
+                for name in sorted(own.keys() | theirs.keys())
+                if own.get(name) != theirs.get(name)
+            ]
+            raise WeightsError(
+                f"weights {card.name} ({card.geometry}, {card.network}) do not fit {self.configuration.name}: "
+                f"they have {'; '.join(apart) or str(error).splitlines()[0]}."
+            ) from error
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.origin = {"weights": card.name, "change_error": list(card.change_error)}
 
