@@ -226,7 +226,7 @@ def test_weights_that_do_not_fit_are_refused(data, config, tmp_path, small):
     Trainer(configuration, tmp_path / "run", data).run()
     path = package_run(configuration, tmp_path / "run")
     wide = Configuration.read(config, architecture={"iterations": 2, "primal_features": [8, 8]})
-    with pytest.raises(WeightsError, match="do not fit"):
+    with pytest.raises(WeightsError, match=r"do not fit tiny: they have .*primal_features = \[4, 8\], not \[8, 8\]\.$"):
         Trainer(wide, tmp_path / "wide", data).start_from(path)
 
 
@@ -251,6 +251,7 @@ def test_the_error_of_a_change_is_never_lost(data, config, tmp_path, small):
     fresh.run()
     path = package_run(configuration, tmp_path / "fresh")
     card = load_network(path)[1]
+    assert card.licence == "not stated"
     assert card.change_error == (1.0, 1.0)
     assert "not fitted" in card.notes[-1]
     save_network(load_network(path)[0], path, dataclasses.replace(card, change_error=(0.02, 0.9)))

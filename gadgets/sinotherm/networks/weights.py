@@ -98,7 +98,7 @@ class ModelCard:
     valid: ValidRange = field(default_factory=ValidRange)
     guard: GuardLimits = field(default_factory=GuardLimits)
     change_error: tuple[float, float] = (0.0, 0.0)
-    licence: str = "CC-BY-4.0"
+    licence: str = "not stated"
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)

@@ -85,6 +85,8 @@ def package_run(configuration: Configuration, run: Path, target: Path | None = N
         valid=valid_range(configuration),
         guard=GuardLimits(),
         change_error=change_error,
+        # Of other people's images we cannot say it.
+        licence="CC-BY-4.0" if configuration.data.keys() <= LICENCES.keys() else "not stated",
         data={name: LICENCES.get(name, "not stated") for name in configuration.data},
         training={
             "parameters": network.n_parameters,
