@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from sinotherm.cli.qa import app
 from sinotherm.core.scan import TemperatureMap
 from sinotherm.errors import DataError
-from sinotherm.evaluation.stability import stability
+from sinotherm.evaluation.stability import _page, stability
 from sinotherm.simulation.mrd import simulate
 from sinotherm.simulation.protocol import Protocol
 from sinotherm.simulation.scan import Scan
@@ -80,6 +80,16 @@ def test_what_cannot_be_judged():
     untimed = [replace(one, footprint=(float("nan"),) * 3) for one in _maps()]
     with pytest.raises(DataError, match="40 of 40 frames carry no time stamp"):
         stability(untimed)
+
+
+def test_the_page_counts_minutes_from_the_start(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda _, *values, **options: drawn.append(values[0]))
+    maps = [replace(one, footprint=tuple(36_000.0 + time_s for time_s in one.footprint)) for one in _maps(minutes=12.0)]
+    _page(stability(maps), tmp_path / "qa.png", "title")
+    for minutes in drawn[:2]:
+        assert minutes[0] == 0.0
+        assert 10.0 < minutes[-1] <= 12.0
 
 
 def test_command_writes_record_and_page(tmp_path):

@@ -164,7 +164,7 @@ def _page(found: Stability, path: Path, title: str) -> None:
         loc="center",
         colWidths=[0.15] * 4,
     )
-    minutes = found.times_s / 60.0
+    minutes = (found.times_s - found.times_s[0]) / 60.0
     left, right = courses.subplots(1, 2)
     left.plot(minutes, found.mean_degc)
     left.set(xlabel="time, min", ylabel="mean change after drift correction, °C")
