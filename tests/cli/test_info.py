@@ -139,9 +139,10 @@ def test_a_file_of_images(tmp_path, app):
 def test_complex_images_can_become_temperature_maps(tmp_path, app, dtype):
     path = tmp_path / "images.h5"
     with ImageWriter(path, HEADER.format("cartesian").encode()) as writer:
-        for series, kind in ((1, np.float32), (2, dtype)):
+        for series, kind, product in ((1, np.float32, "magnitude"), (2, dtype, "complex"), (7, dtype, "sinogram")):
             image = ismrmrd.Image.from_array(np.zeros((1, 1, 4, 6), kind), transpose=False)
             image.image_series_index = series
+            image.meta = {"sinotherm_product": product}
             writer.append(image)
     text = screen(app, path)
     assert "temperature maps of the complex images (series 2): -p thermometry; thermometry needs TE and f0" in text

@@ -159,6 +159,7 @@ def _series(path: Path, dataset: str, problems: list[str]) -> list[dict[str, Any
             "images": len(series.data),
             "shape": list(series.data.shape[1:]),
             "type": str(series.data.dtype),
+            "product": next((meta.get("sinotherm_product") for meta in series.meta), None),
         }
         for number, series in sorted(read_images(path, dataset=dataset, problems=problems).items())
     ]
@@ -249,7 +250,12 @@ def _outlook(figures: dict[str, Any]) -> str:
 
 
 def _complex_series(figures: dict[str, Any]) -> str:
-    series = [one["series"] for one in figures["image_series"] if one["type"].startswith("complex")]
+    series = [
+        one["series"]
+        for one in figures["image_series"]
+        # A sinogram is complex, but no image of the body.
+        if one["type"].startswith("complex") and not str(one["product"]).startswith("sinogram")
+    ]
     return ", ".join(map(str, series))
 
 
