@@ -436,6 +436,21 @@ def test_a_full_disk_keeps_the_images_there_is_room_for(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept[3].data[1], image(2, shape=(1, 1, 96, 96)).data)
 
 
+def test_room_that_comes_back_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ImageWriter(tmp_path / "a.h5")
+    for index in range(3):
+        writer.append(image(index))
+    answers = iter([OSError(errno.ENOSPC, "No space left on device")])
+
+    def full_at_first(*_: int) -> None:
+        if error := next(answers, None):
+            raise error
+
+    monkeypatch.setattr(os, "posix_fallocate", full_at_first)
+    writer.close()
+    assert [head.image_index for head in read_images(tmp_path / "a.h5")[1].headers] == [0, 1, 2]
+
+
 def test_a_full_disk_ends_readouts_too_and_is_told_at_the_start(tmp_path: Path) -> None:
     with full_disk(40_000), pytest.raises(DataError, match=r"b\.h5: cannot be written any more .* 0 images are in it"):
         ImageWriter(tmp_path / "b.h5", XML)
