@@ -170,6 +170,78 @@ def test_cold_tissue_stays_within_half_a_turn_of_what_is_expected() -> None:
     assert np.abs(phase).max() <= math.pi + 0.1
 
 
+def _spot(width: float, peak: float, *, at: tuple[float, float] = (0.0, 0.0), n: int = 48) -> np.ndarray:
+    y, x = np.mgrid[:n, :n] - n // 2
+    return peak * np.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / (2 * width**2))[None]
+
+
+def test_voxels_that_come_back_after_darkness_take_the_branch_of_their_neighbours() -> None:
+    body = np.ones((1, 48, 48), bool)
+    cold = body.copy()
+    cold[0, 4:-4, 4:-4] = False
+    dark = _spot(4.0, 1.0) > 0.8
+    unwrapper = TemporalUnwrapper()
+    for step in range(9):
+        truth = _spot(6.0, step)
+        trusted = body & ~dark if 0 < step < 8 else body
+        phase, doubtful = unwrapper.update(np.exp(1j * truth).astype(np.complex64), trusted, cold)
+        assert not doubtful.any()
+        np.testing.assert_allclose(phase[trusted], truth[trusted], atol=1e-3)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_islet_that_comes_back_is_read_where_it_is_large(large: bool) -> None:
+    body = np.zeros((1, 32, 32), bool)
+    body[0, :, :12] = True
+    islet = np.zeros_like(body)
+    islet[0, 4:14, 16 : 26 if large else 18] = True
+    unwrapper = TemporalUnwrapper()
+    quiet = np.ones(body.shape, np.complex64)
+    for trusted in (body | islet, body, body | islet):
+        _, doubtful = unwrapper.update(quiet, trusted, np.zeros_like(body))
+    np.testing.assert_array_equal(doubtful, islet & (not large))
+
+
+def test_cold_tissue_that_comes_back_is_followed_by_time_alone() -> None:
+    body = np.zeros((1, 16, 16), bool)
+    body[0, :, :8] = True
+    tube = np.zeros_like(body)
+    tube[0, 4:7, 12:15] = True
+    unwrapper = TemporalUnwrapper()
+    for angle, trusted in ((0.0, body | tube), (0.4, body), (0.8, body | tube)):
+        product = np.full(body.shape, np.exp(1j * angle), np.complex64)
+        phase, doubtful = unwrapper.update(product, trusted, tube)
+        assert not doubtful.any()
+    np.testing.assert_allclose(phase, 0.8, atol=1e-3)
+
+
+@pytest.mark.parametrize("at", [(0.0, 0.0), (0.3, -0.2), (0.5, 0.5)])
+@pytest.mark.parametrize("width", [1.0, 1.2, 1.5])
+def test_the_middle_of_a_focus_whose_flank_jumps_is_doubtful(width: float, at: tuple[float, float]) -> None:
+    body = np.ones((1, 48, 48), bool)
+    unwrapper = TemporalUnwrapper()
+    unwrapper.update(np.ones(body.shape, np.complex64), body, np.zeros_like(body))
+    truth = _spot(width, 5.2, at=at)
+    for _ in range(2):
+        phase, doubtful = unwrapper.update(np.exp(1j * truth).astype(np.complex64), body, np.zeros_like(body))
+        np.testing.assert_allclose((phase - phase[0, 0, 0])[~doubtful], truth[~doubtful], atol=1e-3)
+        assert doubtful[truth > JUMP_LIMIT_RAD].all()
+        # What the flank did not reach keeps its reading.
+        assert not doubtful[truth < 1.5].any()
+
+
+def test_a_jump_in_an_islet_costs_the_rest_of_it_nothing() -> None:
+    body = np.zeros((1, 24, 24), bool)
+    body[0, :, :10] = True
+    body[0, 10:13, 16:19] = True
+    unwrapper = TemporalUnwrapper()
+    unwrapper.update(np.ones(body.shape, np.complex64), body, np.zeros_like(body))
+    jumped = np.ones(body.shape, np.complex64)
+    jumped[0, 11, 17] = np.exp(2.8j)
+    _, doubtful = unwrapper.update(jumped, body, np.zeros_like(body))
+    np.testing.assert_array_equal(np.argwhere(doubtful), [[0, 11, 17]])
+
+
 def test_jumps_of_single_voxels_cost_no_other_voxel_its_reading() -> None:
     random = np.random.default_rng(2)
     body = np.ones((1, 64, 64), bool)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -30,7 +30,11 @@ _LARGE_PATCH: Final = 0.05
 """Share of a plane's voxels from which on a patch is no hot spot."""
 _MANY_JUMPS: Final = 10
 """Neighbours that jump in one frame, from which on it is no noise: what they surround may have gone a whole turn."""
+_NEAR: Final = 3
+"""Pixels from a jump within which a voxel may have gone a whole turn."""
 _TURN: Final = np.float32(2.0 * math.pi)
+
+_Row: TypeAlias = np.ndarray[Any, Any]
 
 
 def complex_product(image: CoilImages, baseline: CoilImages, *, neighbours: int = 1) -> ComplexArray:
@@ -101,6 +105,7 @@ class TemporalUnwrapper:
             self._last = _Followed(
                 phase=self._last.phase + angle,
                 product=self._last.product * np.exp(1j * angle).astype(np.complex64),
+                trusted=self._last.trusted,
                 doubtful=self._last.doubtful,
             )
 
@@ -135,10 +140,12 @@ class TemporalUnwrapper:
         wrapped = np.angle(product)
         if self._last is None:
             before: FloatArray = np.zeros_like(wrapped)
-            doubtful = np.zeros_like(trusted)
+            kept = returned = np.zeros_like(trusted)
             bulk = np.angle(product[trusted].sum(dtype=np.complex128))
         else:
-            before, doubtful = self._last.phase, self._last.doubtful
+            before, kept = self._last.phase, self._last.doubtful
+            # Cold tissue is followed by time alone; the rest may have turned while it had no signal.
+            returned = trusted & ~(self._last.trusted | anchors)
             bulk = np.angle(np.vdot(self._last.product[trusted], product[trusted]))
         expected = before + np.float32(bulk)
         step = wrapped - expected
@@ -146,28 +153,31 @@ class TemporalUnwrapper:
         # A voxel without signal in this frame keeps its branch: noise would walk it away.
         phase = followed = np.where(trusted, expected + step, expected)
         jumped = trusted & (np.abs(step) > JUMP_LIMIT_RAD)
-        if not self._known or _largest(jumped) >= _MANY_JUMPS:
-            sure = trusted & ~doubtful
+        doubtful = (kept & trusted) | returned | _beside_jumps(step, jumped, trusted, anchors)
+        if doubtful.any() and self._known:
+            phase, doubtful = _joined(phase, doubtful, trusted)
+        if not self._known or _many(jumped) or _many(returned & doubtful):
+            sure = trusted & ~kept
             found, certain = connected_phase(wrapped, trusted, sure, sure & anchors, expected)
             rest = trusted & ~certain
             # A patch without anchors that touches no jump (the other leg) is where it was.
             doubtful = (doubtful & rest) | (_touching(jumped, rest) if self._known else rest)
             phase = np.where(certain, found, phase)
-        elif (doubtful := (doubtful & trusted) | jumped).any():
-            phase, doubtful = _joined(phase, doubtful, trusted)
         # Cold tissue that lost its signal must scatter, or a drift would be fitted to it.
         phase = np.where(anchors, followed, phase)
-        self._before, self._last = self._last, _Followed(phase=phase, product=product, doubtful=doubtful)
+        kept = np.where(trusted, doubtful, kept)
+        self._before, self._last = self._last, _Followed(phase=phase, product=product, trusted=trusted, doubtful=kept)
         self._known = True
         return phase, doubtful
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Followed:
-    """A frame that was followed: float32 phase, complex64 product and bool doubtful voxels, each (slice, y, x)."""
+    """A frame that was followed: float32 phase, complex64 product, bool trusted and doubtful, each (slice, y, x)."""
 
     phase: FloatArray
     product: ComplexArray
+    trusted: MaskArray
     doubtful: MaskArray
 
 
@@ -234,12 +244,51 @@ def connected_phase(
     return phase, certain & trusted
 
 
-def _largest(jumped: MaskArray) -> int:
-    """Return the number of voxels of the largest group of neighbours in a plane that jumped."""
+def _many(jumped: MaskArray) -> bool:
+    """Whether `_MANY_JUMPS` voxels or more that are neighbours in a plane jumped."""
     from scipy.ndimage import label
 
+    if jumped.sum() < _MANY_JUMPS:
+        return False
     groups, _ = label(jumped, np.pad(np.ones((1, 3, 3), bool), ((1, 1), (0, 0), (0, 0))))
-    return int(np.bincount(groups.ravel())[1:].max(initial=0))
+    return bool(np.bincount(groups.ravel())[1:].max() >= _MANY_JUMPS)
+
+
+def _beside_jumps(step: FloatArray, jumped: MaskArray, trusted: MaskArray, anchors: MaskArray) -> MaskArray:
+    """Return the voxels that jumped, and those near them that may have gone a whole turn, bool (slice, y, x).
+
+    The middle of a focus warms more than its flank, which jumps, or is so steep that neighbours differ by more than
+    half a turn. A voxel near by is followed where steps that differ by at most `STEP_LIMIT_RAD` from neighbour to
+    neighbour lead to it from further away, or from an anchor.
+    """
+    seen = jumped.copy()
+    for one, other in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[..., 1:], np.s_[..., :-1])):
+        steep = trusted[one] & trusted[other] & (np.abs(step[one] - step[other]) > math.pi)
+        seen[one] |= steep
+        seen[other] |= steep
+    if not seen.any():
+        return seen
+    inside, out = _padded(trusted), _padded(jumped)
+    near = np.zeros_like(inside)
+    near[np.flatnonzero(_padded(seen))[:, None] + _window(step.shape, _NEAR)] = True
+    followed = inside & ~out & (~near | _padded(anchors))
+    values, cross = _padded(step), _window(step.shape, 1)[1::2]
+    # Nothing leads to an islet: it goes by itself.
+    reached = _spread(followed.copy(), np.flatnonzero(inside & ~followed), cross, np.zeros_like(values))
+    followed |= inside & ~out & ~reached
+    _spread(followed, np.flatnonzero(inside & ~out & ~followed), cross, values)
+    return _cropped(inside & ~followed, step.shape)
+
+
+def _spread(reached: _Row, places: _Row, beside: _Row, values: _Row) -> _Row:
+    """Spread to those of the places beside which a value that differs by at most `STEP_LIMIT_RAD` is reached."""
+    while True:
+        others = places[:, None] + beside
+        joins = (reached[others] & (np.abs(values[others] - values[places, None]) <= STEP_LIMIT_RAD)).any(axis=1)
+        if not joins.any():
+            return reached
+        reached[places[joins]] = True
+        places = places[~joins]
 
 
 def _touching(jumped: MaskArray, rest: MaskArray) -> MaskArray:
@@ -255,20 +304,40 @@ def _joined(phase: FloatArray, doubtful: MaskArray, trusted: MaskArray) -> tuple
 
     A voxel joins where it is within `STEP_LIMIT_RAD` of every certain one of the eight around it.
     """
-    from scipy.ndimage import maximum_filter, minimum_filter
-
-    window, phase, doubtful = (1, 3, 3), phase.copy(), doubtful.copy()
+    values, certain = _padded(phase), _padded(trusted & ~doubtful)
+    window = _window(phase.shape, 1)
+    places = np.flatnonzero(_padded(doubtful))
     while True:
-        certain = trusted & ~doubtful
-        most = maximum_filter(np.where(certain, phase, -np.inf), window, mode="constant", cval=-np.inf)
-        least = minimum_filter(np.where(certain, phase, np.inf), window, mode="constant", cval=np.inf)
-        rim = doubtful & (most >= least)
-        most, least, own = most[rim], least[rim], phase[rim]
-        branch = own - _TURN * np.rint((own - 0.5 * (most + least)) / _TURN)
+        others = places[:, None] + window
+        known, near = certain[others], values[others]
+        most = np.where(known, near, -np.inf).max(axis=1, initial=-np.inf)
+        least = np.where(known, near, np.inf).min(axis=1, initial=np.inf)
+        middle = 0.5 * np.where(known.any(axis=1), most, np.nan) + 0.5 * least
+        branch = values[places] - _TURN * np.rint((values[places] - middle) / _TURN)
         joins = np.maximum(most - branch, branch - least) <= STEP_LIMIT_RAD
         if not joins.any():
-            return phase, doubtful
-        phase[rim], doubtful[rim] = np.where(joins, branch, own), ~joins
+            doubtful = np.zeros_like(certain)
+            doubtful[places] = True
+            return _cropped(values, phase.shape), _cropped(doubtful, phase.shape)
+        values[places[joins]], certain[places[joins]] = branch[joins], True
+        places = places[~joins]
+
+
+def _padded(values: _Row) -> _Row:
+    """Return the values of (slice, y, x) with a margin of `_NEAR` in the planes, in one row."""
+    return np.pad(values, ((0, 0), (_NEAR, _NEAR), (_NEAR, _NEAR))).ravel()
+
+
+def _cropped(row: _Row, shape: tuple[int, ...]) -> _Row:
+    """Return the row of `_padded` without its margin, (slice, y, x)."""
+    padded = row.reshape(shape[0], shape[1] + 2 * _NEAR, shape[2] + 2 * _NEAR)
+    return padded[:, _NEAR:-_NEAR, _NEAR:-_NEAR].copy()
+
+
+def _window(shape: tuple[int, ...], radius: int) -> _Row:
+    """Return how far the pixels of a square window lie from its middle in the row of `_padded`."""
+    along = np.arange(-radius, radius + 1)
+    return np.add.outer(along * (shape[2] + 2 * _NEAR), along).ravel()
 
 
 def combine_echoes(
