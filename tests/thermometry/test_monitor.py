@@ -486,6 +486,18 @@ def test_referenceless_modes_read_the_heated_region_only(mode: str) -> None:
     assert "baseline_effective_frames" not in found.meta
 
 
+@pytest.mark.parametrize("mode", ["polynomial", "harmonic"])
+def test_referenceless_modes_read_a_region_that_is_hot_for_the_most_part(mode: str) -> None:
+    series = Series(noise=0.005)
+    heat = 54.0 * np.exp(-((np.hypot(X, Y) / 0.28) ** 8))
+    image = series.image(0)
+    image = replace(image, data=(image.data * np.exp(1j * PER_DEGC * heat)).astype(np.complex64))
+    monitor = SliceMonitor(SCAN, _settings(baseline_mode=mode, heated="circle:32,32,12", regions="hot=circle:32,32,3"))
+    found, statistics = monitor.frame([image])
+    assert statistics.regions[0]["t50_degc"] == pytest.approx(91.0, abs=0.5)
+    assert np.nanmax(np.abs(found.temperature_degc[0] - 37.0 - heat)) < 2.0
+
+
 def test_library_takes_the_most_similar_frame() -> None:
     """The phase breathes by 1 rad across the body; the library holds each state."""
     series = Series(start=4)

@@ -99,6 +99,21 @@ def test_a_voxel_that_went_round_joins_its_neighbours() -> None:
     np.testing.assert_allclose(phase, 0.0, atol=1e-4)
 
 
+def test_a_cold_voxel_that_went_round_goes_on_from_the_branch_of_its_neighbours() -> None:
+    cold = np.ones((1, 16, 16), bool)
+    unwrapper = TemporalUnwrapper()
+    for angle in (0.0, 2.6, -2.0, 0.0):
+        product = np.ones((1, 16, 16), np.complex64)
+        product[0, 8, 8] = np.exp(1j * angle)
+        phase, doubtful = unwrapper.update(product, cold, cold)
+        assert doubtful[0, 8, 8] == (angle != 0.0 or phase[0, 8, 8] > 1.0)
+    # Time says a turn, space none: the drift is fitted to what time says, and the voxel has no reading.
+    assert phase[0, 8, 8] == pytest.approx(2 * math.pi, abs=1e-3)
+    phase, doubtful = unwrapper.update(product, cold, cold)
+    assert not doubtful.any()
+    np.testing.assert_allclose(phase, 0.0, atol=1e-4)
+
+
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("width", [2.0, 6.0])
 def test_heat_of_more_than_a_turn_at_once_is_followed_or_flagged(width: float, lost: bool) -> None:
@@ -122,6 +137,52 @@ def test_heat_of_more_than_a_turn_at_once_is_followed_or_flagged(width: float, l
         phase, doubtful = unwrapper.update(np.exp(1j * share * truth).astype(np.complex64), body, cold)
     assert not doubtful.any()
     np.testing.assert_allclose(phase[body], 0.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("heat", [3.3, 5.2])
+def test_a_body_that_is_hot_for_the_most_part_after_a_gap_is_read_from_its_cold_tissue(heat: float) -> None:
+    y, x = np.mgrid[:64, :64] - 32
+    radius = np.hypot(x, y)
+    body = (radius < 30)[None]
+    cold = body & (radius > 27)
+    truth = heat * np.exp(-((radius / 24.0) ** 12))[None]
+    unwrapper = TemporalUnwrapper()
+    unwrapper.update(np.ones(body.shape, np.complex64), body, cold)
+    unwrapper.lose()
+    phase, doubtful = unwrapper.update(np.exp(1j * (truth + 0.4)).astype(np.complex64), body, cold)
+    assert not doubtful.any()
+    found = phase - phase[cold].mean()
+    np.testing.assert_allclose(found[body], (truth - truth[cold].mean())[body], atol=1e-3)
+
+
+def test_cold_tissue_that_tells_different_branches_tells_none_and_has_no_reading_itself() -> None:
+    y, x = np.mgrid[:32, :64]
+    body = np.ones((1, 32, 64), bool)
+    cold = np.zeros_like(body)
+    cold[0, 14:18] = True
+    # Along the cold tissue the drift rises by more than a turn: time cannot follow all of it.
+    drift = (0.16 * (x - 31.5) * np.exp(-(((y - 15.5) / 8.0) ** 2)))[None]
+    unwrapper = TemporalUnwrapper()
+    unwrapper.update(np.ones(body.shape, np.complex64), body, cold)
+    unwrapper.lose()
+    phase, doubtful = unwrapper.update(np.exp(1j * drift).astype(np.complex64), body, cold)
+    assert 0.2 < doubtful[cold].mean() < 0.8
+    assert not doubtful[~cold].any()
+    np.testing.assert_allclose(phase[~doubtful], drift[~doubtful], atol=1e-3)
+
+
+@pytest.mark.parametrize("heat", [4.1, 5.2])
+def test_a_reference_of_the_frame_itself_needs_no_change_of_the_whole(heat: float) -> None:
+    y, x = np.mgrid[:48, :48] - 24
+    radius = np.hypot(x, y)
+    region = (radius < 16)[None]
+    rim = region & (radius > 14)
+    truth = heat * np.exp(-((radius / 11.5) ** 8))[None]
+    unwrapper = TemporalUnwrapper(known=False, drifts=False)
+    for share in (1.0, 0.8):
+        phase, doubtful = unwrapper.update(np.exp(1j * share * truth).astype(np.complex64), region, rim)
+        assert not doubtful.any()
+        np.testing.assert_allclose(phase[region], share * truth[region], atol=1e-3)
 
 
 def test_a_part_of_the_body_without_anchors_goes_on_beside_a_jump() -> None:

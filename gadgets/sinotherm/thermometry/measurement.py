@@ -96,7 +96,7 @@ class EchoMeasurement:
         self.magnitude = magnitude(baseline.data)
         self._settings = settings
         self._scale = degc_per_radian
-        self._unwrapper = TemporalUnwrapper(known=follows and heated is None)
+        self._unwrapper = TemporalUnwrapper(known=follows and heated is None, drifts=heated is None)
         self._chosen = 0
         self._backgrounds: list[Background] = []
         self._trusted = self.magnitude > level

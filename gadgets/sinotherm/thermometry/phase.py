@@ -28,6 +28,8 @@ FEWEST_ANCHORS: Final = 5
 
 _LARGE_PATCH: Final = 0.05
 """Share of a plane's voxels from which on a patch is no hot spot."""
+_AGREED: Final = 0.75
+"""Share of a patch's anchors that must tell the same branch."""
 _MANY_JUMPS: Final = 10
 """Neighbours that jump in one frame, from which on it is no noise: what they surround may have gone a whole turn."""
 _NEAR: Final = 3
@@ -85,10 +87,14 @@ class TemporalUnwrapper:
     ----------
     known
         Whether the frames follow directly on the baseline's own.
+    drifts
+        Whether the whole image may change its phase between frames. If not, each frame is compared with a reference
+        of its own, and anchors alone tell a branch: half of the region may be hot.
     """
 
-    def __init__(self, *, known: bool = True) -> None:
+    def __init__(self, *, known: bool = True, drifts: bool = True) -> None:
         self._known = known
+        self._drifts = drifts
         self._last: _Followed | None = None
         self._before: _Followed | None = None
 
@@ -118,6 +124,13 @@ class TemporalUnwrapper:
         self._last = self._before
         self._known = False
 
+    def _change(self, product: ComplexArray, voxels: MaskArray) -> float:
+        """Return by how much the phase of voxels together has changed since the last frame, rad."""
+        if not self._drifts:
+            return 0.0
+        before = np.ones_like(product) if self._last is None else self._last.product
+        return float(np.angle(np.vdot(before[voxels], product[voxels])))
+
     def update(self, product: ComplexArray, trusted: MaskArray, anchors: MaskArray) -> tuple[FloatArray, MaskArray]:
         """Take the next frame's complex product.
 
@@ -141,13 +154,16 @@ class TemporalUnwrapper:
         if self._last is None:
             before: FloatArray = np.zeros_like(wrapped)
             kept = returned = np.zeros_like(trusted)
-            bulk = np.angle(product[trusted].sum(dtype=np.complex128))
         else:
             before, kept = self._last.phase, self._last.doubtful
             # Cold tissue is followed by time alone; the rest may have turned while it had no signal.
             returned = trusted & ~(self._last.trusted | anchors)
-            bulk = np.angle(np.vdot(self._last.product[trusted], product[trusted]))
+        bulk = self._change(product, trusted)
         expected = before + np.float32(bulk)
+        if not self._known:
+            # Most of the body may have heated meanwhile: cold tissue changes by itself, and all of it together.
+            beside = np.float32(self._change(product, trusted & anchors) - bulk)
+            expected[anchors] += beside - _TURN * np.rint(beside / _TURN)
         step = wrapped - expected
         step -= _TURN * np.rint(step / _TURN)
         # A voxel without signal in this frame keeps its branch: noise would walk it away.
@@ -157,18 +173,19 @@ class TemporalUnwrapper:
         if doubtful.any() and self._known:
             phase, doubtful = _joined(phase, doubtful, trusted)
         if not self._known or _many(jumped) or _many(returned & doubtful):
-            sure = trusted & ~kept
+            sure = trusted & ~kept & (anchors | self._drifts)
             found, certain = connected_phase(wrapped, trusted, sure, sure & anchors, expected)
             rest = trusted & ~certain
             # A patch without anchors that touches no jump (the other leg) is where it was.
             doubtful = (doubtful & rest) | (_touching(jumped, rest) if self._known else rest)
             phase = np.where(certain, found, phase)
-        # Cold tissue that lost its signal must scatter, or a drift would be fitted to it.
-        phase = np.where(anchors, followed, phase)
+        # Cold tissue that lost its signal must scatter, or a drift would be fitted to it: what space tells otherwise
+        # of it is no reading yet, but what the next frame goes on from.
+        doubtful |= trusted & anchors & (np.abs(phase - followed) > STEP_LIMIT_RAD)
         kept = np.where(trusted, doubtful, kept)
         self._before, self._last = self._last, _Followed(phase=phase, product=product, trusted=trusted, doubtful=kept)
         self._known = True
-        return phase, doubtful
+        return np.where(anchors, followed, phase), doubtful
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,8 +204,8 @@ def connected_phase(
     """Return the phase unwrapped in space, and where it is certain.
 
     Voxels belong together where steps of at most `STEP_LIMIT_RAD` lead from one to the other; a patch of
-    them is certain where it is large, and its median tells its branch, or where it holds `FEWEST_ANCHORS` anchors
-    and these tell it. A hot spot whose rim is too steep to be followed is neither.
+    them is certain where it holds `FEWEST_ANCHORS` anchors, and these agree on its branch, or where it is large, and
+    its median tells it. A hot spot whose rim is too steep to be followed is neither.
 
     Parameters
     ----------
@@ -234,14 +251,25 @@ def connected_phase(
         sizes = np.bincount(labels[before.ravel()], minlength=plane.size)
         held = np.bincount(labels[anchor.ravel()], minlength=plane.size)
         large = sizes >= max(1.0, _LARGE_PATCH * inside.sum())
-        for patch in np.flatnonzero(large | (held >= FEWEST_ANCHORS)):
+        enough = held >= FEWEST_ANCHORS
+        for patch in np.flatnonzero(large | enough):
             own = patches == patch
-            away = np.median((expected[number] - unwrapped)[own & (before if large[patch] else anchor)])
-            turns = _TURN * np.rint(away / _TURN)
-            if abs(away - turns) <= JUMP_LIMIT_RAD:
-                phase[number][own] = unwrapped[own] + turns
+            away = expected[number] - unwrapped
+            turns = _turns(away[own & anchor], _AGREED) if enough[patch] else math.nan
+            if math.isnan(turns) and large[patch]:
+                turns = _turns(away[own & before])
+            if math.isfinite(turns):
+                phase[number][own] = unwrapped[own] + np.float32(turns)
                 certain[number] |= own
     return phase, certain & trusted
+
+
+def _turns(away: FloatArray, share: float = 0.0) -> float:
+    """Return the whole turns, rad, by which voxels are away; NaN where less than a share of them says so."""
+    middle = np.median(away)
+    turns = _TURN * np.rint(middle / _TURN)
+    agreed = np.mean(np.abs(away - turns) <= JUMP_LIMIT_RAD) >= share
+    return float(turns) if agreed and np.abs(middle - turns) <= JUMP_LIMIT_RAD else math.nan
 
 
 def _many(jumped: MaskArray) -> bool:
