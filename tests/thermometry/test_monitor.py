@@ -710,3 +710,21 @@ def test_planes_of_a_slab_have_drifts_of_their_own() -> None:
         assert abs((plane - 37.0 - first.heat(7))[HOT].mean()) < 0.2
     assert len(found.meta["drift_coefficients_degC"]) == 6
     assert statistics.regions[0]["voxels"] == 2 * 29
+
+
+def test_a_plane_without_a_drift_fit_costs_the_others_nothing() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(drift_order=0))
+    focus = np.exp(-((X - 0.1) ** 2 + (Y + 0.1) ** 2) / 0.0044)
+    small = np.hypot(X / 0.2, Y / 0.2) < 1.0
+    for number in range(22):
+        image = replace(series.image(0), number=number, footprint=series.image(number).footprint)
+        # Too steep to be followed in space; in time it is.
+        heat = 5.0 * max(0, number - 3) * focus
+        upper = image.data * np.exp(1j * PER_DEGC * heat)
+        data = np.concatenate([upper, image.data * np.where(small, 1.0, 0.0)], axis=1).astype(np.complex64)
+        found, statistics = monitor.frame([replace(image, data=data, noise_sd=np.full((2, N, N), SD, np.float32))])
+    assert any(text.startswith("drift fit failed") for text in statistics.alarms)
+    assert not found.validity[0][HOT].any()
+    assert np.abs(found.change_degc[0] - heat)[HOT].max() < 1.5
+    assert (found.validity[1][small] & NoReading.DRIFT).all()

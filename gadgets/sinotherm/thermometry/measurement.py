@@ -96,7 +96,10 @@ class EchoMeasurement:
         self.magnitude = magnitude(baseline.data)
         self._settings = settings
         self._scale = degc_per_radian
-        self._unwrapper = TemporalUnwrapper(known=follows and heated is None, drifts=heated is None)
+        # One a plane: a plane whose drift is not known keeps no other from being followed.
+        self._unwrappers = [
+            TemporalUnwrapper(known=follows and heated is None, drifts=heated is None) for _ in self.magnitude
+        ]
         self._chosen = 0
         self._backgrounds: list[Background] = []
         self._trusted = self.magnitude > level
@@ -161,7 +164,8 @@ class EchoMeasurement:
 
     def lose(self) -> None:
         """Frames are missing between the last one and the next: what it shows may be a turn away."""
-        self._unwrapper.lose()
+        for unwrapper in self._unwrappers:
+            unwrapper.lose()
 
     def read(self, image: FrameImage, *, usable: bool = True) -> Reading:
         """Return the temperature change of a frame.
@@ -185,10 +189,16 @@ class EchoMeasurement:
         # Noise alone makes a phase jump that is more uncertain than this.
         certain = sigma <= _CERTAIN_RAD * abs(self._scale)
         trusted = self._trusted & (size > self._level) & certain
-        phase, wrapped = self._unwrapper.update(product, trusted, self._anchors)
+        planes = [np.s_[plane : plane + 1] for plane in range(len(product))]
+        found = [
+            unwrapper.update(product[plane], trusted[plane], self._anchors[plane])
+            for unwrapper, plane in zip(self._unwrappers, planes, strict=True)
+        ]
+        phase, wrapped = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         field, variance, no_drift, fits, problems = self._drift_field(product, phase)
-        if not usable or no_drift.any():
-            self._unwrapper.withdraw()
+        for unwrapper, plane in zip(self._unwrappers, planes, strict=True):
+            if not usable or no_drift[plane].any():
+                unwrapper.withdraw()
         unfiltered = change = phase * scale - field
         if self._settings.neighbours > 1:
             # The branch of every voxel is known: only its angle is replaced by the neighbourhood's.
@@ -223,7 +233,9 @@ class EchoMeasurement:
             return baseline.data, exact, baseline.n_effective, None
         best, score = best_match(data, baseline.library)
         if best != self._chosen:
-            self._unwrapper.rebase(complex_product(baseline.library[self._chosen], baseline.library[best]))
+            between = complex_product(baseline.library[self._chosen], baseline.library[best])
+            for plane, unwrapper in enumerate(self._unwrappers):
+                unwrapper.rebase(between[plane : plane + 1])
             self._chosen = best
         return baseline.library[best], exact, 1.0, score
 
