@@ -1,6 +1,7 @@
 import logging
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -220,6 +221,58 @@ def test_time_from_the_interval_or_no_dose(caplog: pytest.LogCaptureFixture) -> 
         silent = SliceMonitor(SCAN, _settings())
         assert _run(silent, Series(), range(6), **unknown)[-1][0].cem43_min is None
     assert "frame_interval_s" in caplog.text
+
+
+def _counted(image: FrameImage, *, counter: str, number: int) -> FrameImage:
+    """Return an image without a time whose place in the scan its number tells no more, or tells alone."""
+    place, sampling = image.number, RadialSampling(n_readout=4, spacing=0.25, centre=2.0)
+    changes = {
+        "spokes": {
+            "spokes": tuple(
+                Spoke(data=np.zeros((1, 4), np.complex64), sampling=sampling, angle_rad=0.0, index=8 * place + spoke)
+                for spoke in range(8)
+            ),
+            "number": number,
+        },
+        "repetition": {"header": SimpleNamespace(repetition=place), "number": number},
+        "number": {},
+    }[counter]
+    return replace(image, footprint=(math.nan,) * 3, **changes)
+
+
+@pytest.mark.parametrize("counter", ["spokes", "repetition", "number"])
+def test_heat_that_comes_while_frames_are_missing_is_read_without_time_stamps(counter: str) -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(drift_order=1))
+    for number, place in enumerate((*range(7), 57, 58)):
+        found, statistics = monitor.frame([_counted(series.image(place), counter=counter, number=number)])
+        stale = [text for text in statistics.alarms if "missing" in text]
+        assert stale == (
+            ["stale frame: 50 frames are missing before this one, limit 3 intervals"] if place == 57 else []
+        )
+    assert series.heat(58)[HOT].max() * abs(PER_DEGC) > 1.25 * math.pi
+    errors = (found.temperature_degc[0] - 37.0 - series.heat(58))[HOT]
+    assert np.isfinite(errors).all()
+    assert np.abs(errors).max() < 1.0
+
+
+def test_missing_frames_count_in_the_time_from_the_interval() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings(frame_interval_s=10.0))
+    for number, place in enumerate((*range(7), 17)):
+        _, statistics = monitor.frame([_counted(series.image(place), counter="spokes", number=number)])
+        assert statistics.time_s == 10.0 * place
+    assert statistics.regions[0]["cem43_lower_bound"]
+    assert any(text.startswith("stale frame: no map for 110.0 s") for text in statistics.alarms)
+
+
+def test_frames_after_missing_ones_take_no_place_in_the_baseline() -> None:
+    series = Series()
+    monitor = SliceMonitor(SCAN, _settings())
+    for number, place in enumerate((0, 1, 2, 5, 6)):
+        found, _ = monitor.frame([_counted(series.image(place), counter="spokes", number=number)])
+    assert found.meta["baseline_frames"] == (0, 1, 2)
+    assert abs((found.temperature_degc[0] - 37.0 - series.heat(6))[HOT].mean()) < 0.3
 
 
 def test_fat_has_no_reading_and_can_be_the_reference() -> None:

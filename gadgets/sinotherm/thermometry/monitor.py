@@ -17,6 +17,7 @@ from sinotherm.thermometry.baseline import Baseline, BaselineBuilder, check_fing
 from sinotherm.thermometry.dose import DoseIntegrator
 from sinotherm.thermometry.drift import periphery_mask
 from sinotherm.thermometry.fat import fat_phase, find_fat
+from sinotherm.thermometry.gaps import FrameCount
 from sinotherm.thermometry.measurement import EchoMeasurement, Reading, magnitude
 from sinotherm.thermometry.motion import Motion, MotionWatch
 from sinotherm.thermometry.phase import combine_echoes
@@ -125,6 +126,7 @@ class SliceMonitor:
         self._service: _Service | None = None
         self.generation = 0
         self._stale = StaleWatch(settings.stale_intervals)
+        self._count = FrameCount(settings.stale_intervals)
         self._regions: dict[str, RegionStatistics] = {}
         self._dose: DoseIntegrator | None = None
         self._late = False
@@ -203,6 +205,7 @@ class SliceMonitor:
         settings = self._settings
         if settings.baseline_rule != "after_frames" or settings.referenceless:
             return 1
+        ordinal += self._count.missing
         return (ordinal >= settings.baseline_skip) - 1 + (ordinal >= settings.baseline_skip + settings.baseline_frames)
 
     def _gather(self, images: Sequence[FrameImage], ordinal: int) -> None:
@@ -381,11 +384,11 @@ class SliceMonitor:
         return regions
 
     def _time(self, image: FrameImage) -> float:
-        """Return the time of a frame, s: centre of its footprint, else its number times the interval set."""
+        """Return the time of a frame, s: centre of its footprint, else its place in the scan times the interval set."""
         if math.isfinite(image.footprint[1]):
             return image.footprint[1]
         if self._settings.frame_interval_s is not None:
-            return image.number * self._settings.frame_interval_s
+            return (image.number + self._count.missing) * self._settings.frame_interval_s
         return image.received_s
 
     def _begin_dose(self, time_s: float) -> None:
@@ -459,10 +462,11 @@ class SliceMonitor:
         if self._seen == 0:
             self._check_drawings(image)
         said = notes or {}
+        counted = self._count.frame(image)
         ordinal = self._seen if ordinal is None else ordinal
         self._seen += 1
-        stale = self._stale.frame(self._time(image))
-        if not self._stale.follows:
+        stale = self._stale.frame(self._time(image)) or counted
+        if not (self._stale.follows and self._count.follows):
             self._lose()
         if self._builders and self._service is None and self._in_window(ordinal) > 0 and not self._renewing:
             # Frames of the window were missing: what came of it must do.
