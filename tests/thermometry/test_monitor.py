@@ -446,6 +446,16 @@ def test_a_stored_baseline_measures_from_the_first_frame() -> None:
         SliceMonitor(SCAN, _settings(), stored=first.baselines).frame([series.image(6, echo=1)])
 
 
+@pytest.mark.parametrize("changes", [{"echo_times_s": (0.01,)}, {"larmor_hz": 64.9e6}])
+def test_a_stored_baseline_is_bound_to_what_the_settings_gave(changes: dict[str, object]) -> None:
+    silent, given = replace(SCAN, larmor_hz=None, echo_times_s=()), {"larmor_hz": 63.87e6, "echo_times_s": (0.019,)}
+    first = SliceMonitor(silent, _settings(**given))
+    _run(first, Series(), range(4))
+    SliceMonitor(silent, _settings(**given), stored=first.baselines).frame([Series().image(5)])
+    with pytest.raises(BaselineError, match=next(iter(changes)).removesuffix("s_s")):
+        SliceMonitor(silent, _settings(**given | changes), stored=first.baselines).frame([Series().image(5)])
+
+
 def test_a_change_in_mid_scan_stops_the_readings() -> None:
     series = Series()
     monitor = SliceMonitor(SCAN, _settings())
@@ -515,6 +525,17 @@ def test_volume_needs_a_slice_thickness() -> None:
     monitor = SliceMonitor(replace(SCAN, recon=flat), _settings(slice_thickness_m=0.01))
     _, statistics = _run(monitor, Series(), range(6))[-1]
     assert "volume_above_41_ml" in statistics.regions[0]
+
+
+def test_planes_of_a_slab_are_as_thick_as_its_partitions() -> None:
+    """The recon matrix may announce twice the planes (zero filling), which are not made."""
+    slab, filled = EncodingSpace(matrix=(N, N, 8), fov_m=(0.2, 0.2, 0.04)), {"body_temperature_degc": 42.0}
+    scan = replace(SCAN, encoded=slab, recon=replace(slab, matrix=(N, N, 16)), n_partitions=8)
+    for header, thickness in ((scan, 0.005), (replace(scan, n_partitions=1), 0.0025)):
+        row = _run(SliceMonitor(header, _settings(**filled)), Series(start=4), range(8))[-1][1].regions[0]
+        voxel_ml = 1e6 * (0.2 / N) ** 2 * thickness
+        assert row["volume_above_43_ml"] == pytest.approx(row["voxels_above_43"] * voxel_ml)
+        assert row["voxels_above_43"] > 5
 
 
 def test_baseline_of_stored_noise() -> None:

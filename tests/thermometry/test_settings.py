@@ -29,6 +29,7 @@ def test_settings_come_as_text() -> None:
         ({"heated": "polygon:1,2,3,4"}, "three corners"),
         ({"cold_mask": "autom"}, "write circle"),
         ({"cold_mask": "file:"}, "write circle"),
+        ({"prf_coefficient": "1e-8"}, "less than 0"),
         ({"unknown": "1"}, "unknown setting thermometry.unknown"),
     ],
 )

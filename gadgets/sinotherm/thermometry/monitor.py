@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -115,7 +115,6 @@ class SliceMonitor:
     def __init__(
         self, scan: ScanHeader, settings: ThermometrySettings, *, stored: Mapping[int, Baseline] | None = None
     ) -> None:
-        self._scan = scan
         self._settings = settings
         self._stored = stored
         self._builders: dict[int, BaselineBuilder] = {}
@@ -138,6 +137,8 @@ class SliceMonitor:
         self._echo_times = settings.echo_times_s or scan.echo_times_s
         if not self._echo_times:
             raise HeaderError("the header states no TE: give thermometry.echo_times_s.")
+        # A baseline is bound to what it was measured with, whether the header or the settings say it.
+        self._scan = replace(scan, larmor_hz=larmor, echo_times_s=self._echo_times)
         self._sign = 1 if settings.phase_sign is None else settings.phase_sign
 
     @property
@@ -373,7 +374,10 @@ class SliceMonitor:
         """Return the regions of the settings; one that has not changed keeps its dose."""
         shape = (service.body.shape[0], service.body.shape[1], service.body.shape[2])
         pixel = self._scan.pixel_m
-        thickness = settings.slice_thickness_m or self._scan.recon.fov_m[2] / max(1, self._scan.recon.matrix[2])
+        # The planes of a slab are not interpolated; volumes that come as images have those of their matrix.
+        scan = self._scan
+        plane_m = scan.plane_m if scan.n_partitions > 1 else scan.recon.fov_m[2] / max(1, scan.recon.matrix[2])
+        thickness = settings.slice_thickness_m or plane_m
         voxel_ml = pixel[0] * pixel[1] * thickness * 1e6 if thickness > 0.0 else math.nan
         masks = {name: region_mask(text, shape, pixel) for name, text in named_regions(settings.regions).items()}
         regions = {}

@@ -25,7 +25,7 @@ class ThermometrySettings(StageSettings):
         ge=-1,
         le=1,
     )
-    prf_coefficient: float = setting(PRF_COEFFICIENT, "PRF coefficient alpha of the tissue.", unit="1/degC")
+    prf_coefficient: float = setting(PRF_COEFFICIENT, "PRF coefficient alpha of the tissue.", unit="1/degC", lt=0.0)
     echo_times_s: tuple[float, ...] = setting((), "Echo times instead of the header's, one an echo.", unit="s")
     larmor_hz: float | None = setting(None, "Larmor frequency instead of the header's.", unit="Hz", gt=0.0)
     body_temperature_degc: float | None = setting(
