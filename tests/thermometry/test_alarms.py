@@ -65,6 +65,8 @@ def test_maps_that_stay_away() -> None:
     assert watch.frame(80.0).startswith("stale frame: no map for 31.0 s, 10.0 s expected")
     assert watch.frame(float("nan")) == ""
     assert watch.frame(40.0).startswith("time stamps: this frame lies 40.0 s before the last one")
+    assert watch.frame(40.0) == "time stamps: this frame has the time of the last one"
+    assert watch.frame(50.0) == ""
 
 
 def test_one_stamp_too_early_makes_no_later_frame_late() -> None:

@@ -58,13 +58,16 @@ def test_gaps_are_interpolated_up_to_the_limit_and_bound_the_dose_beyond() -> No
 
 def test_time_that_runs_backwards_stands_still_or_is_unknown_adds_nothing() -> None:
     dose = DoseIntegrator(np.array([43.0]), 0.0, max_gap_frames=3)
+    dose.update(np.array([43.0]), 0.0)
     dose.update(np.array([43.0]), 60.0)
     assert not dose.lower_bound.any()
     dose.update(np.array([43.0]), math.nan)
     dose.update(np.array([43.0]), 120.0, longest_s=150.0)
+    assert not dose.lower_bound.any()
     dose.update(np.array([43.0]), 120.0)
     np.testing.assert_allclose(dose.minutes, 2.0)
-    assert not dose.lower_bound.any()
+    assert dose.lower_bound.all()
+    dose.lower_bound[:] = False
     dose.update(np.array([43.0]), -86_280.0)
     np.testing.assert_allclose(dose.minutes, 2.0)
     assert dose.lower_bound.all()

@@ -195,6 +195,42 @@ def test_dose_of_a_late_beginning_and_of_clocks_that_jump() -> None:
     assert redrawn.regions[0]["cem43_t50_min"] > 0.5 * before.regions[0]["cem43_t50_min"] > 0.0
 
 
+@pytest.mark.parametrize("still", [0, 6])
+def test_a_clock_that_stands_still_is_an_alarm_and_its_dose_a_lower_bound(still: int) -> None:
+    series, monitor = Series(), SliceMonitor(SCAN, _settings())
+    found = [monitor.frame([series.image(n, footprint=(0.0, 10.0 * min(n, still), 90.0))])[1] for n in range(9)]
+    for number, statistics in enumerate(found):
+        assert [text.partition(":")[0] for text in statistics.alarms] == ["time stamps"] * (number > still)
+    assert found[-1].regions[0]["cem43_lower_bound"] is True
+
+
+def test_a_region_drawn_in_mid_scan_has_the_dose_of_one_that_was_there() -> None:
+    series, texts = Series(start=5), ("hot=circle:35,29,3", "far=circle:14,32,3")
+    always, late = (SliceMonitor(SCAN, _settings(body_temperature_degc=42.0, regions=text)) for text in texts)
+    for number in range(10):
+        image = series.image(number)
+        if number == 7:
+            late.configure(_settings(body_temperature_degc=42.0))
+        rows = [monitor.frame([image])[1].regions[:1] for monitor in (always, late)]
+    ours, drawn = (row["cem43_t50_min"] for (row,) in rows)
+    # A frame lasts 10 s: half a minute and more at up to 48 degC.
+    assert drawn == pytest.approx(ours, rel=0.05)
+    assert drawn > 3.0
+    assert rows[1][0]["cem43_lower_bound"] is False
+
+
+@pytest.mark.parametrize(("numbers", "late"), [((0, 1, 2, 4), False), ((0, 1, 2, 30), True), ((0, 30), True)])
+def test_the_dose_begins_where_a_baseline_of_too_few_frames_ended(numbers: tuple[int, ...], late: bool) -> None:
+    series, monitor = Series(start=99), SliceMonitor(SCAN, _settings(body_temperature_degc=43.0))
+    for number in numbers:
+        found, statistics = monitor.frame([series.image(number)], ordinal=number)
+    assert found.meta["baseline_frames"] == numbers[:-1]
+    row = statistics.regions[0]
+    assert row["cem43_lower_bound"] is late
+    if not late:
+        assert row["cem43_t50_min"] == pytest.approx(20.0 / 60.0, rel=0.1)
+
+
 def test_frames_that_moved_leave_no_wrong_turns() -> None:
     series = Series(noise=0.003)
     monitor = SliceMonitor(replace(SCAN, larmor_hz=127.74e6), _settings())
@@ -219,8 +255,14 @@ def test_time_from_the_interval_or_no_dose(caplog: pytest.LogCaptureFixture) -> 
     assert _run(timed, Series(), range(6), **unknown)[-1][0].cem43_min is not None
     with caplog.at_level(logging.WARNING):
         silent = SliceMonitor(SCAN, _settings())
-        assert _run(silent, Series(), range(6), **unknown)[-1][0].cem43_min is None
+        found = _run(silent, Series(), range(6), **unknown)
+    assert found[-1][0].cem43_min is None
+    assert all(statistics.alarms[0].startswith("no dose: the frame carries no time") for _, statistics in found)
     assert "frame_interval_s" in caplog.text
+    assert (
+        _run(SliceMonitor(SCAN, _settings(body_temperature_degc=None)), Series(), range(1), **unknown)[0][1].alarms
+        == ()
+    )
 
 
 def _counted(image: FrameImage, *, counter: str, number: int) -> FrameImage:

@@ -162,8 +162,9 @@ class StaleWatch:
         self.follows = not (gap < 0.0 or gap > _FOLLOWS * expected)
         if math.isfinite(time_s):
             self._last = time_s
-        if gap < 0.0:
-            return f"time stamps: this frame lies {-gap:.1f} s before the last one"
+        if gap <= 0.0:
+            where = f"lies {-gap:.1f} s before the last one" if gap < 0.0 else "has the time of the last one"
+            return f"time stamps: this frame {where}"
         if gap > 0.0:
             late = gap > self.patience_s
             self._intervals.append(gap)

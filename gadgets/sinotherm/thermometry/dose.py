@@ -56,8 +56,8 @@ class DoseIntegrator:
     """Dose of every voxel since it was reset.
 
     Gap rule: over up to ``max_gap_frames`` frames without a valid reading the temperature is
-    interpolated linearly between the valid readings on either side; a longer gap, and time that runs
-    backwards, adds nothing, and the voxel's dose is a lower bound from then on.
+    interpolated linearly between the valid readings on either side; a longer gap, and time that stands
+    still or runs backwards, adds nothing, and the voxel's dose is a lower bound from then on.
 
     Parameters
     ----------
@@ -78,6 +78,8 @@ class DoseIntegrator:
         float64 (…): dose, min.
     lower_bound, read
         bool (…): what the dose is at least; voxels that have had a reading.
+    last_degc, last_s
+        float64 (…): last reading, °C, and its time, s; before the first one those of the start.
     """
 
     def __init__(
@@ -90,8 +92,8 @@ class DoseIntegrator:
         lower_bound: bool = False,
     ) -> None:
         start = np.array(temperature_degc, dtype=np.float64)
-        self._last = start
-        self._time = np.full(start.shape, time_s)
+        self.last_degc: np.ndarray[Any, np.dtype[np.float64]] = start
+        self.last_s: np.ndarray[Any, np.dtype[np.float64]] = np.full(start.shape, time_s)
         self._missing = np.zeros(start.shape, dtype=np.int32)
         self.max_gap_frames = max_gap_frames
         self.minutes: np.ndarray[Any, np.dtype[np.float64]] = np.full(start.shape, minutes)
@@ -111,11 +113,13 @@ class DoseIntegrator:
             Longest interval that is interpolated, whatever has come in it.
         """
         valid = np.isfinite(temperature_degc) & math.isfinite(time_s)
-        interval = time_s - self._time
-        use = valid & (self._missing <= self.max_gap_frames) & (interval >= 0.0) & (interval <= longest_s)
-        self.minutes[use] += cem43(self._last[use], temperature_degc[use], interval[use])
+        interval = time_s - self.last_s
+        # The start may be a reading's own time; two readings of one time are a clock that stands still.
+        forward = (interval > 0.0) | ((interval == 0.0) & ~self.read)
+        use = valid & (self._missing <= self.max_gap_frames) & forward & (interval <= longest_s)
+        self.minutes[use] += cem43(self.last_degc[use], temperature_degc[use], interval[use])
         self._missing = np.where(valid, 0, self._missing + 1)
         self.lower_bound |= (self._missing > self.max_gap_frames) | (valid & ~use)
         self.read |= valid
-        self._last[valid] = temperature_degc[valid]
-        self._time[valid] = time_s
+        self.last_degc[valid] = temperature_degc[valid]
+        self.last_s[valid] = time_s

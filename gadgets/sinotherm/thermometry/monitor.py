@@ -41,6 +41,7 @@ _LIVE: Final = (
     "dose_on_new_baseline",
 )
 """Settings that `SliceMonitor.configure` changes during a scan."""
+_NO_TIME: Final = "no dose: the frame carries no time; give thermometry.frame_interval_s"
 _NO_NOISE: Final = "the images state none, and it takes two baseline frames or more to see it (baseline_frames)"
 COLD_DEGC: Final = 1.0
 """Change up to which tissue is taken for unheated when a baseline is renewed."""
@@ -223,7 +224,7 @@ class SliceMonitor:
                 self._builders.setdefault(image.echo, builder).add(image)
         if self._builders and all(builder.complete for builder in self._builders.values()):
             try:
-                self._finish(images[0])
+                self._finish()
             except SinothermError as error:
                 if not self._renewing:
                     raise
@@ -232,12 +233,16 @@ class SliceMonitor:
                 kept = "there is none" if self._service is None else "the old one serves on"
                 self._notice = f"new baseline refused: {kept}; {error}"
 
-    def _finish(self, image: FrameImage) -> None:
-        """Put the baseline of the frames collected into service."""
-        service = self._serve({echo: builder.build(self._scan) for echo, builder in self._builders.items()})
+    def _finish(self, before: FrameImage | None = None) -> None:
+        """Put the baseline of the frames collected into service; ``before``: with frames missing up to this one."""
+        service = self._serve(
+            {echo: builder.build(self._scan) for echo, builder in self._builders.items()}, follows=before is None
+        )
         for echo, builder in self._builders.items():
             service.echoes[echo].use_pre_heating(builder.images)
-        self._start(service, image)
+        last = next(iter(self._builders.values())).images[-1]
+        missing = 0 if before is None else before.number - last.number - 1
+        self._start(service, last, follows=missing <= self._settings.dose_gap_frames)
         self._builders, self._renewing = {}, False
 
     def _at_once(self, images: Sequence[FrameImage]) -> _Service | None:
@@ -398,10 +403,7 @@ class SliceMonitor:
     def _begin_dose(self, time_s: float) -> None:
         """Begin the doses that are not being integrated yet, from body temperature; late ones are lower bounds."""
         body, service = self._settings.body_temperature_degc, self._service
-        if body is None or service is None:
-            return
-        if not math.isfinite(time_s):
-            logger.warning("no dose: frames carry no time; give thermometry.frame_interval_s")
+        if body is None or service is None or not math.isfinite(time_s):
             return
         if self._dose is None:
             self._dose = DoseIntegrator(
@@ -412,7 +414,7 @@ class SliceMonitor:
             )
         for region in self._regions.values():
             if not region.has_dose:
-                region.begin_dose(body, time_s, self._dose)
+                region.begin_dose(self._dose)
 
     @property
     def _longest_s(self) -> float:
@@ -474,7 +476,7 @@ class SliceMonitor:
             self._lose()
         if self._builders and self._service is None and self._in_window(ordinal) > 0 and not self._renewing:
             # Frames of the window were missing: what came of it must do.
-            self._finish(image)
+            self._finish(before=image)
         if withheld:
             return self._no_map(image, NoReading.GUARD, Observation(guard=withheld), stale, said)
         service = self._service or self._at_once(images)
@@ -563,7 +565,8 @@ class SliceMonitor:
             wrap_share=settings.alarm_wrap,
         )
         notice, self._notice = self._notice, ""
-        raised = (*alarms(seen, limits), *filter(None, (stale, notice)))
+        timed = settings.body_temperature_degc is None or math.isfinite(self._time(image))
+        raised = (*alarms(seen, limits), *filter(None, (stale, notice, "" if timed else _NO_TIME)))
         for text in raised:
             logger.warning("frame %d: %s", image.number, text)
         return raised

@@ -39,18 +39,19 @@ class RegionStatistics:
         """Whether the dose of its curves is being integrated."""
         return self._dose is not None
 
-    def begin_dose(self, body_temperature_degc: float, time_s: float, voxels: DoseIntegrator) -> None:
-        """Start the dose of the T50 and T90 curves, from body temperature.
+    def begin_dose(self, voxels: DoseIntegrator) -> None:
+        """Start the dose of the T50 and T90 curves where those of its voxels are.
 
-        A region that is drawn when there is dose already takes the median and the 10th percentile of its voxels'.
+        That is body temperature at first. A region that is drawn later goes on from its voxels' last readings: the
+        median and the 10th percentile of these and of their doses.
         """
-        doses = voxels.minutes[self.mask & voxels.read]
-        start = np.percentile(doses, (50.0, 10.0)) if len(doses) else np.zeros(2)
+        inside = self.mask & voxels.read if voxels.read[self.mask].any() else self.mask
+        temperatures, doses = (np.percentile(of[inside], (50.0, 10.0)) for of in (voxels.last_degc, voxels.minutes))
         self._dose = DoseIntegrator(
-            np.full(2, body_temperature_degc),
-            time_s,
+            temperatures,
+            float(voxels.last_s[inside].max()),
             max_gap_frames=voxels.max_gap_frames,
-            minutes=start,
+            minutes=doses,
             lower_bound=bool(voxels.lower_bound[self.mask].any()),
         )
 
