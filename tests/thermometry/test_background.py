@@ -45,8 +45,7 @@ def test_what_cannot_be_read() -> None:
     background = Background(HEATED, harmonic=False, order=2)
     with pytest.raises(DataError, match="2 coil images"):
         background.reference(np.ones((2, N, N), np.complex64))
-    with pytest.raises(DataError, match="no signal in the ring"):
-        background.reference(np.zeros((1, N, N), np.complex64))
+    assert not background.reference(HEATED[None].astype(np.complex64))[0].any()
 
 
 @pytest.mark.parametrize(("order", "grows"), [(3, 0.0), (6, 0.3)])

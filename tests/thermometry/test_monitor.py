@@ -614,6 +614,46 @@ def test_referenceless_modes_read_a_region_that_is_hot_for_the_most_part(mode: s
     assert np.nanmax(np.abs(found.temperature_degc[0] - 37.0 - heat)) < 2.0
 
 
+@pytest.mark.parametrize("what", ["zero", "not finite", "ring"])
+def test_a_referenceless_frame_without_surroundings_has_no_reading_and_ends_no_scan(what: str) -> None:
+    series, heated = Series(noise=0.005), np.hypot(X - 0.1, Y + 0.1) < 0.36
+    monitor = SliceMonitor(SCAN, _settings(baseline_mode="harmonic", heated="circle:35,29,11"))
+    found = []
+    for number in range(4):
+        image = series.image(number)
+        if number == 2:
+            image.data[...] *= {"zero": 0.0, "not finite": np.nan, "ring": heated}[what]
+        found.append(monitor.frame([image]))
+    read = [int((one.validity == 0).sum()) for one, _ in found]
+    assert read[2] == 0
+    assert read[3] == read[0] > 100
+    assert any("no signal in the ring round the heated region" in text for text in found[2][1].alarms)
+    assert found[3][1].alarms == ()
+
+
+@pytest.mark.parametrize("what", ["zero", "one pixel is not finite", "noise"])
+def test_a_referenceless_scan_begins_with_the_first_frame_that_has_signal(what: str) -> None:
+    series = Series(noise=0.005)
+    monitor = SliceMonitor(SCAN, _settings(baseline_mode="harmonic", heated="circle:35,29,11"))
+    image = series.image(0)
+    match what:
+        case "zero":
+            image.data[...] = 0.0
+        case "noise":
+            image.data[...] = series.random.standard_normal(image.data.shape) * 0.005
+        case _:
+            image.data[..., 3, 3] = np.nan
+    found, statistics = monitor.frame([image])
+    assert (found.validity == NoReading.NO_BASELINE).all()
+    assert [text.partition(":")[0] for text in statistics.alarms] == ["baseline"]
+    for number in range(1, 4):
+        found, statistics = monitor.frame([series.image(number)])
+        assert not found.validity[0][HOT].any()
+        assert statistics.alarms == ()
+    # Heating may have begun in the frame that could not be read.
+    assert statistics.regions[0]["cem43_lower_bound"] is True
+
+
 def test_library_takes_the_most_similar_frame() -> None:
     """The phase breathes by 1 rad across the body; the library holds each state."""
     series = Series(start=4)
@@ -646,6 +686,36 @@ def test_motion_takes_the_reading() -> None:
         found, statistics = monitor.frame([replace(image, data=np.roll(image.data, moved, axis=-1))])
         assert (found.validity & NoReading.MOTION).all()
         assert any(text.startswith("motion: ") and word in text for text in statistics.alarms)
+
+
+def _volume(planes: list[FrameImage]) -> FrameImage:
+    data = np.concatenate([plane.data for plane in planes], axis=1)
+    return replace(planes[0], data=data, noise_sd=np.full(data.shape[1:], SD, np.float32))
+
+
+def test_an_end_plane_without_body_takes_no_reading_from_the_others() -> None:
+    series, monitor = Series(), SliceMonitor(SCAN, _settings())
+    for number in range(8):
+        full, empty = series.image(number), series.image(number)
+        empty.data[...] -= BODY * empty.data
+        found, statistics = monitor.frame([_volume([full, empty])])
+    assert statistics.alarms == ()
+    assert not found.validity[0][BODY].any()
+    assert (found.validity[1] & NoReading.SIGNAL).all()
+    assert not (found.validity & (NoReading.MOTION | NoReading.DRIFT)).any()
+    assert found.meta["drift_ok"] is True
+
+
+def test_motion_is_judged_plane_by_plane() -> None:
+    series, monitor = Series(), SliceMonitor(SCAN, _settings())
+    for number in range(7):
+        planes = [series.image(number) for _ in range(3)]
+        if number == 6:
+            planes[1] = replace(planes[1], data=np.roll(planes[1].data, 3, axis=-1))
+        found, statistics = monitor.frame([_volume(planes)])
+    assert [bool((plane & NoReading.MOTION).all()) for plane in found.validity] == [False, True, False]
+    assert not found.validity[[0, 2]][:, HOT].any()
+    assert [text for text in statistics.alarms if text.startswith("motion") and "plane 1" in text]
 
 
 def test_fat_is_found_and_masked() -> None:

@@ -248,7 +248,14 @@ class EchoMeasurement:
         missing = np.zeros(phase.shape, dtype=bool)
         fits: list[DriftFit] = []
         problems: list[str] = []
+        for plane in range(len(self._backgrounds)):
+            if not product[plane].any():
+                missing[plane] = True
+                problems.append("no signal in the ring round the heated region: draw it inside tissue; no reading")
         for plane, estimator in enumerate(self._drift):
+            if not self._trusted[plane].any():
+                # An end plane without a body in it has no drift, and its neighbours need none of it.
+                continue
             fit = estimator.fit(product[plane], phase[plane], self._scale)
             fits.append(fit)
             if not fit.problem:

@@ -43,6 +43,8 @@ _LIVE: Final = (
 """Settings that `SliceMonitor.configure` changes during a scan."""
 _NO_TIME: Final = "no dose: the frame carries no time; give thermometry.frame_interval_s"
 _NO_NOISE: Final = "the images state none, and it takes two baseline frames or more to see it (baseline_frames)"
+_DARK: Final = 5.0
+"""Noise SDs which the 99th percentile of an image's magnitude exceeds; that of noise alone lies at 3."""
 COLD_DEGC: Final = 1.0
 """Change up to which tissue is taken for unheated when a baseline is renewed."""
 _HEATED_SHARE: Final = 0.002
@@ -249,6 +251,10 @@ class SliceMonitor:
         """Return the service of a scan that needs no frames of its own before it can measure, or ``None``."""
         image = images[0]
         if self._settings.referenceless:
+            if image.noise_sd is not None and np.percentile(np.abs(image.data), 99.0) < _DARK * np.median(
+                image.noise_sd
+            ):
+                raise BaselineError("the frame holds noise alone: check the receive chain.")
             first = {
                 other.echo: Baseline(
                     data=other.data,
@@ -260,7 +266,8 @@ class SliceMonitor:
                 )
                 for other in images
             }
-            return self._start(self._serve(first), image)
+            # What was heated before the first frame that can serve is not known.
+            return self._start(self._serve(first), image, follows=self._seen == 1)
         if self._stored is None:
             return None
         missing = [other.echo for other in images if other.echo not in self._stored]
@@ -282,7 +289,7 @@ class SliceMonitor:
         level = float(np.percentile(size, 99.0)) * settings.min_signal
         body = size > level
         if not body.any():
-            raise BaselineError("the baseline holds no signal: check the receive chain.")
+            raise BaselineError("the baseline holds no signal, or values that are not finite: check the receive chain.")
         heated = region_mask(settings.heated, shape, pixel) if settings.referenceless else None
         fat = self._fat_mask(first, self._echo_time(echo), size, level)
         cold = self._cold_mask(settings, size, level, fat)
@@ -479,13 +486,21 @@ class SliceMonitor:
             self._finish(before=image)
         if withheld:
             return self._no_map(image, NoReading.GUARD, Observation(guard=withheld), stale, said)
-        service = self._service or self._at_once(images)
+        service, problem = self._service, ""
+        if service is None:
+            try:
+                service = self._at_once(images)
+            except BaselineError as error:
+                if not self._settings.referenceless:
+                    raise
+                # One dark frame at the start: the next one may serve.
+                problem = str(error)
         if service is not None:
             problem = self._misfit(service, images)
-        elif self._in_window(ordinal) > 0 and not self._builders and self._settings.baseline_rule != "on_command":
+        elif not (
+            problem or self._builders or self._settings.baseline_rule == "on_command" or self._in_window(ordinal) <= 0
+        ):
             problem = "none was taken of this reconstruction at the start of the scan; command set_baseline when cold"
-        else:
-            problem = ""
         if service is None or problem:
             found = self._no_map(image, NoReading.NO_BASELINE, Observation(baseline_problem=problem), stale, said)
         else:
@@ -593,15 +608,15 @@ class SliceMonitor:
         settings, image, body = self._settings, images[0], service.body
         size = magnitude(np.where(np.isfinite(image.data), image.data, np.complex64(0.0)))
         motion = [watch.compare(plane) for watch, plane in zip(service.motion, size, strict=True)]
-        moved = self._moved(motion)
+        moved = [self._moved(number, found) if body[number].any() else "" for number, found in enumerate(motion)]
         share = float(np.median(size[body]) / np.median(service.echoes[image.echo].magnitude[body]))
-        usable = not moved and share >= settings.alarm_signal
+        usable = not any(moved) and share >= settings.alarm_signal
         readings = [service.echoes[other.echo].read(other, usable=usable) for other in images]
         for echo in service.echoes.keys() - {other.echo for other in images}:
             service.echoes[echo].lose()
         change, unfiltered, sigma = self._combined(images, readings)
         wrapped = np.logical_or.reduce([reading.wrapped for reading in readings])
-        bits = self._validity(service, readings, sigma, wrapped, bool(moved))
+        bits = self._validity(service, readings, sigma, wrapped, moved)
         valid = bits == 0
         change = np.where(valid, change, np.float32(np.nan))
         self._n_heated = _heated_voxels(change, sigma)
@@ -622,7 +637,7 @@ class SliceMonitor:
             wrap_share=float(wrapped.sum() / body.sum()),
             noise_problem="" if np.isfinite(sigma[body]).any() else _NO_NOISE,
             drift_problem="; ".join(text for reading in readings for text in reading.problems),
-            motion=moved,
+            motion="; ".join(filter(None, moved)),
         )
         raised = self._raised(image, seen, stale)
         meta = self._provenance(image) | self._quality(readings[0], motion, share) | dict(notes) | {"alarms": raised}
@@ -654,24 +669,27 @@ class SliceMonitor:
         variances = np.stack([(weight * one.sigma) ** 2 for weight, one in zip(weights, readings, strict=True)])
         return change, unfiltered, np.sqrt(variances.sum(axis=0))
 
-    def _moved(self, motion: Sequence[Motion]) -> str:
-        """Return what moved, or an empty text."""
+    def _moved(self, plane: int, found: Motion) -> str:
+        """Return why a plane has moved, or an empty text."""
         settings = self._settings
-        for plane, found in enumerate(motion):
-            if found.correlation < settings.motion_correlation:
-                return (
-                    f"correlation with the baseline {found.correlation:.3f} in plane {plane}, "
-                    f"limit {settings.motion_correlation:g}"
-                )
-            if found.distance_px > settings.motion_shift_px:
-                return (
-                    f"edges shifted by {found.distance_px:.2f} pixels in plane {plane}, "
-                    f"limit {settings.motion_shift_px:g}"
-                )
+        if found.correlation < settings.motion_correlation:
+            return (
+                f"correlation with the baseline {found.correlation:.3f} in plane {plane}, "
+                f"limit {settings.motion_correlation:g}"
+            )
+        if found.distance_px > settings.motion_shift_px:
+            return (
+                f"edges shifted by {found.distance_px:.2f} pixels in plane {plane}, limit {settings.motion_shift_px:g}"
+            )
         return ""
 
     def _validity(
-        self, service: _Service, readings: Sequence[Reading], sigma: FloatArray, wrapped: MaskArray, moved: bool
+        self,
+        service: _Service,
+        readings: Sequence[Reading],
+        sigma: FloatArray,
+        wrapped: MaskArray,
+        moved: Sequence[str],
     ) -> ValidityArray:
         """Return the bits of `NoReading`; fat has no reading for want of tissue signal."""
         bits = np.where(
@@ -683,8 +701,7 @@ class SliceMonitor:
         bits |= np.where(service.outside, np.uint16(NoReading.NO_BASELINE), np.uint16(0))
         for reading in readings:
             bits |= np.where(reading.no_drift, np.uint16(NoReading.DRIFT), np.uint16(0))
-        if moved:
-            bits |= np.uint16(NoReading.MOTION)
+        bits[[bool(text) for text in moved]] |= np.uint16(NoReading.MOTION)
         return bits.astype(np.uint16, copy=False)
 
     def _quality(self, reading: Reading, motion: Sequence[Motion], share: float) -> dict[str, MetaValue]:
