@@ -743,7 +743,7 @@ def test_renewed_baseline_keeps_or_resets_the_dose() -> None:
         assert monitor.generation == 1
         before, _ = monitor.frame([series.image(10)])
         assert monitor.n_heated > 10
-        monitor.renew_baseline()
+        monitor.renew_baseline(range(11, 13))
         series.start = 99
         maps = _run(monitor, series, range(11, 15))
         assert monitor.generation == 2
@@ -758,7 +758,7 @@ def test_a_plane_that_is_moved_while_a_baseline_is_renewed_ends_no_scan(rule: st
     series = Series(start=99)
     monitor = SliceMonitor(SCAN, _settings(baseline_rule=rule))
     _run(monitor, series, range(6), fingerprint={"geometry": "A"})
-    monitor.renew_baseline()
+    monitor.renew_baseline(range(6, 10))
     _run(monitor, series, range(6, 8), fingerprint={"geometry": "A"})
     _run(monitor, series, range(8, 10), fingerprint={"geometry": "B"})
     found, statistics = _run(monitor, series, range(10, 11), fingerprint={"geometry": "A"})[0]
@@ -768,10 +768,66 @@ def test_a_plane_that_is_moved_while_a_baseline_is_renewed_ends_no_scan(rule: st
     kept = "the old one serves on" if served else "there is none"
     refused = [text for text in statistics.alarms if text.startswith(f"new baseline refused: {kept}")]
     assert "geometry = B (baseline: A)" in refused[0]
-    monitor.renew_baseline()
+    monitor.renew_baseline(range(11, 15))
     found, statistics = _run(monitor, series, range(11, 16), fingerprint={"geometry": "B"})[-1]
     assert np.isfinite(found.change_degc).any()
     assert statistics.alarms == ()
+
+
+@pytest.mark.parametrize(("held_back", "served"), [(range(6, 11), False), (range(8, 10), True)])
+def test_a_commanded_baseline_is_made_of_its_own_frames_or_not_at_all(held_back: range, served: bool) -> None:
+    """What comes later may be heated."""
+    series, monitor = Series(start=10), SliceMonitor(SCAN, _settings())
+    found = []
+    for number in range(16):
+        if number == 6:
+            monitor.renew_baseline(range(6, 10))
+        found.append(monitor.frame([series.image(number)], withheld="residual" if number in held_back else ""))
+    assert found[10][0].meta["baseline_frames"] == ((6, 7) if served else (0, 1, 2, 3))
+    notices = [text for _, statistics in found for text in statistics.alarms if text.startswith("new baseline refused")]
+    assert notices == [] if served else ["new baseline refused: the old one serves on; 0 of 4 frames came."]
+    assert abs((found[-1][0].change_degc[0] - series.heat(15))[HOT].mean()) < 0.3
+
+
+@pytest.mark.parametrize("last", ["moved", "dark", "not finite", "held back"])
+def test_what_was_heated_when_it_was_last_read_counts_as_heated(last: str) -> None:
+    series, monitor = Series(), SliceMonitor(SCAN, _settings())
+    assert monitor.n_heated == 0
+    _run(monitor, series, range(10))
+    heated = monitor.n_heated
+    assert heated > 100
+    image = series.image(10)
+    match last:
+        case "moved":
+            image = replace(image, data=np.roll(image.data, 3, axis=-1))
+        case "dark":
+            image.data[...] *= 0.001
+        case "not finite":
+            image.data[...] = np.nan
+    found, _ = monitor.frame([image], withheld="residual" if last == "held back" else "")
+    assert found.validity.all()
+    assert monitor.n_heated == heated
+
+
+def test_what_may_have_gone_a_turn_counts_as_heated() -> None:
+    series, monitor = Series(start=99), SliceMonitor(SCAN, _settings())
+    _run(monitor, series, range(6))
+    image = series.image(6)
+    image.data[..., HOT] *= np.exp(2.9j)
+    found, _ = monitor.frame([image])
+    assert monitor.n_heated == int((found.validity[0][HOT] == NoReading.WRAP).sum()) > 10
+
+
+def test_a_small_focus_counts_as_heated_and_noise_does_not() -> None:
+    focus = 15.0 * np.exp(-((X - 0.1) ** 2 + (Y + 0.1) ** 2) / (2 * (1.0 / 32) ** 2))
+    series, monitor = Series(start=99, noise=0.05), SliceMonitor(SCAN, _settings())
+    for number in range(40):
+        assert monitor.n_heated == 0
+        image = series.image(number)
+        if number == 39:
+            image.data[...] *= np.exp(1j * PER_DEGC * focus)
+        monitor.frame([image])
+    assert 5 <= monitor.n_heated < 20
 
 
 def test_a_first_baseline_that_cannot_be_made_ends_the_scan() -> None:
@@ -785,7 +841,7 @@ def test_a_new_baseline_of_another_matrix_begins_the_doses_anew_and_says_so() ->
     series = Series()
     monitor = SliceMonitor(SCAN, _settings(baseline_frames=2, dose_on_new_baseline="keep"))
     _run(monitor, series, range(8))
-    monitor.renew_baseline()
+    monitor.renew_baseline(range(8, 10))
     series.start = 99
     found = []
     for number in range(8, 12):

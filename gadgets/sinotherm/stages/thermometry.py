@@ -232,7 +232,7 @@ class _Session:
             self._monitors[stream] = SliceMonitor(self._scan, self._book.settings, stored=self._stored_for(stream))
         monitor = self._monitors[stream]
         if self._book.owes_baseline(stream, self._ordinal(images[0])):
-            monitor.renew_baseline()
+            monitor.renew_baseline(self._book.renewal(stream[0]))
         generation = monitor.generation
         events = self._book.take_events()
         notes = self._notes | ({"events": events} if events else {})

@@ -178,6 +178,11 @@ class CommandBook:
         self._renewed.add(stream)
         return True
 
+    def renewal(self, slice_: int) -> range:
+        """Return the frames of the last new baseline, by the slice's own count."""
+        begun = self._begun.get(slice_, 0)
+        return range(self._renewal.start - begun, self._renewal.stop - begun)
+
     def handle(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Carry out a command and return its answer, with the names of the scan (``scan``).
 
@@ -218,16 +223,16 @@ class CommandBook:
                 if hot and arguments.pop("force", False) is not True:
                     raise SettingsError(
                         f"{hot} voxels are more than {COLD_DEGC:g} degC warmer than the baseline, beyond their "
-                        "uncertainty: a new one would show them as unheated. Wait until they have cooled, or give "
-                        "force = true."
+                        "uncertainty, or were when they were last read: a new one would show them as unheated. Wait "
+                        "until they have cooled, or give force = true."
                     )
                 changes = {"frames": "baseline_frames", "dose": "dose_on_new_baseline"}
                 self._change({changes[key]: value for key, value in arguments.items() if key in changes})
-                for monitor in self._monitors.values():
-                    monitor.renew_baseline()
                 begin = self._frames or self.settings.baseline_skip
                 self._renewal = range(begin, begin + self.settings.baseline_frames)
                 self._renewed = set(self._monitors)
+                for (slice_, _), monitor in self._monitors.items():
+                    monitor.renew_baseline(self.renewal(slice_))
                 return {"frames": self.settings.baseline_frames, "dose": self.settings.dose_on_new_baseline}
             case "body_temperature":
                 self._change({"body_temperature_degc": _needed(name, arguments, "degc")})

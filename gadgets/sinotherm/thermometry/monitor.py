@@ -47,8 +47,8 @@ _DARK: Final = 5.0
 """Noise SDs which the 99th percentile of an image's magnitude exceeds; that of noise alone lies at 3."""
 COLD_DEGC: Final = 1.0
 """Change up to which tissue is taken for unheated when a baseline is renewed."""
-_HEATED_SHARE: Final = 0.002
-"""Of the voxels with a reading, and ten at least: fewer that stand out are noise."""
+_HEATED_GROUP: Final = 5
+"""Neighbours in a plane that stand out together; fewer are noise."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,12 +86,6 @@ class _Service:
         return next(iter(self.echoes.values()))
 
 
-def _heated_voxels(change: FloatArray, sigma: FloatArray) -> int:
-    """Return how many voxels are warmer than the baseline beyond doubt; 0 where they are no more than noise makes."""
-    found = int((change > COLD_DEGC + 3.0 * sigma).sum())
-    return found if found >= max(10.0, _HEATED_SHARE * float(np.isfinite(change).sum())) else 0
-
-
 class SliceMonitor:
     """Thermometry of one slice counter, all of its echoes.
 
@@ -121,7 +115,7 @@ class SliceMonitor:
         self._settings = settings
         self._stored = stored
         self._builders: dict[int, BaselineBuilder] = {}
-        self._renewing = False
+        self._renewal = range(0)
         self._notice = ""
         self._shape: tuple[int, int, int] | None = None
         self._seen = 0
@@ -132,7 +126,7 @@ class SliceMonitor:
         self._regions: dict[str, RegionStatistics] = {}
         self._dose: DoseIntegrator | None = None
         self._late = False
-        self._n_heated = 0
+        self._hot: MaskArray = np.zeros((1, 1, 1), dtype=bool)
         larmor = settings.larmor_hz if settings.larmor_hz is not None else scan.larmor_hz
         if larmor is None:
             raise HeaderError("the header states no H1resonanceFrequency_Hz: give thermometry.larmor_hz.")
@@ -155,15 +149,22 @@ class SliceMonitor:
         if self._service is not None:
             return ""
         settings = self._settings
-        if settings.baseline_rule == "on_command" and not (self._builders or self._renewing):
+        if settings.baseline_rule == "on_command" and not (self._builders or self._renewal):
             return "none was taken by command"
-        came = min((len(builder.images) for builder in self._builders.values()), default=0)
-        return f"{came} of {settings.baseline_frames} frames came"
+        return f"{self._came} of {settings.baseline_frames} frames came"
+
+    @property
+    def _came(self) -> int:
+        return min((len(builder.images) for builder in self._builders.values()), default=0)
 
     @property
     def n_heated(self) -> int:
-        """Voxels that the last map shows warmer than the baseline beyond doubt."""
-        return self._n_heated
+        """Voxels whose last reading is warmer than the baseline beyond doubt, more together than noise makes."""
+        from scipy.ndimage import label
+
+        groups, _ = label(self._hot, np.pad(np.ones((1, 3, 3), bool), ((1, 1), (0, 0), (0, 0))))
+        sizes = np.bincount(groups.ravel())[1:]
+        return int(sizes[sizes >= _HEATED_GROUP].sum())
 
     @property
     def patience_s(self) -> float:
@@ -172,13 +173,14 @@ class SliceMonitor:
 
     # --- changes during the scan ----------------------------------------------------------------
 
-    def renew_baseline(self) -> None:
-        """Take a new baseline from the next frames; the old one serves until it is complete.
+    def renew_baseline(self, frames: range) -> None:
+        """Take a new baseline from these frames (counted as in `frame`); the old one serves until it is complete.
 
-        Where their baseline cannot be made, the next frame has an alarm that says so, and the old one serves on.
+        What came of them by the end must do, if it is half of them. Where their baseline cannot be made, the next
+        frame has an alarm that says so, and the old one serves on.
         """
         self._builders = {}
-        self._renewing = True
+        self._renewal = frames
 
     def configure(self, settings: ThermometrySettings) -> None:
         """Change what may change during a scan: body temperature, regions, cold mask, alarm limits.
@@ -219,21 +221,27 @@ class SliceMonitor:
         place of missing ones: those may be heated.
         """
         settings = self._settings
-        window = 1 if self._service is not None else self._in_window(ordinal)
-        if self._renewing or window == 0:
+        if ordinal in self._renewal or not (self._renewal or self._service is not None or self._in_window(ordinal)):
             for image in images:
                 builder = BaselineBuilder(settings.baseline_frames, library=settings.baseline_mode == "library")
                 self._builders.setdefault(image.echo, builder).add(image)
         if self._builders and all(builder.complete for builder in self._builders.values()):
-            try:
-                self._finish()
-            except SinothermError as error:
-                if not self._renewing:
-                    raise
-                # The plane was moved while it was taken, say: that ends no scan that goes on without it.
-                self._builders, self._renewing = {}, False
-                kept = "there is none" if self._service is None else "the old one serves on"
-                self._notice = f"new baseline refused: {kept}; {error}"
+            self._complete()
+
+    def _complete(self, before: FrameImage | None = None) -> None:
+        """Put the baseline of the frames collected into service, or say why a commanded one cannot be."""
+        came, asked = self._came, len(self._renewal)
+        try:
+            if 2 * came < asked:
+                raise BaselineError(f"{came} of {asked} frames came.")
+            self._finish(before)
+        except SinothermError as error:
+            if not self._renewal:
+                raise
+            # The plane was moved while it was taken, say: that ends no scan that goes on without it.
+            self._builders, self._renewal = {}, range(0)
+            kept = "there is none" if self._service is None else "the old one serves on"
+            self._notice = f"new baseline refused: {kept}; {error}"
 
     def _finish(self, before: FrameImage | None = None) -> None:
         """Put the baseline of the frames collected into service; ``before``: with frames missing up to this one."""
@@ -245,7 +253,7 @@ class SliceMonitor:
         last = next(iter(self._builders.values())).images[-1]
         missing = 0 if before is None else before.number - last.number - 1
         self._start(service, last, follows=missing <= self._settings.dose_gap_frames)
-        self._builders, self._renewing = {}, False
+        self._builders, self._renewal = {}, range(0)
 
     def _at_once(self, images: Sequence[FrameImage]) -> _Service | None:
         """Return the service of a scan that needs no frames of its own before it can measure, or ``None``."""
@@ -333,6 +341,7 @@ class SliceMonitor:
             self._dose = None
             self._regions = self._drawn(self._settings, service, anew=True)
         self._service = service
+        self._hot = np.zeros(service.body.shape, dtype=bool)
         self.generation += 1
         self._late = not follows or old != new
         self._begin_dose(self._time(image))
@@ -481,9 +490,10 @@ class SliceMonitor:
         stale = self._stale.frame(self._time(image)) or counted
         if not (self._stale.follows and self._count.follows):
             self._lose()
-        if self._builders and self._service is None and self._in_window(ordinal) > 0 and not self._renewing:
+        waits = self._builders and self._service is None and self._in_window(ordinal) > 0
+        if ordinal >= self._renewal.stop if self._renewal else waits:
             # Frames of the window were missing: what came of it must do.
-            self._finish(before=image)
+            self._complete(before=image)
         if withheld:
             return self._no_map(image, NoReading.GUARD, Observation(guard=withheld), stale, said)
         service, problem = self._service, ""
@@ -619,7 +629,8 @@ class SliceMonitor:
         bits = self._validity(service, readings, sigma, wrapped, moved)
         valid = bits == 0
         change = np.where(valid, change, np.float32(np.nan))
-        self._n_heated = _heated_voxels(change, sigma)
+        # What has no reading is as it was last seen; a phase that jumped is heat, as far as anyone knows.
+        self._hot = np.where(valid, change > COLD_DEGC + 3.0 * sigma, self._hot | (bits == NoReading.WRAP))
         absolute = settings.body_temperature_degc is not None
         temperature = change + np.float32(settings.body_temperature_degc) if absolute else None
         time_s = self._time(image)
