@@ -23,6 +23,10 @@ LIMITS = AlarmLimits(temperature_degc=45.0, dose_min=10.0)
         (Observation(drift_problem="3 cold voxels"), "drift fit failed: 3 cold voxels"),
         (Observation(motion="edge moved"), "motion: edge moved"),
         (Observation(regions=[{"region": "rectum", "n": 0}]), "no reading: rectum"),
+        (
+            Observation(regions=[{"region": "rectum", "n": 20, "voxels": 29, "lost": "9 wrap"}]),
+            "readings lost: rectum is down to 20 of 29 voxels (9 wrap)",
+        ),
         (Observation(guard="residual"), "network guard: residual"),
         (Observation(baseline_problem="f0"), "baseline: f0"),
     ],
@@ -48,12 +52,14 @@ def test_nothing_is_raised_without_cause(seen: Observation, limits: AlarmLimits)
 
 
 def test_what_an_alarm_is_about() -> None:
-    rows = [ROW | {"region": name} for name in ("rim", "what is left: 2")]
+    lost = {"n": 1, "voxels": 2, "lost": "1 wrap"}
+    rows = [ROW | {"region": "rim"}, ROW | {"region": "what is left: 2"} | lost]
     found = alarms(Observation(regions=rows, motion="edge is gone"), LIMITS)
     assert [subject(text) for text in found] == [
         "over-temperature: T10 of rim",
         "dose reached: CEM43 T90 of rim",
         "over-temperature: T10 of what is left: 2",
+        "readings lost: what is left: 2",
         "dose reached: CEM43 T90 of what is left: 2",
         "motion",
     ]

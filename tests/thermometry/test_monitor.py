@@ -372,6 +372,60 @@ def test_a_jump_is_flagged_as_a_wrap() -> None:
     assert any(text.startswith("wrap risk") for text in statistics.alarms)
 
 
+def test_a_focus_that_cannot_be_read_is_an_alarm_of_its_region() -> None:
+    """Its hottest voxels are missing from T10, which lies below the limit, and are few in the body."""
+    focus = 34.0 * np.exp(-((X - 0.1) ** 2 + (Y + 0.1) ** 2) / (2 * (1.5 / 32) ** 2))
+    scan, per_degc = replace(SCAN, larmor_hz=123.2e6, echo_times_s=(0.016,)), PER_DEGC * 123.2 / 63.87 * 0.016 / 0.019
+    series = Series(start=99)
+    monitor = SliceMonitor(scan, _settings(alarm_temperature_degc=55.0))
+    _run(monitor, series, range(6))
+    for number in (6, 7):
+        image = series.image(number)
+        image.data[...] *= np.exp(1j * per_degc * focus)
+        found, statistics = monitor.frame([image])
+        row = statistics.regions[0]
+        wrapped = int((found.validity[0][HOT] & NoReading.WRAP > 0).sum())
+        assert statistics.alarms == (f"readings lost: hot is down to {29 - wrapped} of 29 voxels ({wrapped} wrap)",)
+        assert row["t10_degc"] < 55.0 < 37.0 + np.percentile(focus[HOT], 90)
+        assert row["cem43_lower_bound"] is True
+
+
+@pytest.mark.parametrize("share", [0.3, 0.01])
+def test_tissue_that_loses_its_signal_is_an_alarm_of_its_region(share: float) -> None:
+    series, monitor = Series(start=99, noise=0.08), SliceMonitor(SCAN, _settings())
+    _run(monitor, series, range(6))
+    image = series.image(6)
+    image.data[..., 27:31, 33:37] *= share
+    _, statistics = monitor.frame([image])
+    kinds = [text.partition(":")[0] for text in statistics.alarms]
+    assert kinds == ["readings lost"]
+    assert "noise" in statistics.alarms[0]
+
+
+@pytest.mark.parametrize("mode", ["mean", "harmonic"])
+def test_what_a_region_never_could_read_is_no_alarm(mode: str) -> None:
+    """It lies partly outside of the body, in fat, in dim tissue whose uncertainty is at its limit, and elsewhere."""
+    rim = "rim=circle:10,32,8;fat=circle:20,20,6;dim=circle:44,44,6;part=circle:46,29,8"
+    settings = _settings(
+        regions=rim,
+        fat="circle:18,18,5",
+        baseline_mode=mode,
+        heated="circle:35,29,11" if mode == "harmonic" else "",
+        max_sigma_degc=2.0,
+    )
+    series, monitor = Series(start=99, noise=0.04), SliceMonitor(SCAN, settings)
+    dim = 0.2 + 0.8 * (np.hypot(X - 12 / 32, Y - 12 / 32) > 0.2)
+    raised, counts = [], []
+    for number in range(30):
+        image, noise = series.image(number), series.random.standard_normal((2, N, N))
+        data = image.data * dim + 0.04 * np.sqrt(1.0 - dim**2) * (noise[0] + 1j * noise[1])
+        _, statistics = monitor.frame([replace(image, data=data.astype(np.complex64))])
+        raised += [text for text in statistics.alarms if text.startswith("readings lost")]
+        counts += [(row["n"], row["voxels"]) for row in statistics.regions[:2]]
+    assert raised == []
+    assert all(n < voxels for n, voxels in counts)
+
+
 def test_neighbours_smooth_and_the_unfiltered_map_is_kept() -> None:
     series = Series()
     monitor = SliceMonitor(SCAN, _settings(neighbours=3))
@@ -900,6 +954,9 @@ CAUSES = {
     "drift fit failed": {},
     "motion": {},
     "wrap risk": {},
+    "readings lost": {},
+    "no dose": {},
+    "time stamps": {},
     "network guard": {},
     "stale frame": {},
     "baseline": {},
@@ -923,6 +980,10 @@ def test_every_alarm_is_raised_by_its_cause_and_none_without(alarm: str) -> None
             data = np.roll(data, 3, axis=-1)
         case "wrap risk":
             data[..., 24:34, 24:34] *= np.exp(2.9j)
+        case "readings lost":
+            data[..., 27:30, 34:37] *= np.exp(2.9j)
+        case "no dose" | "time stamps":
+            image = replace(image, footprint=(40.0, 45.0 if alarm == "time stamps" else math.nan, 50.0))
         case "baseline":
             image = replace(image, fingerprint={"shape": "other"})
     withheld = "residual" if alarm == "network guard" else ""

@@ -16,6 +16,7 @@ __all__ = ["AlarmLimits", "Observation", "StaleWatch", "Watchdog", "alarms", "su
 _OVER_TEMPERATURE: Final = "over-temperature"
 _DOSE_REACHED: Final = "dose reached"
 _NO_READING: Final = "no reading"
+_LOST: Final = "readings lost"
 
 
 _RECENT: Final = 15
@@ -94,6 +95,8 @@ def alarms(seen: Observation, limits: AlarmLimits) -> tuple[str, ...]:
             )
         if row.get("n") == 0:
             texts.append(f"{_NO_READING}: {name} is without a voxel that can be read")
+        if "lost" in row:
+            texts.append(f"{_LOST}: {name} is down to {row['n']} of {row['voxels']} voxels ({row['lost']})")
         if limits.dose_min is not None and dose >= limits.dose_min:
             texts.append(f"{_DOSE_REACHED}: CEM43 T90 of {name} is {dose:.1f} min, limit {limits.dose_min:.1f} min")
     if seen.signal_share < limits.signal_share:
@@ -121,7 +124,7 @@ def alarms(seen: Observation, limits: AlarmLimits) -> tuple[str, ...]:
 def subject(text: str) -> str:
     """Return what an alarm's text is about: its kind, and the region where it is a region's."""
     kind = text.partition(":")[0]
-    return text.rpartition(" is ")[0] if kind in (_OVER_TEMPERATURE, _DOSE_REACHED, _NO_READING) else kind
+    return text.rpartition(" is ")[0] if kind in (_OVER_TEMPERATURE, _DOSE_REACHED, _NO_READING, _LOST) else kind
 
 
 class StaleWatch:

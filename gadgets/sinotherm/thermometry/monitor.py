@@ -47,6 +47,8 @@ _DARK: Final = 5.0
 """Noise SDs which the 99th percentile of an image's magnitude exceeds; that of noise alone lies at 3."""
 COLD_DEGC: Final = 1.0
 """Change up to which tissue is taken for unheated when a baseline is renewed."""
+_MARGIN: Final = 0.5
+"""Share of the limits of signal and uncertainty within which a voxel's reading is no matter of luck."""
 _HEATED_GROUP: Final = 5
 """Neighbours in a plane that stand out together; fewer are noise."""
 
@@ -65,6 +67,8 @@ class _Service:
         bool (slice, y, x): voxels with signal in the baseline; those that never have a reading (no signal, fat).
     outside
         bool (slice, y, x): voxels that a referenceless mode cannot read.
+    steady
+        bool (slice, y, x): voxels that noise alone cannot take out of the limits of signal and uncertainty.
     level
         Signal below this is noise.
     motion
@@ -77,6 +81,7 @@ class _Service:
     dark: MaskArray
     outside: MaskArray
     fat: MaskArray
+    steady: MaskArray
     level: float
     motion: list[MotionWatch]
 
@@ -324,6 +329,7 @@ class SliceMonitor:
             dark=~body | fat,
             outside=np.zeros(shape, dtype=bool) if heated is None else ~heated,
             fat=fat,
+            steady=np.zeros(shape, dtype=bool),
             level=level,
             motion=[MotionWatch(plane) for plane in size],
         )
@@ -552,7 +558,7 @@ class SliceMonitor:
             blank = np.full(service.body.shape, np.nan, dtype=np.float32)
             kept = self._advance_dose(service, blank if absolute else None, time_s)
             rows = [
-                region.row(blank, blank, absolute=absolute, dose=kept, time_s=time_s, longest_s=self._longest_s)
+                region.row(blank, blank, None, absolute=absolute, dose=kept, time_s=time_s, longest_s=self._longest_s)
                 for region in self._regions.values()
             ]
             # A frame that does not fit the baseline may have another shape.
@@ -627,6 +633,7 @@ class SliceMonitor:
         change, unfiltered, sigma = self._combined(images, readings)
         wrapped = np.logical_or.reduce([reading.wrapped for reading in readings])
         bits = self._validity(service, readings, sigma, wrapped, moved)
+        lost = self._lost(service, readings[0].magnitude, service.echoes[image.echo].magnitude, sigma, bits)
         valid = bits == 0
         change = np.where(valid, change, np.float32(np.nan))
         # What has no reading is as it was last seen; a phase that jumped is heat, as far as anyone knows.
@@ -639,7 +646,7 @@ class SliceMonitor:
         dose = self._advance_dose(service, temperature, time_s)
         shown = change if temperature is None else temperature
         rows = [
-            region.row(shown, sigma, absolute=absolute, dose=dose, time_s=time_s, longest_s=self._longest_s)
+            region.row(shown, sigma, lost, absolute=absolute, dose=dose, time_s=time_s, longest_s=self._longest_s)
             for region in self._regions.values()
         ]
         seen = Observation(
@@ -714,6 +721,23 @@ class SliceMonitor:
             bits |= np.where(reading.no_drift, np.uint16(NoReading.DRIFT), np.uint16(0))
         bits[[bool(text) for text in moved]] |= np.uint16(NoReading.MOTION)
         return bits.astype(np.uint16, copy=False)
+
+    def _lost(
+        self, service: _Service, size: FloatArray, usual: FloatArray, sigma: FloatArray, bits: ValidityArray
+    ) -> ValidityArray:
+        """Return the bits of the voxels that could be read before, and 0 where none is expected to be.
+
+        At the rim of the body and in fat there never is a reading, and where signal or uncertainty lie at their
+        limits (half of them, at the usual signal) noise takes it now and then.
+        """
+        settings = self._settings
+        with np.errstate(invalid="ignore"):
+            # The noise times the usual signal's inverse: a frame that lost its signal says as much.
+            certain = sigma * size <= _MARGIN * settings.max_sigma_degc * usual
+        service.steady |= certain & (_MARGIN * usual > service.level) & ~service.dark
+        weak = np.uint16(NoReading.SIGNAL | NoReading.NOISE)
+        expected = (service.steady | ((bits & weak) == 0)) & ~service.outside
+        return np.where(expected, bits, np.uint16(0))
 
     def _quality(self, reading: Reading, motion: Sequence[Motion], share: float) -> dict[str, MetaValue]:
         """Return what the map says about how well it was made."""

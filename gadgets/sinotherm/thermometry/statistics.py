@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 
-from sinotherm.core.arrays import FloatArray, MaskArray
-from sinotherm.core.scan import MetaValue
+from sinotherm.core.arrays import FloatArray, MaskArray, ValidityArray
+from sinotherm.core.scan import MetaValue, NoReading
 from sinotherm.thermometry.dose import DoseIntegrator
 
 __all__ = ["RegionStatistics"]
+
+_LOST_SHARE: Final = 0.05
+"""Half of the hot tenth for which T10 stands: what is lost beyond it may be what matters."""
 
 
 class RegionStatistics:
@@ -59,6 +63,7 @@ class RegionStatistics:
         self,
         values: FloatArray,
         sigma: FloatArray,
+        lost: ValidityArray | None,
         *,
         absolute: bool,
         dose: FloatArray | None,
@@ -73,6 +78,10 @@ class RegionStatistics:
             float32 (slice, y, x), °C: temperature if ``absolute``, else its change; NaN = no reading.
         sigma
             float32 (slice, y, x), °C: σ_T.
+        lost
+            uint16 (slice, y, x): bits of the voxels that should have a reading and have none; or ``None``. Where they
+            are many, the row says why (``lost``), and the dose of the curves, which the hottest may be missing from,
+            is a lower bound from then on.
         dose
             float (slice, y, x), min: CEM43 of every voxel, or ``None``.
         time_s, longest_s
@@ -107,7 +116,14 @@ class RegionStatistics:
                     row[f"voxels_above_{limit}"] = above
                     if math.isfinite(self._voxel_ml):
                         row[f"volume_above_{limit}_ml"] = above * self._voxel_ml
+            gone = np.zeros(0, dtype=np.uint16) if lost is None else lost[self.mask & (lost != 0)]
+            if len(gone) > _LOST_SHARE * (len(found) + len(gone)):
+                counts = {bit: int(((gone & bit) != 0).sum()) for bit in NoReading}
+                row["lost"] = ", ".join(
+                    f"{count} {str(bit.name).lower().replace('_', ' ')}" for bit, count in counts.items() if count
+                )
         if self._dose is not None:
+            self._dose.lower_bound |= "lost" in row
             self._dose.update(curve, time_s, longest_s=longest_s)
             row["cem43_t50_min"], row["cem43_t90_min"] = (float(value) for value in self._dose.minutes)
             row["cem43_lower_bound"] = bool(self._dose.lower_bound.any())
