@@ -843,6 +843,19 @@ def test_a_commanded_baseline_is_made_of_its_own_frames_or_not_at_all(held_back:
     assert abs((found[-1][0].change_degc[0] - series.heat(15))[HOT].mean()) < 0.3
 
 
+def test_a_baseline_commanded_after_frames_were_missing_is_made_of_the_next_ones() -> None:
+    """Frames are numbered as they come; the repetition tells that some were missing, and so may time."""
+    series, monitor = Series(start=99), SliceMonitor(SCAN, _settings())
+    for number in range(14):
+        repetition = number + (20 if number > 6 else 0)
+        if number == 9:
+            monitor.renew_baseline(range(9, 13))
+        image = series.image(repetition, header=SimpleNamespace(repetition=repetition))
+        found, statistics = monitor.frame([replace(image, number=number)], ordinal=number)
+    assert found.meta["baseline_frames"] == (9, 10, 11, 12)
+    assert statistics.alarms == ()
+
+
 @pytest.mark.parametrize("last", ["moved", "dark", "not finite", "held back"])
 def test_what_was_heated_when_it_was_last_read_counts_as_heated(last: str) -> None:
     series, monitor = Series(), SliceMonitor(SCAN, _settings())
