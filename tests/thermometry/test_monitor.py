@@ -426,6 +426,16 @@ def test_what_a_region_never_could_read_is_no_alarm(mode: str) -> None:
     assert all(n < voxels for n, voxels in counts)
 
 
+def test_noise_outside_of_the_body_is_no_reading_lost() -> None:
+    """In images of SNR 5 it has more signal than the limit, and an uncertainty that its luck in a frame hides."""
+    scan = replace(SCAN, larmor_hz=123.2e6, echo_times_s=(0.025,))
+    series, settings = Series(start=99, noise=0.2), _settings(regions="out=circle:4,32,8", baseline_frames=10)
+    monitor = SliceMonitor(scan, settings)
+    found = _run(monitor, series, range(36), noise_sd=None)
+    assert [text for _, statistics in found for text in statistics.alarms if text.startswith("readings lost")] == []
+    assert found[-1][1].regions[0]["n"] > 40
+
+
 def test_neighbours_smooth_and_the_unfiltered_map_is_kept() -> None:
     series = Series()
     monitor = SliceMonitor(SCAN, _settings(neighbours=3))

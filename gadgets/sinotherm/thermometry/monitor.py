@@ -732,8 +732,8 @@ class SliceMonitor:
         """
         settings = self._settings
         with np.errstate(invalid="ignore"):
-            # The noise times the usual signal's inverse: a frame that lost its signal says as much.
-            certain = sigma * size <= _MARGIN * settings.max_sigma_degc * usual
+            # At the usual signal: a bright frame's uncertainty is smaller by chance.
+            certain = sigma * np.maximum(size, usual) <= _MARGIN * settings.max_sigma_degc * usual
         service.steady |= certain & (_MARGIN * usual > service.level) & ~service.dark
         weak = np.uint16(NoReading.SIGNAL | NoReading.NOISE)
         expected = (service.steady | ((bits & weak) == 0)) & ~service.outside
