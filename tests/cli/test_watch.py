@@ -40,9 +40,9 @@ def row(name: str, degc: float, *, absolute: bool = True) -> Mapping[str, Any]:
     statistics = RegionStatistics(name, np.ones(SHAPE, bool), 1.0)
     values = np.full(SHAPE, degc, np.float32)
     if absolute:
-        statistics.begin_dose(43.0, 0.0, DoseIntegrator(np.full(SHAPE, 43.0), 0.0, max_gap_frames=3))
+        statistics.begin_dose(DoseIntegrator(np.full(SHAPE, 43.0), 0.0, max_gap_frames=3))
         statistics.row(np.full(SHAPE, 43.0, np.float32), values, absolute=True, dose=None, time_s=90.0)
-    return statistics.row(values, values, absolute=absolute, dose=None, time_s=90.0)
+    return statistics.row(values, values, absolute=absolute, dose=None, time_s=90.001)
 
 
 def items(frames: int) -> Iterator[FrameImage | FrameStatistics]:

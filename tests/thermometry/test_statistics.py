@@ -21,7 +21,7 @@ def _values() -> np.ndarray:
 def test_figures_of_a_region() -> None:
     values = _values()
     inside = values[MASK].astype(float)
-    row = RegionStatistics("tumour", MASK, 0.01).row(values, SIGMA, None, absolute=True, dose=None, time_s=0.0)
+    row = RegionStatistics("tumour", MASK, 0.01).row(values, SIGMA, absolute=True, dose=None, time_s=0.0)
     assert row["region"] == "tumour"
     assert row["quantity"] == "temperature"
     assert (row["n"], row["voxels"]) == (20, 20)
@@ -45,12 +45,12 @@ def test_figures_of_a_region() -> None:
 def test_voxels_without_reading_do_not_count() -> None:
     values = _values()
     values[0, 2] = np.nan
-    row = RegionStatistics("tumour", MASK, math.nan).row(values, SIGMA, None, absolute=True, dose=None, time_s=0.0)
+    row = RegionStatistics("tumour", MASK, math.nan).row(values, SIGMA, absolute=True, dose=None, time_s=0.0)
     assert (row["n"], row["voxels"]) == (16, 20)
     assert row["min_degc"] == pytest.approx(values[MASK][4])
     assert "volume_above_41_ml" not in row
     empty = RegionStatistics("tumour", MASK, 0.01).row(
-        np.full_like(values, np.nan), SIGMA, None, absolute=True, dose=np.full_like(values, np.nan), time_s=0.0
+        np.full_like(values, np.nan), SIGMA, absolute=True, dose=np.full_like(values, np.nan), time_s=0.0
     )
     assert set(empty) == {"region", "quantity", "n", "voxels"}
 
@@ -67,14 +67,14 @@ def test_readings_lost_are_named_and_make_the_dose_a_lower_bound(gone: int, why:
     row = region.row(values, SIGMA, lost, absolute=True, dose=None, time_s=60.0)
     assert row["n"] == 20 - gone
     assert row.get("lost") == why
-    for later in (row, region.row(_values(), SIGMA, None, absolute=True, dose=None, time_s=120.0)):
+    for later in (row, region.row(_values(), SIGMA, absolute=True, dose=None, time_s=120.0)):
         assert later["cem43_lower_bound"] is bool(why)
     nothing = region.row(np.full_like(values, np.nan), SIGMA, lost, absolute=True, dose=None, time_s=180.0)
     assert "lost" not in nothing
 
 
 def test_change_has_no_isotherms() -> None:
-    row = RegionStatistics("tumour", MASK, 0.01).row(_values() - 37, SIGMA, None, absolute=False, dose=None, time_s=0.0)
+    row = RegionStatistics("tumour", MASK, 0.01).row(_values() - 37, SIGMA, absolute=False, dose=None, time_s=0.0)
     assert row["quantity"] == "temperature_change"
     assert "voxels_above_41" not in row
 
@@ -85,12 +85,12 @@ def test_dose_of_the_curves_and_of_the_voxels() -> None:
     values = np.full((1, 10, 10), 43.0, np.float32)
     dose = np.full((1, 10, 10), np.nan, np.float32)
     dose[0, 2:4, 2:4] = [[1.0, 2.0], [3.0, 10.0]]
-    row = region.row(values, SIGMA, None, absolute=True, dose=dose, time_s=120.0)
+    row = region.row(values, SIGMA, absolute=True, dose=dose, time_s=120.0)
     assert row["cem43_t50_min"] == pytest.approx(2.0)
     assert row["cem43_t90_min"] == pytest.approx(2.0)
     assert row["cem43_lower_bound"] is False
     assert (row["cem43_median_min"], row["cem43_max_min"]) == (2.5, 10.0)
-    row = region.row(np.full_like(values, np.nan), SIGMA, None, absolute=True, dose=dose, time_s=180.0)
+    row = region.row(np.full_like(values, np.nan), SIGMA, absolute=True, dose=dose, time_s=180.0)
     assert row["cem43_lower_bound"] is True
 
 
@@ -104,7 +104,7 @@ def test_a_region_that_is_drawn_late_goes_on_from_its_voxels() -> None:
             if not region.has_dose:
                 region.begin_dose(voxels)
         voxels.update(values, time_s)
-        rows = [region.row(values, SIGMA, None, absolute=True, dose=None, time_s=time_s) for region in (early, late)]
+        rows = [region.row(values, SIGMA, absolute=True, dose=None, time_s=time_s) for region in (early, late)]
     assert rows[0]["cem43_t50_min"] > 2.0
     for row in rows:
         assert row["cem43_t50_min"] == row["cem43_t90_min"] == pytest.approx(rows[0]["cem43_t50_min"])

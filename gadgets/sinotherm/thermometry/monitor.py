@@ -558,7 +558,7 @@ class SliceMonitor:
             blank = np.full(service.body.shape, np.nan, dtype=np.float32)
             kept = self._advance_dose(service, blank if absolute else None, time_s)
             rows = [
-                region.row(blank, blank, None, absolute=absolute, dose=kept, time_s=time_s, longest_s=self._longest_s)
+                region.row(blank, blank, absolute=absolute, dose=kept, time_s=time_s, longest_s=self._longest_s)
                 for region in self._regions.values()
             ]
             # A frame that does not fit the baseline may have another shape.

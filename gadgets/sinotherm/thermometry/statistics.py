@@ -63,7 +63,7 @@ class RegionStatistics:
         self,
         values: FloatArray,
         sigma: FloatArray,
-        lost: ValidityArray | None,
+        lost: ValidityArray | None = None,
         *,
         absolute: bool,
         dose: FloatArray | None,
