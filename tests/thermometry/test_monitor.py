@@ -265,6 +265,17 @@ def test_time_from_the_interval_or_no_dose(caplog: pytest.LogCaptureFixture) -> 
     )
 
 
+def test_when_a_frame_arrived_is_no_time_of_its_dose() -> None:
+    series, monitor = Series(), SliceMonitor(SCAN, _settings())
+    for number, received_s in enumerate((10.0, 10.1, 10.2, 10.3, 60.0, 60.1)):
+        image = replace(series.image(number), footprint=(math.nan,) * 3, received_s=received_s)
+        found, statistics = monitor.frame([image])
+        # An arrival that comes late is the transport's.
+        assert [text.partition(":")[0] for text in statistics.alarms] == ["no dose"]
+    assert found.cem43_min is None
+    assert monitor.patience_s == pytest.approx(0.3)
+
+
 def _counted(image: FrameImage, *, counter: str, number: int) -> FrameImage:
     """Return an image without a time whose place in the scan its number tells no more, or tells alone."""
     place, sampling = image.number, RadialSampling(n_readout=4, spacing=0.25, centre=2.0)

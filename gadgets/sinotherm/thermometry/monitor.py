@@ -127,6 +127,7 @@ class SliceMonitor:
         self._service: _Service | None = None
         self.generation = 0
         self._stale = StaleWatch(settings.stale_intervals)
+        self._arrivals = StaleWatch(settings.stale_intervals)
         self._count = FrameCount(settings.stale_intervals)
         self._regions: dict[str, RegionStatistics] = {}
         self._dose: DoseIntegrator | None = None
@@ -174,7 +175,7 @@ class SliceMonitor:
     @property
     def patience_s(self) -> float:
         """Time without a map after which the scan is stale, s; infinite before the second frame."""
-        return self._stale.patience_s
+        return self._stale.patience_s if math.isfinite(self._stale.patience_s) else self._arrivals.patience_s
 
     # --- changes during the scan ----------------------------------------------------------------
 
@@ -415,12 +416,15 @@ class SliceMonitor:
         return regions
 
     def _time(self, image: FrameImage) -> float:
-        """Return the time of a frame, s: centre of its footprint, else its place in the scan times the interval set."""
+        """Return the time of a frame, s: centre of its footprint, else its place in the scan times the interval set.
+
+        NaN without either: when it arrived tells the pace of the transport, and a dose of that would be a guess.
+        """
         if math.isfinite(image.footprint[1]):
             return image.footprint[1]
         if self._settings.frame_interval_s is not None:
             return (image.number + self._count.missing) * self._settings.frame_interval_s
-        return image.received_s
+        return math.nan
 
     def _begin_dose(self, time_s: float) -> None:
         """Begin the doses that are not being integrated yet, from body temperature; late ones are lower bounds."""
@@ -494,6 +498,8 @@ class SliceMonitor:
         ordinal = self._seen if ordinal is None else ordinal
         self._seen += 1
         stale = self._stale.frame(self._time(image)) or counted
+        # The clock of arrival judges no frame; it tells how long to wait for the next.
+        self._arrivals.frame(image.received_s)
         if not (self._stale.follows and self._count.follows):
             self._lose()
         waits = self._builders and self._service is None and self._in_window(ordinal) > 0
