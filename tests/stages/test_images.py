@@ -381,4 +381,4 @@ def test_magnitudes_beside_complex_images_do_not_end_the_file(tmp_path, layout):
     with ImageWriter(tmp_path / "maps.h5", b"<ismrmrdHeader/>") as writer:
         for one in stage(items, SCAN, Settings(format=layout)):
             writer.append(one)
-        assert writer.counts == {1: 2, 1001: 2}
+    assert writer.counts == {1: 2, 1001: 2}
