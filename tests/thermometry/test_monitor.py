@@ -516,7 +516,7 @@ def test_uncertainty_far_from_a_cold_mask_on_one_side(states: bool) -> None:
             sigmas.append([np.median(found.sigma_degc[0][place & BODY]) for place in (X < -0.6, X > 0.6)])
     assert 0.8 < np.concatenate(scores).std() < 1.1
     near, far = np.mean(sigmas, axis=0)
-    assert far > 1.5 * near
+    assert far > (1.5 if states else 1.2) * near
 
 
 def test_a_network_states_the_error_of_large_changes() -> None:

@@ -108,20 +108,6 @@ def test_factor_needs_frames() -> None:
         temporal_phase_sd([np.ones((1, 2, 2), np.complex64)], np.ones((1, 2, 2), bool))
 
 
-def test_the_variance_of_the_drift_fits_is_no_part_of_the_temporal_noise() -> None:
-    random = np.random.default_rng(7)
-    mask, signal = np.ones((1, 64, 64), bool), np.ones((1, 64, 64))
-    frames = 0.03 * random.standard_normal((12, 1, 64, 64)) + 0.02 * random.standard_normal((12, 1, 1, 1))
-    products = _products(frames - frames.mean(axis=0), signal)
-    fitted = (frames - frames.mean(axis=0)).mean(axis=(2, 3)).var()
-    with_it, without = temporal_phase_sd(products, mask), temporal_phase_sd(products, mask, fitted)
-    factor = coverage_factor(11)
-    assert np.median(with_it) > 1.1 * 0.03
-    assert 0.97 * 0.03 < np.median(without) < 1.03 * factor * 0.03
-    # What is said of the fits may be too much.
-    np.testing.assert_allclose(temporal_phase_sd(products, mask, 1.0), np.sqrt(0.5) * with_it, rtol=1e-3)
-
-
 def test_uncertainty_of_a_fit_to_equal_and_to_lonely_values() -> None:
     random = np.random.default_rng(8)
     places = np.ones((20, 20), bool)

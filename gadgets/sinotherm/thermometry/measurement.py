@@ -148,7 +148,6 @@ class EchoMeasurement:
         if not by_time or len(self.baseline.frames) < 2:
             return
         products: list[ComplexArray] = []
-        fitted = np.zeros(self.magnitude.shape, dtype=np.float32)
         for image in frames:
             if image.number in self.baseline.rejected:
                 continue
@@ -157,10 +156,8 @@ class EchoMeasurement:
             for plane, estimator in enumerate(self._drift):
                 fit = estimator.fit(product[plane], phase[plane], self._scale)
                 product[plane] *= np.exp(np.complex64(-1j / self._scale) * fit.field_degc)
-                fitted[plane] += estimator.variance(fit) / np.float32(self._scale**2)
             products.append(product)
-        sd = temporal_phase_sd(products, self._trusted, fitted / max(1, len(products)))
-        self.baseline = replace(self.baseline, phase_sd_rad=sd)
+        self.baseline = replace(self.baseline, phase_sd_rad=temporal_phase_sd(products, self._trusted))
 
     def lose(self) -> None:
         """Frames are missing between the last one and the next: what it shows may be a turn away."""
@@ -185,7 +182,8 @@ class EchoMeasurement:
         scale = np.float32(self._scale)
         product = complex_product(data, reference)
         size = magnitude(data)
-        sigma = self._sigma(image, size, n_effective)
+        by_formula, by_time = self._sigmas(image, size, n_effective)
+        sigma = np.fmax(by_formula, by_time)
         # Noise alone makes a phase jump that is more uncertain than this.
         certain = sigma <= _CERTAIN_RAD * abs(self._scale)
         trusted = self._trusted & (size > self._level) & certain
@@ -204,8 +202,9 @@ class EchoMeasurement:
             # The branch of every voxel is known: only its angle is replaced by the neighbourhood's.
             smooth = complex_product(data, reference, neighbours=self._settings.neighbours)
             change = (phase + np.angle(smooth * np.exp(-1j * phase))) * scale - field
-        # What is subtracted is uncertain too, most of all far from where it was fitted.
-        sigma = np.sqrt(sigma**2 + variance + fitted * scale**2)
+        # What is subtracted is uncertain too, most of all far from where it was fitted. The formula knows nothing of
+        # it; the scatter of the pre-heating frames, each with a fit of its own, holds it already.
+        sigma = np.fmax(np.sqrt(by_formula**2 + variance + fitted * scale**2), by_time)
         if any(image.change_error):
             sigma = np.hypot(sigma, sigma_of_change(change, self._trusted, *image.change_error))
         return Reading(
@@ -272,11 +271,13 @@ class EchoMeasurement:
                 problems.append(f"{fit.problem}; no reading")
         return field, variance, missing, fits, problems
 
-    def _sigma(self, image: FrameImage, size: FloatArray, n_effective: float) -> FloatArray:
-        """Return σ_T of frame and baseline, °C; NaN where it is not known.
+    def _sigmas(self, image: FrameImage, size: FloatArray, n_effective: float) -> tuple[FloatArray, FloatArray]:
+        """Return σ_T of frame and baseline by formula and by time, °C; NaN where it is not known.
 
-        By time it is σ_φ·sqrt((|S_0|/|S|)² + 1/N_eff)/|dφ/dT|, σ_φ the SD of the phase over the baseline's frames: the
-        noise of the phase goes with 1/|S| (Conturo and Smith 1990, 10.1002/mrm.1910150308). The ratio is 1 at least.
+        The larger one counts: frames that share spokes (sliding windows) scatter less than their noise. By time
+        it is σ_φ·sqrt((|S_0|/|S|)² + 1/N_eff)/|dφ/dT|, σ_φ the SD of the phase over the baseline's frames: the
+        noise of the phase goes with 1/|S| (Conturo and Smith 1990, 10.1002/mrm.1910150308). The ratio is 1 at
+        least.
 
         Raises
         ------
@@ -294,7 +295,7 @@ class EchoMeasurement:
             spread = np.sqrt(fallen**2 + np.float32(1.0 / n_effective))
             temporal = baseline.phase_sd_rad * spread * np.float32(abs(self._scale))
         if method == "temporal" or (method == "auto" and image.noise_sd is None):
-            return temporal
+            return np.full(size.shape, np.nan, dtype=np.float32), temporal
         if image.noise_sd is None:
             raise DataError(
                 "the images state no noise: whiten them (a noise scan), or set thermometry.sigma to temporal or auto."
@@ -307,8 +308,7 @@ class EchoMeasurement:
             n_effective=n_effective,
             degc_per_radian=self._scale,
         )
-        # Frames that share spokes (sliding windows) scatter less than their noise.
-        return np.fmax(formula, temporal)
+        return formula, temporal
 
 
 def _same_spokes(frames: Sequence[FrameImage]) -> bool:

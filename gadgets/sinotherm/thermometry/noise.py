@@ -89,9 +89,7 @@ def sigma_of_change(change: FloatArray, mask: MaskArray, per_degc: float, per_gr
     return np.where(inside, np.sqrt(variance), 0.0).astype(np.float32)
 
 
-def temporal_phase_sd(
-    products: Sequence[ComplexArray], mask: MaskArray, fit_variance: FloatArray | float = 0.0
-) -> FloatArray:
+def temporal_phase_sd(products: Sequence[ComplexArray], mask: MaskArray) -> FloatArray:
     """Return the SD of the phase over pre-heating frames, float32 (slice, y, x), rad.
 
     The noise of the image, SD times signal, is pooled over `POOL` × `POOL` voxels of the mask: a voxel's
@@ -105,9 +103,6 @@ def temporal_phase_sd(
         drift taken out, so that the phases lie around zero.
     mask
         bool (slice, y, x): voxels with signal; the others keep the SD of their own.
-    fit_variance
-        float (slice, y, x), rad²: mean variance of what was taken out as drift. The scatter holds it too, and
-        every later frame has its own: it is left out here, but for half of the scatter at most.
 
     Raises
     ------
@@ -124,7 +119,6 @@ def temporal_phase_sd(
     phases = np.stack([np.angle(product) for product in products])
     deviations = phases - phases.mean(axis=0)
     own = np.square(deviations).sum(axis=0) / (n_frames - 1)
-    own = np.maximum(own - fit_variance * (n_frames / (n_frames - 1)), 0.5 * own)
     signal = np.mean([np.abs(product) for product in products], axis=0)
     window, inside = (1, POOL, POOL), mask.astype(np.float64)
     share = ndimage.uniform_filter(inside, window, mode="constant")
