@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from sinotherm.core.scan import MetaValue
+from sinotherm.thermometry.gaps import FOLLOWS, RECENT
 
 __all__ = ["AlarmLimits", "Observation", "StaleWatch", "Watchdog", "alarms", "subject"]
 
@@ -17,12 +18,6 @@ _OVER_TEMPERATURE: Final = "over-temperature"
 _DOSE_REACHED: Final = "dose reached"
 _NO_READING: Final = "no reading"
 _LOST: Final = "readings lost"
-
-
-_RECENT: Final = 15
-"""Intervals of which the median is the expected one."""
-_FOLLOWS: Final = 1.5
-"""Expected intervals within which no frame is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +141,7 @@ class StaleWatch:
     def __init__(self, intervals: float) -> None:
         self._limit = intervals
         self._last = math.nan
-        self._intervals: deque[float] = deque(maxlen=_RECENT)
+        self._intervals: deque[float] = deque(maxlen=RECENT)
         self.follows = True
 
     @property
@@ -162,7 +157,7 @@ class StaleWatch:
     def frame(self, time_s: float) -> str:
         """Take a frame's time; return the alarm that it raises, or an empty text."""
         gap, expected, late = time_s - self._last, self.expected_s, False
-        self.follows = not (gap < 0.0 or gap > _FOLLOWS * expected)
+        self.follows = not (gap < 0.0 or gap > FOLLOWS * expected)
         if math.isfinite(time_s):
             self._last = time_s
         if gap <= 0.0:

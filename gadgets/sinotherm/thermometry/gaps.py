@@ -7,11 +7,11 @@ from typing import Final
 
 from sinotherm.core.scan import FrameImage
 
-__all__ = ["FrameCount"]
+__all__ = ["FOLLOWS", "RECENT", "FrameCount"]
 
-_RECENT: Final = 15
+RECENT: Final = 15
 """Intervals of which the median is the expected one."""
-_FOLLOWS: Final = 1.5
+FOLLOWS: Final = 1.5
 """Expected intervals within which no frame is missing."""
 
 
@@ -38,7 +38,7 @@ class FrameCount:
         self._limit = stale_intervals
         self._place = math.nan
         self._number = 0
-        self._intervals: deque[float] = deque(maxlen=_RECENT)
+        self._intervals: deque[float] = deque(maxlen=RECENT)
         self.follows = True
         self.missing = 0
 
@@ -51,7 +51,7 @@ class FrameCount:
         gap, step = place - self._place, image.number - self._number
         self._place, self._number = place, image.number
         expected = statistics.median(self._intervals) if self._intervals else math.inf
-        self.follows = not (gap < 0.0 or gap > _FOLLOWS * expected)
+        self.follows = not (gap < 0.0 or gap > FOLLOWS * expected)
         if not gap > 0.0:
             return ""
         self._intervals.append(gap)
