@@ -7,7 +7,7 @@ import torch
 from direct_radial import dense_sense, ellipse_image, unit_maps
 from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.errors import DataError, SettingsError
-from sinotherm.reconstruction.cg_sense import cg_sense, conjugate_gradients, sample_weights
+from sinotherm.reconstruction.cg_sense import cg_sense, conjugate_gradients, detail_filter, sample_weights
 from sinotherm.reconstruction.sense_normal import SenseNormal
 
 N = 16
@@ -48,8 +48,8 @@ def test_scale_bounds_the_eigenvalues():
     assert largest > 0.4 * normal.scale
 
 
-@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-def test_converges_to_the_regularised_least_squares_solution(density):
+@pytest.mark.parametrize(("density", "corner"), [(0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 0.2), (0.0, 0.1)])
+def test_converges_to_the_regularised_least_squares_solution(density, corner):
     angles, sampling, maps, shifts, rng = setup(9)
     matrix = dense_sense(angles, sampling, maps, shifts)
     data = (matrix @ (ellipse_image(N) * np.exp(0.4j)).ravel()).reshape(3, 9, -1)
@@ -57,7 +57,9 @@ def test_converges_to_the_regularised_least_squares_solution(density):
     given = sample_weights(angles, sampling, density, shifts)
     weights = np.tile(given.ravel(), 3)
     scale = SenseNormal(angles, sampling, maps, shifts=shifts, weights=given).scale
-    normal = matrix.conj().T @ (weights[:, None] * matrix) / scale + 1e-2 * np.eye(N * N)
+    fourier = np.fft.fft2(np.eye(N * N).reshape(-1, N, N)).reshape(N * N, -1).T
+    penalty = fourier.conj().T @ (detail_filter(N, 9, corner).ravel()[:, None] ** -2 * fourier) / N**2
+    normal = matrix.conj().T @ (weights[:, None] * matrix) / scale + 1e-2 * penalty
     expected = np.linalg.solve(normal, matrix.conj().T @ (weights * data.ravel()) / scale).reshape(N, N)
     found = cg_sense(
         data.astype(np.complex64),
@@ -65,6 +67,7 @@ def test_converges_to_the_regularised_least_squares_solution(density):
         shifts=shifts,
         density=density,
         regularisation=1e-2,
+        corner=corner,
         iterations=100,
         tolerance=1e-6,
     )
@@ -81,6 +84,31 @@ def test_amplitude_is_kept_and_streaks_go():
     found = cg_sense(data, angles, sampling, maps, iterations=15).image
     body = true > 0
     assert np.linalg.norm((found - true)[body]) < 0.12 * np.linalg.norm(true[body])
+
+
+def test_detail_is_expected_where_spokes_are_dense():
+    few, all_ = detail_filter(64, 8, 0.2), detail_filter(64, 101, 0.2)
+    assert few[0, 0] == all_[0, 0] == 1.0
+    corner = np.hypot(0.2, 16 / (np.pi * 64))
+    assert few[0, 32] == pytest.approx(1.0 / np.hypot(1.0, 0.5 / corner))
+    np.testing.assert_array_equal(few, few.T)
+    assert all_.min() > 0.8
+    assert (detail_filter(7, 3, 0.0) == 1.0).all()
+    with pytest.raises(SettingsError, match="corner = -1"):
+        detail_filter(8, 8, -1.0)
+
+
+def test_expecting_less_detail_shows_less_noise():
+    n = 32
+    angles, sampling, maps, _, rng = setup(12, 6, n)
+    true = ellipse_image(n)
+    data = (dense_sense(angles, sampling, maps) @ true.ravel()).reshape(6, 12, -1)
+    data += 4.0 * (rng.standard_normal(data.shape) + 1j * rng.standard_normal(data.shape))
+    error = {
+        corner: np.linalg.norm(cg_sense(data.astype(np.complex64), angles, sampling, maps, corner=corner).image - true)
+        for corner in (0.0, 0.2)
+    }
+    assert error[0.2] < 0.85 * error[0.0]
 
 
 def test_weights_follow_the_distance_from_the_centre():

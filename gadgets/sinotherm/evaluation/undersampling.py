@@ -80,7 +80,7 @@ def _gridding(samples: Samples, _strength: float, _iterations: int) -> ComplexAr
     return combine(plan.adjoint(weighted.reshape(n_coils, -1)), samples.maps)
 
 
-def _cg_sense(density: float) -> Callable[[Samples, float, int], ComplexArray]:
+def _cg_sense(density: float, corner: float = 0.2) -> Callable[[Samples, float, int], ComplexArray]:
     def run(samples: Samples, strength: float, iterations: int) -> ComplexArray:
         return cg_sense(
             samples.data,
@@ -89,6 +89,7 @@ def _cg_sense(density: float) -> Callable[[Samples, float, int], ComplexArray]:
             samples.maps,
             density=density,
             regularisation=strength,
+            corner=corner,
             iterations=iterations,
         ).image
 
@@ -145,7 +146,7 @@ _Method: TypeAlias = tuple[Callable[[Samples, float, int], ComplexArray], tuple[
 METHODS: Final[dict[str, _Method]] = {
     "gridding": (_gridding, (0.0,), (0,)),
     "cg_sense": (_cg_sense(0.5), (1e-4, 1e-3, 3e-3), (6, 8, 12, 16, 20, 24, 36)),
-    "cg_sense, no density weights": (_cg_sense(0.0), (1e-4, 2e-4, 1e-3), (12, 16, 20, 24, 36)),
+    "cg_sense, no weights nor prior": (_cg_sense(0.0, 0.0), (1e-4, 2e-4, 1e-3), (12, 16, 20, 24, 36)),
     "bart pics l2": (_bart(("-l2", "-r{strength}", "-i{iterations}")), (1e-3, 1e-2), (10, 15, 20, 30)),
     "sigpy l2": (_sigpy, (1e-3, 1e-2), (10, 15, 20, 30)),
     "cg_sense tv": (_tv_sense, (3e-4, 1e-3), (6, 12, 20)),

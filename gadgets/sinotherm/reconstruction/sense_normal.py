@@ -88,6 +88,8 @@ class SenseNormal:
 
     Attributes
     ----------
+    size, n_spokes
+        G, and the spokes of the frame.
     scale
         The operator is divided by this: the largest eigenvalue of the circle that T is embedded in, so
         that regularisation strengths hardly depend on matrix, spokes or weights.
@@ -104,7 +106,7 @@ class SenseNormal:
     ) -> None:
         if maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
             raise DataError(f"coil maps of shape {maps.shape}: (coil, G, G) is needed.")
-        self.size = maps.shape[-1]
+        self.size, self.n_spokes = maps.shape[-1], len(angles)
         self.maps = torch.from_numpy(np.ascontiguousarray(maps, dtype=np.complex64))
         self._conjugate = self.maps.conj().resolve_conj()
         self._points = radial_points(angles, sampling, shifts).reshape(-1, 2)

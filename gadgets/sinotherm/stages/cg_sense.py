@@ -40,6 +40,13 @@ class Settings(StageSettings):
     density: float = setting(
         0.5, "Exponent of the sample weights: 0 least noise and slow, 1 ramp and fastest.", ge=0.0, le=1.0
     )
+    corner: float = setting(
+        0.2,
+        "With l2, spatial frequency beyond which less detail is expected where spokes are sparse; 0: nowhere.",
+        unit="cycles per pixel",
+        ge=0.0,
+        le=1.0,
+    )
     grid: float = setting(
         0.0,
         "Side of the grid relative to the image, 1 or more, cropped last; 0: as far as the coils see.",
@@ -209,6 +216,7 @@ def _solve(
             plane.normal,
             data,
             regularisation=_strength(settings),
+            corner=settings.corner,
             iterations=settings.iterations,
             tolerance=1e-6,
             start=start,
@@ -300,7 +308,7 @@ def _image(plane: _Plane, frame: Frame, scan: ScanHeader, settings: Settings) ->
                 [
                     "cg_sense",
                     settings.regularisation,
-                    *(f"{value:g}" for value in (_strength(settings), settings.density)),
+                    *(f"{value:g}" for value in (_strength(settings), settings.density, settings.corner)),
                 ]
             ),
             "iterations": str(settings.iterations),
