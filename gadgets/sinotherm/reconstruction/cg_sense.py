@@ -82,8 +82,8 @@ def detail_filter(size: int, n_spokes: int, corner: float) -> FloatArray:
     """Return D, the amplitude expected at each spatial frequency: float32 (ky, kx), unshifted, 1 at 0.
 
     D² = 1/(1 + |k|²/k_c²): the penalty is that of the image's energy and of its gradient's. Where spokes lie densely
-    the data say themselves what is there, so k_c² = corner² + (2·n/(π·size))², n/(π·size) the radius up to
-    which n spokes sample a grid of this size fully: hardly any penalty of detail for a full set of spokes.
+    the data say themselves what is there: k_c² = corner² + (n/(π·size))², with the radius up to which n spokes
+    sample a grid of this size fully.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def detail_filter(size: int, n_spokes: int, corner: float) -> FloatArray:
         return np.ones((size, size), dtype=np.float32)
     frequency = np.fft.fftfreq(size)
     square = frequency**2 + frequency[:, None] ** 2
-    return np.asarray((1.0 + square / (corner**2 + (2.0 * n_spokes / (math.pi * size)) ** 2)) ** -0.5, dtype=np.float32)
+    return np.asarray((1.0 + square / (corner**2 + (n_spokes / (math.pi * size)) ** 2)) ** -0.5, dtype=np.float32)
 
 
 def grid_size(data: FrameData, angles: SpokeAngles, sampling: RadialSampling, matrix: int) -> int:
