@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from sinotherm.cli.train import command
-from sinotherm.errors import DataError, SettingsError, WeightsError
+from sinotherm.errors import DataError, FileFormatError, SettingsError, WeightsError
 from sinotherm.networks.weights import SHIPPED, ModelCard, load_network, save_network
 from sinotherm.training.loop import (
     CONFIGS,
@@ -154,6 +154,28 @@ def test_other_images_are_never_taken_for_those_that_were_prepared(config, tmp_p
     assert len(Trainer(configuration, runs / "e", one).simulator.images) == 2
     with pytest.raises(DataError, match="does not exist"):
         Trainer(configuration, runs / "f", tmp_path / "nowhere")
+
+
+def test_a_changed_file_deep_inside_a_set_is_seen(config, tmp_path, small):
+    """As a person's folders hold it (``SET/PERSON/anat/t1.h5``); a file of no set changes nothing."""
+    folder = _heads(tmp_path / "data", _round())
+    (folder / "heads" / "heads.h5").unlink()
+    for person, scale in (("anna", 1.0), ("bert", 0.3)):
+        (folder / "heads" / person / "anat").mkdir(parents=True)
+        with h5py.File(folder / "heads" / person / "anat" / "t1.h5", "w") as file:
+            file["t1"] = _round(scale)
+    configuration, runs, changed = Configuration.read(config), tmp_path / "runs", folder / "heads" / "anna" / "anat"
+    first = Trainer(configuration, runs / "a", folder).simulator.images
+    (folder / "notes.md").write_text("none of the set's")
+    Trainer(configuration, runs / "b", folder)
+    assert len(list(runs.glob("images_train_*"))) == 1
+    with h5py.File(changed / "t1.h5", "w") as file:
+        file["t1"] = _round(0.3)
+    os.utime(changed / "t1.h5", (1, 1))
+    assert not torch.equal(Trainer(configuration, runs / "c", folder).simulator.images, first)
+    (changed / "t2.h5").symlink_to(tmp_path / "absent")
+    with pytest.raises(FileFormatError, match=r"t2\.h5 is not a readable HDF5 file"):
+        Trainer(configuration, runs / "d", folder)
 
 
 def test_images_that_cannot_be_learnt_from_are_refused(config, tmp_path):

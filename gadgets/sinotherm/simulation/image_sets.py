@@ -34,6 +34,7 @@ __all__ = [
     "ImageSeries",
     "Split",
     "attenuation",
+    "files_of",
     "find_splits",
     "is_label",
     "prepare",
@@ -155,6 +156,12 @@ def set_of(file: Path, splits: Collection[str]) -> str | None:
     file = file.absolute()
     names = (file.parent.name, _stem(file), file.name, *(folder.name for folder in file.parents[1:]))
     return next((name for name in names if name in splits), None)
+
+
+def files_of(path: Path, sets: Collection[str]) -> list[Path]:
+    """Return the files of images that `read_series` takes for these sets of ``splits.json``."""
+    splits = find_splits(path) or {}
+    return [file for file in _files(path.absolute())[0] if set_of(file, splits) in sets]
 
 
 def is_label(name: str) -> bool:

@@ -29,7 +29,7 @@ from sinotherm.networks.inference import Device, choose_device
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import load_tensors_of
-from sinotherm.simulation.image_sets import Split, attenuation, find_splits, prepare, read_series
+from sinotherm.simulation.image_sets import Split, attenuation, files_of, find_splits, prepare, read_series
 from sinotherm.training.losses import image_loss, structural_similarity
 from sinotherm.training.simulation import (
     Batch,
@@ -277,12 +277,11 @@ def load_images(
 def _fingerprint(folder: Path, sets: Iterable[str]) -> str:
     """Return what tells images of one folder, and of one state of it, from others."""
     names = set(sets)
-    files = [folder] if folder.is_file() else sorted(file for file in folder.rglob("*") if file.is_file())
     state: list[Any] = [str(folder.resolve())]
-    for file in files:
-        if not names.isdisjoint((file.parent.name, file.stem, file.name.split(".")[0])):
-            about = file.stat()
-            state.append((str(file.relative_to(folder)), about.st_size, about.st_mtime_ns))
+    for file in files_of(folder, names):
+        # Reading says what is wrong with a link whose target is missing.
+        about = file.stat() if file.exists() else file.lstat()
+        state.append((str(file.relative_to(folder.absolute())), about.st_size, about.st_mtime_ns))
     splits = find_splits(folder) or {}
     state.append({name: splits.get(name) for name in sorted(names)})
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
