@@ -112,6 +112,24 @@ def test_a_resumed_run_ends_in_the_same_numbers(data, config, tmp_path, small):
     assert len(list((tmp_path / "a" / "run").glob("step_*.png"))) == 2
 
 
+def test_every_seed_and_step_draws_scans_of_its_own(data, config, tmp_path, small):
+    """All that is random in them, on a CPU too."""
+    drawn = []
+    for seed in (1, 2, 2**32 - 1):
+        trainer = Trainer(Configuration.read(config, seed=seed), tmp_path / str(seed), data)
+        scan = trainer.simulator.sample
+
+        def noted(random, scan=scan):
+            twin = torch.Generator()
+            twin.set_state(random.get_state())
+            drawn.append(tuple(torch.randn(5, generator=twin).tolist()))
+            return scan(random)
+
+        trainer.simulator.sample = noted
+        trainer.run(until=2)
+    assert len(set(drawn)) == len(drawn) == 6
+
+
 def test_half_written_images_are_never_read(data, config, tmp_path, small, monkeypatch):
     def torn(file, **arrays):
         file.write_bytes(b"PK")
@@ -352,6 +370,8 @@ def test_wrong_configurations_are_refused(config, tmp_path):
         ("decay = 2", "decay = 7", "decay = 7 is more than steps = 6"),
         ("decay = 2", "decay = -1", "decay = -1; it must be at least 0"),
         ("checkpoint = 2", "checkpoint = 0", "checkpoint = 0; it must be at least 1"),
+        ("steps = 6", "steps = 6\nseed = -1", "seed = -1; it must be from 0 to 4294967295"),
+        ("steps = 6", "steps = 6\nseed = 4294967296", "it must be from 0 to 4294967295"),
         ("heads = 1.0", "heads = 0.0", "every share must be above 0"),
         ("heads = 1.0", "heads = 'all'", r"data = .*; it must be dict\[str, float\]"),
         ("memory = 2", 'wrap = "mirorr"', "wrap = 'mirorr'; it must be one of 'mirror', 'circular', 'none'"),

@@ -118,7 +118,7 @@ class Configuration:
     validate, checkpoint
         Steps between validations and between checkpoints.
     seed
-        Of weights and scans.
+        Of weights and scans, below 2³².
     minutes
         Instead of by steps, the run ends after this time, and the learning rate decays over the same
         fraction of it: for comparisons at equal time. Such a run does not resume to the same numbers.
@@ -163,6 +163,8 @@ class Configuration:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise SettingsError(f"{what}: {name} = {getattr(self, name)}; it must be at least {least}.")
+        if not 0 <= self.seed < 2**32:
+            raise SettingsError(f"{what}: seed = {self.seed}; it must be from 0 to {2**32 - 1}.")
         if self.decay > self.steps:
             raise SettingsError(f"{what}: decay = {self.decay} is more than steps = {self.steps}: give both.")
         if any(share <= 0 for share in self.data.values()):
@@ -471,8 +473,11 @@ class Trainer:
         self.simulator = build_simulator(c, *self._images(images, "train"), device=str(self.device))
         self.scenes = validation_scans(c, *self._images(images, "val"), device=str(self.device))
 
-    def _random(self, seed: int) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(seed)
+    def _random(self) -> torch.Generator:
+        """Return the generator of this step's scans."""
+        # On a CPU only the low 32 bits of a seed count: each has to depend on all three numbers.
+        (mixed,) = np.random.SeedSequence((self.configuration.seed, self.step, self.rank)).generate_state(1)
+        return torch.Generator(self.device).manual_seed(int(mixed))
 
     def _images(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
         # Preparing takes longer than reading: runs on the same images beside each other share the prepared ones.
@@ -572,8 +577,7 @@ class Trainer:
             if done is not None and done >= 1.0:
                 end = self.step
             else:
-                random = self._random((c.seed << 40) + self.step * 64 + self.rank)
-                losses.append(self._update(self.simulator.sample(random), c.rate(self.step, done)))
+                losses.append(self._update(self.simulator.sample(self._random()), c.rate(self.step, done)))
                 self.step += 1
                 if report is not None:
                     report(self.step, float(losses[-1]))

@@ -1,6 +1,6 @@
 """Simulated scans for training, made on the fly from magnitude images, on the CPU or on the GPU that trains.
 
-Every step has its own random generator, seeded by (seed, step), so that a run that resumes sees the
+Every step has its own random generator, seeded by (seed, step, process), so that a run that resumes sees the
 same scans as one that never stopped. The generator's device is where the scans are made; what decides
 their shapes is drawn on the CPU from the same seed, so that nothing waits for the GPU.
 """
