@@ -286,6 +286,13 @@ def test_a_foreign_splits_file_is_named(folder, text):
         magnitude_slices(folder)
 
 
+def test_people_who_train_and_validate_are_named(folder):
+    people = {"heads": {"train": ["anna", "bert", "carl"], "val": ["bert", "anna"]}}
+    (folder / "splits.json").write_text(json.dumps(people))
+    with pytest.raises(FileFormatError, match=r"splits\.json: anna, bert of heads are in both train and val"):
+        magnitude_slices(folder)
+
+
 def test_grey_with_alpha_is_grey(tmp_path):
     from PIL import Image
 

@@ -133,7 +133,7 @@ def find_splits(path: Path) -> dict[str, dict[str, list[str]]] | None:
     Raises
     ------
     FileFormatError
-        The file does not hold sets with lists of people.
+        The file does not hold sets with lists of people, or people of a set are both in ``train`` and in ``val``.
     """
     path = path.absolute()
     for folder in (path, path.parent, path.parent.parent):
@@ -147,6 +147,13 @@ def find_splits(path: Path) -> dict[str, dict[str, list[str]]] | None:
             raise FileFormatError(
                 f'{file} is not {{"SET": {{"train": [PEOPLE], "val": [PEOPLE]}}}}: correct it, or give it another name.'
             )
+        for name, part in splits.items():
+            both = set(map(str, part.get("train", []))) & set(map(str, part.get("val", [])))
+            if both:
+                raise FileFormatError(
+                    f"{file}: {', '.join(sorted(both))} of {name} are in both train and val, where scores would be "
+                    "those of people whom a network has seen: take them out of one."
+                )
         return splits
     return None
 
