@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sinotherm.errors import DataError, FileFormatError
-from sinotherm.evaluation.images import default_split, magnitude_slices
+from sinotherm.evaluation.images import attenuation_slices, default_split, magnitude_slices
 from sinotherm.simulation.image_sets import prepare, read_series, resample
 
 
@@ -16,15 +16,15 @@ def folder(tmp_path):
     """Two sets and a split: one HDF5 with two people, one that is not magnitude MR."""
     random = np.random.default_rng(0)
     (tmp_path / "heads").mkdir()
-    (tmp_path / "ct_lungs").mkdir()
+    (tmp_path / "lungs").mkdir()
     with h5py.File(tmp_path / "heads" / "heads.h5", "w") as file:
         file["anna/t1"] = random.integers(1, 900, (5, 24, 30)).astype(np.uint16)
         file["anna/deep/t2"] = random.random((20, 20))
         file["anna/names"] = np.array([1, 2, 3])
         file["bert/t1"] = np.stack([np.zeros((16, 16)), random.random((16, 16))])
-    with h5py.File(tmp_path / "ct_lungs" / "lungs.h5", "w") as file:
-        file["carl"] = random.random((2, 16, 16))
-    splits = {"heads": {"train": ["anna"], "val": ["bert"]}, "ct_lungs": {"train": [], "val": ["carl"]}}
+    with h5py.File(tmp_path / "lungs" / "lungs.h5", "w") as file:
+        file["carl"] = 2000 * random.random((2, 16, 16)) - 1000
+    splits = {"heads": {"train": ["anna"], "val": ["bert"]}, "lungs": {"train": [], "val": ["carl"]}}
     (tmp_path / "splits.json").write_text(json.dumps(splits))
     return tmp_path
 
@@ -61,6 +61,19 @@ def test_only_people_of_the_split_and_sets_of_the_kind_are_read(folder):
     assert {one.name.split("[")[0] for one in every if one.person == "anna"} == {"t1", "deep/t2"}
     assert len(every) == 5 + 1 + 1
     assert default_split(folder) == default_split(folder / "heads") == "val"
+
+
+def test_values_say_what_a_set_is_not_its_name(tmp_path, caplog):
+    people = {"train": ["anna"], "val": ["bert"]}
+    (tmp_path / "splits.json").write_text(json.dumps(dict.fromkeys(["radial_liver", "ct_like", "chest"], people)))
+    for name, images in (("radial_liver", _images()), ("ct_like", _images()), ("chest", _images() * 3 - 1024)):
+        _hdf5(tmp_path / f"{name}.h5", anna=images, bert=images)
+    assert {one.dataset for one in magnitude_slices(tmp_path, size=16)} == {"radial_liver", "ct_like"}
+    assert [text.split(":")[0] for text in caplog.messages] == ["chest"]
+    caplog.clear()
+    assert {(one.dataset, one.person) for one in attenuation_slices(tmp_path, size=16)} == {("chest", "bert")}
+    assert [text.split(":")[0] for text in caplog.messages] == ["ct_like", "radial_liver"]
+    assert all("which are not Hounsfield units" in text for text in caplog.messages)
 
 
 def test_few_slices_of_a_person_are_spread(folder):

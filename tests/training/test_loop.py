@@ -206,6 +206,23 @@ def test_images_that_cannot_be_learnt_from_are_refused(config, tmp_path):
         load_images(whole, {"heads": 0.5, "haeds": 0.5}, "train")
 
 
+def test_images_of_another_kind_are_refused(config, tmp_path, small):
+    """Hounsfield units of a set of any name are for fan beams only, and magnitudes for all else."""
+    lungs, heads = _heads(tmp_path / "lungs", 1000 * _round() - 1000), _heads(tmp_path / "heads", _round())
+    (attenuation,), _ = load_images(lungs, {"heads": 1.0}, "train", geometry="fan-beam")
+    # 500 HU; water is 1, and full scale 2.
+    assert attenuation[128, 128] * (2 / 65535) == pytest.approx(1.5, abs=0.02)
+    with pytest.raises(DataError, match=r"anna t1 of heads .* radial scans are made of magnitude images"):
+        load_images(lungs, {"heads": 1.0}, "train")
+    with pytest.raises(DataError, match=r"\(0 to 1\.5\) cannot be used: fan-beam scans are made of Hounsfield units"):
+        load_images(heads, {"heads": 1.0}, "train", geometry="fan-beam")
+    # What was prepared for one kind is none for the other.
+    configuration = Configuration.read(config)
+    Trainer(configuration, tmp_path / "runs" / "a", heads)
+    with pytest.raises(DataError, match="fan-beam scans"):
+        Trainer(dataclasses.replace(configuration, geometry="fan-beam"), tmp_path / "runs" / "b", heads)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(data, config, tmp_path, small, monkeypatch):
     trainer = Trainer(Configuration.read(config), tmp_path / "run", data)
     trainer.run(until=2)

@@ -51,7 +51,7 @@ def command(
     chosen = Configuration.read(configuration, **{name: value for name, value in changes.items() if value is not None})
     if package:
         # Images that are missing show before weights without a guard are written.
-        held = load_images(data, chosen.data, "val")
+        held = load_images(data, chosen.data, "val", geometry=chosen.geometry)
         path = package_run(chosen, runs / chosen.name)
         if chosen.geometry == "radial" and chosen.network == "primal-dual":
             calibrate_guard(chosen, path, *held)

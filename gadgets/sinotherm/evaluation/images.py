@@ -5,18 +5,21 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from sinotherm.core.arrays import FloatArray
 from sinotherm.errors import DataError
 from sinotherm.simulation.image_sets import (
-    ImageSeries,
+    HOUNSFIELD,
+    MAGNITUDE,
     Split,
     attenuation,
     find_splits,
+    is_hounsfield,
     is_label,
+    is_magnitude,
     prepare,
     read_series,
     set_of,
@@ -27,12 +30,6 @@ __all__ = ["EvaluationSlice", "attenuation_slices", "default_split", "magnitude_
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-NOT_MR: Final = ("ct_", "multicoil", "radial_", "thermometry", "wire")
-AIR_HU: Final = -500.0
-"""A CT image has air below it and tissue above 0."""
-LEAST_NEGATIVE: Final = -0.1
-"""Resampling leaves small values below 0 in magnitude images, in parts of the largest one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +63,12 @@ def spread(items: Sequence[T], count: int | None) -> list[T]:
 def magnitude_slices(
     path: Path, *, split: Split | None = None, per_person: int | None = None, size: int = 256
 ) -> list[EvaluationSlice]:
-    """Return the slices of the magnitude MR sets in a folder.
+    """Return the slices of magnitude images in a folder.
 
     Parameters
     ----------
     path
-        Folder or file of images. Of a folder with a ``splits.json`` only its MR sets are read.
+        Folder or file of images. Of a folder with a ``splits.json`` only its sets are read.
     split
         People to take; by default as `default_split`.
     per_person
@@ -82,23 +79,18 @@ def magnitude_slices(
     DataError
         There are no images, or none is a magnitude image with signal.
     """
-
-    def fits(series: ImageSeries) -> bool:
-        return not _is_hounsfield(series.images) and series.images.min() >= LEAST_NEGATIVE * series.images.max()
-
-    needed = "magnitude images, which have no values below 0 (CT: `sinotherm evaluate ct`)"
-    people = _slices(path, split, lambda name: not name.startswith(NOT_MR), fits, needed, lambda i: prepare(i, size))
+    needed = f"{MAGNITUDE} (CT: `sinotherm evaluate ct`)"
+    people = _slices(path, split, is_magnitude, needed, lambda image: prepare(image, size))
     return [one for slices in people for one in spread(slices, per_person)]
 
 
 def attenuation_slices(path: Path, *, split: Split | None = None, size: int = 256) -> list[EvaluationSlice]:
-    """Return the slices of the CT sets in a folder, as attenuation relative to water.
+    """Return the slices of CT in a folder, as attenuation relative to water.
 
     Parameters
     ----------
     path
-        Folder or file of images in Hounsfield units. Of a folder with a ``splits.json`` only its sets ``ct_…`` are
-        read.
+        Folder or file of images in Hounsfield units. Of a folder with a ``splits.json`` only its sets are read.
     split
         People to take; by default as `default_split`.
 
@@ -107,27 +99,14 @@ def attenuation_slices(path: Path, *, split: Split | None = None, size: int = 25
     DataError
         There are no images, or none is in Hounsfield units.
     """
-    needed = "Hounsfield units: air near -1000 (a minimum below -500), tissue near 0 (a maximum above 0)"
-    people = _slices(
-        path,
-        split,
-        lambda name: name.startswith("ct_"),
-        lambda series: _is_hounsfield(series.images),
-        needed,
-        lambda image: attenuation(image, size),
-    )
+    people = _slices(path, split, is_hounsfield, HOUNSFIELD, lambda image: attenuation(image, size))
     return [one for slices in people for one in slices]
-
-
-def _is_hounsfield(images: np.ndarray) -> bool:
-    return bool(images.min() < AIR_HU and images.max() > 0)
 
 
 def _slices(
     path: Path,
     split: Split | None,
-    of_kind: Callable[[str], bool],
-    fits: Callable[[ImageSeries], bool],
+    fits: Callable[[np.ndarray], bool],
     needed: str,
     ready: Callable[[np.ndarray], FloatArray],
 ) -> list[list[EvaluationSlice]]:
@@ -135,20 +114,18 @@ def _slices(
 
     Parameters
     ----------
-    of_kind
-        Whether to read a set of ``splits.json``, by its name.
     fits, needed
-        Whether a series is of the kind that is scored, and what that is, in words.
+        Whether the images of a series are of the kind that is scored, and what that is, in words.
     """
     splits = find_splits(path)
     datasets: Sequence[str] | None = None
     if splits is not None and (path / "splits.json").is_file():
-        datasets = [name for name in splits if of_kind(name)]
+        datasets = list(splits)
     people: dict[tuple[str, str], list[EvaluationSlice]] = defaultdict(list)
     refused: dict[str, list[str]] = defaultdict(list)
     for series in read_series(path, split=split or default_split(path), datasets=datasets):
         who = f"{series.person} {series.name} ({series.images.min():g} to {series.images.max():g})"
-        if is_label(series.name) or not fits(series):
+        if is_label(series.name) or not fits(series.images):
             refused[series.dataset].append(who)
             continue
         slices = people[series.dataset, series.person]

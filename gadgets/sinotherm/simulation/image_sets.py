@@ -30,13 +30,17 @@ from sinotherm.core.arrays import FloatArray
 from sinotherm.errors import DataError, FileFormatError
 
 __all__ = [
+    "HOUNSFIELD",
+    "MAGNITUDE",
     "SMALLEST",
     "ImageSeries",
     "Split",
     "attenuation",
     "files_of",
     "find_splits",
+    "is_hounsfield",
     "is_label",
+    "is_magnitude",
     "prepare",
     "read_series",
     "readable",
@@ -55,6 +59,12 @@ SMALLEST: Final = 8
 """Rows and columns of an image; below lie matrices of coordinates and the like."""
 LOWEST_HU: Final = -1024.0
 """Scanners fill what lies outside of their circle with still lower values."""
+AIR_HU: Final = -500.0
+"""A CT image has air below it and tissue above 0."""
+LEAST_NEGATIVE: Final = -0.1
+"""Resampling leaves small values below 0 in magnitude images, in parts of the largest one."""
+HOUNSFIELD: Final = "Hounsfield units: air near -1000 (a minimum below -500), tissue near 0 (a maximum above 0)"
+MAGNITUDE: Final = "magnitude images, which have no values below 0"
 
 _SUBJECT: Final = re.compile(r"sub-[0-9A-Za-z]+")
 _LABEL: Final = re.compile(
@@ -163,6 +173,16 @@ def set_of(file: Path, splits: Collection[str]) -> str | None:
     file = file.absolute()
     names = (file.parent.name, _stem(file), file.name, *(folder.name for folder in file.parents[1:]))
     return next((name for name in names if name in splits), None)
+
+
+def is_hounsfield(images: np.ndarray) -> bool:
+    """Return whether images are CT, by their values; see `HOUNSFIELD`."""
+    return bool(images.min() < AIR_HU and images.max() > 0)
+
+
+def is_magnitude(images: np.ndarray) -> bool:
+    """Return whether images are magnitudes, by their values; see `MAGNITUDE`."""
+    return bool(not is_hounsfield(images) and images.min() >= LEAST_NEGATIVE * images.max())
 
 
 def files_of(path: Path, sets: Collection[str]) -> list[Path]:

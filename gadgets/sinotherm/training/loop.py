@@ -29,7 +29,18 @@ from sinotherm.networks.inference import Device, choose_device
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import load_tensors_of
-from sinotherm.simulation.image_sets import Split, attenuation, files_of, find_splits, prepare, read_series
+from sinotherm.simulation.image_sets import (
+    HOUNSFIELD,
+    MAGNITUDE,
+    Split,
+    attenuation,
+    files_of,
+    find_splits,
+    is_hounsfield,
+    is_magnitude,
+    prepare,
+    read_series,
+)
 from sinotherm.training.losses import image_loss, structural_similarity
 from sinotherm.training.simulation import (
     Batch,
@@ -243,26 +254,32 @@ class Configuration:
 
 
 def load_images(
-    folder: Path, shares: Mapping[str, float], split: Split, size: int = 256
+    folder: Path, shares: Mapping[str, float], split: Split, size: int = 256, *, geometry: str = "radial"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return images, uint16 (image, size, size) with full scale 2.0, and the probability of each.
 
-    Images of a set share its probability equally by person and, within a person, by slice. Sets whose
-    name begins with ``ct_`` are Hounsfield units and become attenuation relative to water.
+    Images of a set share its probability equally by person and, within a person, by slice. Scans of a
+    ``fan-beam`` are made of Hounsfield units, which become attenuation relative to water, all others of magnitudes.
 
     Raises
     ------
     DataError
-        There is no such folder, or a set has no image of this split.
+        There is no such folder, a set has no image of this split, or images are not of the geometry's kind.
     """
+    ct = geometry == "fan-beam"
+    fits, ready, needed = (is_hounsfield, attenuation, HOUNSFIELD) if ct else (is_magnitude, prepare, MAGNITUDE)
     images: list[np.ndarray] = []
     owners: list[tuple[str, str]] = []
     for series in read_series(folder, split=split, datasets=tuple(shares)):
-        for image in series.images:
-            if np.ptp(image) == 0:
-                continue
-            ready = attenuation(image, size) if series.dataset.startswith("ct_") else prepare(image, size)
-            images.append(np.clip(ready * (65535 / 2), 0, 65535).astype(np.uint16))
+        shown = [image for image in series.images if np.ptp(image) > 0]
+        if shown and not fits(series.images):
+            raise DataError(
+                f"{series.person} {series.name} of {series.dataset} in {folder} ({series.images.min():g} to "
+                f"{series.images.max():g}) cannot be used: {geometry} scans are made of {needed}. Take it out of the "
+                "set, or the set out of the configuration's [data]."
+            )
+        for image in shown:
+            images.append(np.clip(ready(image, size) * (65535 / 2), 0, 65535).astype(np.uint16))
             owners.append((series.dataset, series.person))
     missing = sorted(set(shares) - {dataset for dataset, _ in owners})
     if missing:
@@ -276,10 +293,10 @@ def load_images(
     return np.stack(images), weights / weights.sum()
 
 
-def _fingerprint(folder: Path, sets: Iterable[str]) -> str:
-    """Return what tells images of one folder, and of one state of it, from others."""
-    names = set(sets)
-    state: list[Any] = [str(folder.resolve())]
+def _fingerprint(folder: Path, configuration: Configuration) -> str:
+    """Return what tells images of one folder, and of one state of it, prepared for one kind of scan, from others."""
+    names = configuration.data.keys()
+    state: list[Any] = [str(folder.resolve()), configuration.geometry == "fan-beam"]
     for file in files_of(folder, names):
         # Reading says what is wrong with a link whose target is missing.
         about = file.stat() if file.exists() else file.lstat()
@@ -483,11 +500,12 @@ class Trainer:
         # Preparing takes longer than reading: runs on the same images beside each other share the prepared ones.
         if not folder.exists():
             raise DataError(f"no images: {folder} does not exist.")
-        sets = "_".join(f"{name}-{share:g}" for name, share in sorted(self.configuration.data.items()))
-        key = _fingerprint(folder, self.configuration.data)
+        c = self.configuration
+        sets = "_".join(f"{name}-{share:g}" for name, share in sorted(c.data.items()))
+        key = _fingerprint(folder, c)
         cache = self.folder.parent / f"images_{split}_{sets}_{key}.npz"
         if not cache.is_file():
-            images, weights = load_images(folder, self.configuration.data, split)
+            images, weights = load_images(folder, c.data, split, geometry=c.geometry)
             # A run that starts beside this one must not read half a file.
             part = cache.with_name(f"{cache.stem}.{os.getpid()}.part.npz")
             np.savez(part, images=images, weights=weights)

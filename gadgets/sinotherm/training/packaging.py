@@ -137,7 +137,9 @@ def score_sets(configuration: Configuration, weights: Path, folder: Path) -> dic
     network, card = load_network(weights)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for dataset in configuration.data:
-        scans = validation_scans(configuration, *load_images(folder, {dataset: 1.0}, "val"))
+        scans = validation_scans(
+            configuration, *load_images(folder, {dataset: 1.0}, "val", geometry=configuration.geometry)
+        )
         for kind, batches in scans.items():
             scores = {name: round(value, 4) for name, value in validation_scores(network, batches).items()}
             found.setdefault(f"{kind}, by set", {})[dataset] = scores
