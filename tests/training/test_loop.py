@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -110,6 +111,29 @@ def test_a_resumed_run_ends_in_the_same_numbers(data, config, tmp_path, small):
     assert [row["step"] for row in rows] == ["4", "6"]
     assert 0 < float(rows[0]["real_ssim"]) < 1
     assert len(list((tmp_path / "a" / "run").glob("step_*.png"))) == 2
+
+
+@pytest.mark.parametrize("left", [b"", b"4,0.1,0.2\r\n", b"4,0.1,0.2\r\n1"])
+def test_rows_beyond_the_checkpoint_are_written_once(data, config, tmp_path, small, left):
+    """A run may be killed between its row and its checkpoint, or within the row."""
+    run = tmp_path / "run"
+    Trainer(Configuration.read(config), run, data).run(until=2)
+    with (run / "metrics.csv").open("ab") as table:
+        table.write(left)
+    (run / "validation.csv").write_bytes(b"step,cpu_hours\r\n4,0.1\r\n")
+    again = Trainer(Configuration.read(config), run, data)
+    again.resume()
+    again.run()
+    for name, steps in (("metrics.csv", ["2", "4", "6"]), ("validation.csv", ["4", "6"])):
+        with (run / name).open() as table:
+            rows = list(csv.DictReader(table))
+        assert [row["step"] for row in rows] == steps
+        assert all(None not in row and None not in row.values() for row in rows)
+    # Without a checkpoint the run starts anew.
+    (run / "last.pt").unlink()
+    Trainer(Configuration.read(config), run, data).run(until=2)
+    with (run / "metrics.csv").open() as table:
+        assert [row["step"] for row in csv.DictReader(table)] == ["2"]
 
 
 def test_every_seed_and_step_draws_scans_of_its_own(data, config, tmp_path, small):
@@ -429,6 +453,31 @@ def test_a_run_goes_on_with_its_own_settings_only(data, config, tmp_path, small)
     del state["configuration"]["seed"]
     torch.save(state, tmp_path / "run" / "last.pt")
     Trainer(Configuration.read(config, seed=2), tmp_path / "run", data).resume()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda whole: b"",
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: np.random.default_rng(0).bytes(3000),
+        lambda whole: _pickled({"state_dict": {}}),
+        lambda whole: _pickled([1, 2]),
+    ],
+    ids=["empty", "truncated", "random", "foreign", "list"],
+)
+def test_a_checkpoint_that_cannot_be_read_is_named(data, config, tmp_path, small, damaged):
+    Trainer(Configuration.read(config), tmp_path / "run", data).run(until=2)
+    file = tmp_path / "run" / "last.pt"
+    file.write_bytes(damaged(file.read_bytes()))
+    with pytest.raises(WeightsError, match=r"last\.pt is no checkpoint that can be read .*another --runs folder"):
+        Trainer(Configuration.read(config), tmp_path / "run", data).resume()
+
+
+def _pickled(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
 
 
 def test_the_learning_rate_rises_stays_and_falls():

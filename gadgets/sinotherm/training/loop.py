@@ -537,18 +537,26 @@ class Trainer:
         SettingsError
             The run was started with other settings than those that may change.
         WeightsError
-            The folder holds no checkpoint.
+            The folder holds no checkpoint, or one that cannot be read.
         """
         file = self.folder / "last.pt"
         if not file.is_file():
             raise WeightsError(f"nothing to resume: {file} does not exist.")
-        state = torch.load(file, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(file, map_location=self.device, weights_only=True)
+            before = dict(state["configuration"])
+            parts = [state[name] for name in ("model", "average", "optimiser", "step", "best", "cpu_hours")]
+        # What is damaged makes the reader raise anything.
+        except Exception as error:
+            raise WeightsError(
+                f"{file} is no checkpoint that can be read ({type(error).__name__}): put back a copy of it, or start "
+                "again with another --runs folder; --package still makes weights of a best.safetensors that lies there."
+            ) from error
         fixed = [item.name for item in fields(Configuration) if item.name not in FREE]
-        self.configuration.refuse_changes(state["configuration"], fixed, self.folder)
-        self.model.load_state_dict(state["model"])
-        self.average = state["average"]
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.best, self.cpu_hours = state["step"], state["best"], state["cpu_hours"]
+        self.configuration.refuse_changes(before, fixed, self.folder)
+        model, self.average, optimiser, self.step, self.best, self.cpu_hours = parts
+        self.model.load_state_dict(model)
+        self.optimiser.load_state_dict(optimiser)
         self.origin = state.get("origin", {})
 
     def start_from(self, weights: str | Path) -> None:
@@ -586,6 +594,8 @@ class Trainer:
             The loss or a validation score is not finite; the checkpoint before is kept.
         """
         c = self.configuration
+        if self.rank == 0:
+            self._forget_later_rows()
         limit_s = 60.0 * c.minutes
         end = until or (sys.maxsize if limit_s else c.steps)
         self.model.train()
@@ -614,6 +624,22 @@ class Trainer:
                 if self.step % c.validate == 0 or self.step == end:
                     self.validate()
                 self.save()
+
+    def _forget_later_rows(self) -> None:
+        """Drop rows of the tables beyond this step: a run that was killed wrote them without a checkpoint."""
+        for name in ("metrics.csv", "validation.csv"):
+            file = self.folder / name
+            if not file.is_file():
+                continue
+            header, *rows = file.read_bytes().splitlines(keepends=True) or [b""]
+            # The last row may have been cut off.
+            kept = [row for row in rows if row.endswith(b"\n") and int(row.split(b",")[0]) <= self.step]
+            if kept:
+                file.with_suffix(".part").write_bytes(b"".join([header, *kept]))
+                file.with_suffix(".part").replace(file)
+            else:
+                # Whatever writes the next row writes the header too.
+                file.unlink()
 
     def _spoilt(self, what: str) -> DataError:
         return DataError(
