@@ -295,6 +295,7 @@ def test_command_trains_resumes_packages_and_starts_from_weights(data, config, t
     assert 0 < card.metrics["real, by set"]["heads"]["ssim"] < 1
     assert card.training["steps_in_all"] == 6
     assert 0 < card.metrics["real_ssim"] < 1
+    assert card.metrics.keys() == {"real, by set", *(f"real_{name}" for name in card.metrics["real, by set"]["heads"])}
     elsewhere = [str(config), "--data", str(data), "--runs", str(tmp_path / "other")]
     weights = ["--init", str(runs / "tiny" / "tiny.safetensors"), "--steps", "2", "--decay", "1"]
     assert CliRunner().invoke(app, [*elsewhere, *weights]).exit_code == 0

@@ -99,7 +99,7 @@ def package_run(configuration: Configuration, run: Path, target: Path | None = N
             "simulation": json.dumps(configuration.simulation),
         },
         metrics={
-            name: round(value, 4) for name, value in found.items() if name.count("_") and isinstance(value, float)
+            name: round(value, 4) for name, value in found.items() if isinstance(value, float) and name != "cpu_hours"
         },
         notes=(
             "Trained on simulated scans of magnitude images; metrics are of the training's validation scans "
