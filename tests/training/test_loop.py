@@ -243,8 +243,10 @@ def test_images_of_another_kind_are_refused(config, tmp_path, small):
     # What was prepared for one kind is none for the other.
     configuration = Configuration.read(config)
     Trainer(configuration, tmp_path / "runs" / "a", heads)
+    circular = {**configuration.architecture, "wrap": "circular"}
+    other = dataclasses.replace(configuration, geometry="fan-beam", architecture=circular, simulation={})
     with pytest.raises(DataError, match="fan-beam scans"):
-        Trainer(dataclasses.replace(configuration, geometry="fan-beam"), tmp_path / "runs" / "b", heads)
+        Trainer(other, tmp_path / "runs" / "b", heads)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(data, config, tmp_path, small, monkeypatch):
@@ -412,25 +414,58 @@ def test_wrong_configurations_are_refused(config, tmp_path):
         ("decay = 2", "decay = 7", "decay = 7 is more than steps = 6"),
         ("decay = 2", "decay = -1", "decay = -1; it must be at least 0"),
         ("checkpoint = 2", "checkpoint = 0", "checkpoint = 0; it must be at least 1"),
-        ("steps = 6", "steps = 6\nseed = -1", "seed = -1; it must be from 0 to 4294967295"),
-        ("steps = 6", "steps = 6\nseed = 4294967296", "it must be from 0 to 4294967295"),
+        ("steps = 6", "steps = 6\nseed = -1", "seed = -1; it must be at least 0"),
+        ("steps = 6", "steps = 6\nseed = 4294967296", "it must be at most 4294967295"),
+        ("steps = 6", "steps = 6\nlearning_rate = -1.0", "learning_rate = -1; it must be above 0"),
+        ("steps = 6", "steps = 6\naverage = 2.0", r"average = 2\.0; it must be at most 1"),
+        ("steps = 6", "steps = 6\nweight_decay = -1.0", r"weight_decay = -1\.0; it must be at least 0"),
+        ('"tiny"', '"a/tiny"', "name = 'a/tiny'; it must be the name of a folder"),
+        ('"tiny"', '".."', r"name = '\.\.'; it must be"),
         ("heads = 1.0", "heads = 0.0", "every share must be above 0"),
         ("heads = 1.0", "heads = 'all'", r"data = .*; it must be dict\[str, float\]"),
         ("memory = 2", 'wrap = "mirorr"', "wrap = 'mirorr'; it must be one of 'mirror', 'circular', 'none'"),
         ("memory = 2", "memory = true", "memory = True; it must be int"),
         ("memory = 2", "reference = true", "go together"),
-        ("[4, 8]", "[]", "there must be features"),
-        ("[4, 8]", "[4, 0]", "at least 1"),
+        ("memory = 2", "memory = -1", "memory = -1; it must be at least 0"),
+        ("memory = 2", "start = -1", "start = -1; it must be at least 0"),
+        ("memory = 2", "context = 2", "context = 2; every geometry's measurement has 1 channel"),
+        ("memory = 2", "dual_layers = 1", "dual_layers = 1; it must be at least 2"),
+        ("memory = 2", "closing = [[6.0, 0.0]]", r"closing = \(\(6\.0, 0\.0\),\); it needs a reference"),
+        ("[4, 8]", "[]", r"primal_features = \(\); there must be some"),
+        ("[4, 8]", "[4, 0]", "each at least 1"),
         ("[4, 8]", "4", r"primal_features = 4; it must be tuple\[int, \.\.\.\]"),
         ("[8, 12]", "[8]", r"spokes = \[8\]; it must be tuple\[int, int\]"),
         ("[8, 12]", "[12, 8]", r"spokes = \(12, 8\); the lowest"),
         ("[0.5, 0.5]", "[0.5, 0.3, 0.2]", r"coils = \(1, 2\) with coil_weights = \(0\.5, 0\.3, 0\.2\)"),
-        ("size_weights = [1.0]", "size_weights = [-1.0]", "each needs a weight"),
+        ("size_weights = [1.0]", "size_weights = [-1.0]", "needs a weight"),
+        ("[32]", "[4]", r"sizes = \(4,\) with .*: each must be at least 8"),
+        ("[8, 12]", "[8, 12]\nsnr = [0.0, 0.0]", r"snr = \(0\.0, 0\.0\); the lowest must be at least 1"),
+        ("[8, 12]", "[8, 12]\nsnr = [60.0, 15.0]", "and the highest no less"),
+        ("[8, 12]", "[8, 12]\npaper = 2.0", "paper = 2; it is a fraction, from 0 to 1"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_read(config, old, new, message):
     assert old in CONFIG
     config.write_text(CONFIG.replace(old, new))
+    with pytest.raises(SettingsError, match=message):
+        Configuration.read(config)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "setting", "message"),
+    [
+        ("fan-beam", "sparsity = [0]", r"sparsity = \(0,\); there must be some, each from 1 to 360"),
+        ("fan-beam", "sparsity = []", "there must be some"),
+        ("cartesian", "acceleration = [0.5, 2.0]", r"acceleration = \(0\.5, 2\.0\); the lowest must be at least 1"),
+        ("cartesian", "acceleration = [4.0, 200.0]", "acceleration 200 leaves 1 of 256 lines"),
+        ("cartesian", "snr = [-10.0, -5.0]", r"snr = \(-10\.0, -5\.0\)"),
+        ("cartesian", "coils = [0, 4]", r"coils = \(0, 4\)"),
+    ],
+)
+def test_a_wrong_setting_of_the_other_geometries_is_refused(config, geometry, setting, message):
+    wrap = "circular" if geometry == "fan-beam" else "none"
+    text = CONFIG[: CONFIG.index("[simulation]")].replace("memory = 2", f'wrap = "{wrap}"')
+    config.write_text(f'geometry = "{geometry}"\n{text}[simulation]\n{setting}\n')
     with pytest.raises(SettingsError, match=message):
         Configuration.read(config)
 

@@ -67,7 +67,18 @@ log = logging.getLogger(__name__)
 
 CONFIGS: Final = Path(__file__).parent / "configs"
 
-LEAST: Final = {"steps": 1, "batch": 1, "validate": 1, "checkpoint": 1, "decay": 0, "warmup": 0, "minutes": 0}
+LEAST: Final = {
+    **dict.fromkeys(("steps", "batch", "validate", "checkpoint"), 1),
+    **dict.fromkeys(("decay", "warmup", "minutes", "seed", "average"), 0),
+    **dict.fromkeys(("weight_decay", "ssim_weight", "phase_weight", "change_weight"), 0),
+}
+MOST: Final = {"seed": 2**32 - 1, "average": 1}
+
+LEAST_OF_NETWORKS: Final = {
+    **dict.fromkeys(("iterations", "n_primal", "n_dual", "dual_features"), 1),
+    "dual_layers": 2,
+    "memory": 0,
+}
 
 FREE: Final = frozenset({"steps", "decay", "minutes", "validate", "checkpoint", "valid"})
 """What may change when a run goes on: its length, when it is looked at, and what is claimed of it."""
@@ -174,8 +185,13 @@ class Configuration:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise SettingsError(f"{what}: {name} = {getattr(self, name)}; it must be at least {least}.")
-        if not 0 <= self.seed < 2**32:
-            raise SettingsError(f"{what}: seed = {self.seed}; it must be from 0 to {2**32 - 1}.")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise SettingsError(f"{what}: {name} = {getattr(self, name)}; it must be at most {most}.")
+        if self.learning_rate <= 0:
+            raise SettingsError(f"{what}: learning_rate = {self.learning_rate:g}; it must be above 0.")
+        if self.name in ("", "..") or Path(self.name).name != self.name:
+            raise SettingsError(f"configuration: name = {self.name!r}; it must be the name of a folder, not a path.")
         if self.decay > self.steps:
             raise SettingsError(f"{what}: decay = {self.decay} is more than steps = {self.steps}: give both.")
         if any(share <= 0 for share in self.data.values()):
@@ -364,12 +380,22 @@ def build_network(configuration: Configuration) -> PrimalDual | PaperPrimalDual:
         architecture = kind(**{name: _tuples(value) for name, value in configuration.architecture.items()})
     except TypeError as error:
         raise SettingsError(f"{what}: {error}.") from error
-    counts = ["iterations", "n_primal", "n_dual", "dual_features", "dual_layers"]
-    widths = getattr(architecture, "primal_features", (1,))
-    if min(len(widths), *widths, *(getattr(architecture, name, 1) for name in counts)) < 1:
-        raise SettingsError(f"{what}: iterations, layers and features must be at least 1, and there must be features.")
+    for name, least in LEAST_OF_NETWORKS.items():
+        if getattr(architecture, name, least) < least:
+            raise SettingsError(f"{what}: {name} = {getattr(architecture, name)}; it must be at least {least}.")
     if isinstance(architecture, PaperArchitecture):
         return PaperPrimalDual(architecture)
+    widths, closing = architecture.primal_features, architecture.closing
+    if min(widths, default=0) < 1:
+        raise SettingsError(f"{what}: primal_features = {widths}; there must be some, each at least 1.")
+    if architecture.start < 0:
+        raise SettingsError(f"{what}: start = {architecture.start}; it must be at least 0.")
+    if architecture.context != 1:
+        raise SettingsError(f"{what}: context = {architecture.context}; every geometry's measurement has 1 channel.")
+    if closing and not (architecture.reference and all(width > 0 and least >= 0 for width, least in closing)):
+        raise SettingsError(
+            f"{what}: closing = {closing}; it needs a reference, widths above 0 and z-scores of at least 0."
+        )
     return PrimalDual(architecture)
 
 

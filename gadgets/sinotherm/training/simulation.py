@@ -25,6 +25,7 @@ from sinotherm.networks.radial import RadialSinogram
 from sinotherm.operators.cartesian import variable_density_lines
 from sinotherm.operators.density import readout_weights
 from sinotherm.operators.fan_beam import FanBeam, FanBeamGeometry
+from sinotherm.simulation.image_sets import SMALLEST
 
 __all__ = [
     "Batch",
@@ -122,6 +123,12 @@ def noise_scale(sampling: RadialSampling, snr: float, signal: float) -> float:
     """
     weights = readout_weights(sampling) * (math.pi / 402)
     return signal / (snr * math.sqrt(402 * float(np.square(weights).sum())))
+
+
+def _refuse_outside(name: str, span: tuple[float, float], least: float) -> None:
+    """Raise a `SettingsError` where a lowest and a highest value are none."""
+    if not least <= span[0] <= span[1]:
+        raise SettingsError(f"{name} = {span}; the lowest must be at least {least:g}, and the highest no less.")
 
 
 class ObjectSource(ABC):
@@ -291,7 +298,7 @@ class RadialSimulator(ObjectSource):
     Raises
     ------
     SettingsError
-        Numbers and how often they are drawn do not go together, or there are no spokes.
+        Numbers and how often they are drawn do not go together, or a setting is out of its bounds.
     """
 
     def __init__(
@@ -311,11 +318,17 @@ class RadialSimulator(ObjectSource):
         device: str = "cpu",
     ) -> None:
         super().__init__(images, weights, batch=batch, device=device)
-        for name, numbers, often in (("coil", coils, coil_weights), ("size", sizes, size_weights)):
-            if len(numbers) != len(often) or min(numbers, default=0) < 1 or min(often) <= 0:
-                raise SettingsError(f"{name}s = {numbers} with {name}_weights = {often}: each needs a weight above 0.")
-        if not 1 <= spokes[0] <= spokes[1]:
-            raise SettingsError(f"spokes = {spokes}; the lowest must be at least 1, and the highest no less.")
+        drawn = (("coil", coils, coil_weights, 1), ("size", sizes, size_weights, SMALLEST))
+        for name, numbers, often, least in drawn:
+            if len(numbers) != len(often) or min(numbers, default=0) < least or min(often) <= 0:
+                raise SettingsError(
+                    f"{name}s = {numbers} with {name}_weights = {often}: each must be at least {least} and needs a "
+                    "weight above 0."
+                )
+        if not 0 <= paper <= 1:
+            raise SettingsError(f"paper = {paper:g}; it is a fraction, from 0 to 1.")
+        _refuse_outside("spokes", spokes, 1)
+        _refuse_outside("snr", snr, 1)
         self.paper = paper
         self.heating = heating
         self.coils, self.coil_weights = coils, np.array(coil_weights) / sum(coil_weights)
@@ -424,6 +437,11 @@ class CartesianSimulator(ObjectSource):
         Lowest and highest; the SNR is that of the fully sampled combined image.
     coils
         Numbers of coils, drawn evenly.
+
+    Raises
+    ------
+    SettingsError
+        A setting is out of its bounds, or an acceleration leaves too few lines.
     """
 
     def __init__(
@@ -438,6 +456,11 @@ class CartesianSimulator(ObjectSource):
         device: str = "cpu",
     ) -> None:
         super().__init__(images, weights, batch=batch, device=device)
+        _refuse_outside("acceleration", acceleration, 1)
+        _refuse_outside("snr", snr, 1)
+        if min(coils, default=0) < 1:
+            raise SettingsError(f"coils = {coils}; there must be some numbers, each at least 1.")
+        variable_density_lines(256, acceleration[1], np.random.default_rng(0))
         self.acceleration, self.snr, self.coils = acceleration, snr, coils
 
     def sample(self, random: torch.Generator) -> Batch:
@@ -467,6 +490,11 @@ class FanBeamSimulator(ObjectSource):
         Every so many-th of 360 views, drawn evenly.
     paper
         Whether the batch is for a network of the papers (real).
+
+    Raises
+    ------
+    SettingsError
+        There are no views of a sparsity.
     """
 
     def __init__(
@@ -480,6 +508,8 @@ class FanBeamSimulator(ObjectSource):
         device: str = "cpu",
     ) -> None:
         super().__init__(images, weights, batch=batch, device=device)
+        if not sparsity or not all(1 <= every <= 360 for every in sparsity):
+            raise SettingsError(f"sparsity = {sparsity}; there must be some, each from 1 to 360.")
         self.sparsity, self.paper = sparsity, paper
         self._projectors: dict[int, FanBeam] = {}
 
