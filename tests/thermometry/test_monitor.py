@@ -535,6 +535,10 @@ def test_noise_that_is_not_known() -> None:
     assert np.isnan(found.sigma_degc).all()
     assert (found.validity & NoReading.NOISE).all()
     assert np.isnan(found.change_degc).all()
+    none = SliceMonitor(SCAN, _settings())
+    found, statistics = _run(none, Series(), range(6), noise_sd=np.zeros((1, N, N), np.float32))[-1]
+    assert any(text.startswith("noise not known") for text in statistics.alarms)
+    assert (found.validity & NoReading.NOISE).all()
     demanding = SliceMonitor(SCAN, _settings(sigma="formula", baseline_frames=1))
     with pytest.raises(DataError, match="state no noise"):
         _run(demanding, Series(), range(2), noise_sd=None)

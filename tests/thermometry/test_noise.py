@@ -34,9 +34,9 @@ def test_formula_against_simulated_noise() -> None:
     assert change.std() / sigma[0, 0, 0] == pytest.approx(1.0, abs=0.02)
 
 
-def test_no_signal_is_infinitely_uncertain() -> None:
+def test_no_signal_or_noise_is_infinitely_uncertain() -> None:
     zero, one = np.zeros((1, 1, 1), np.float32), np.ones((1, 1, 1), np.float32)
-    for signal, level in ((zero, one), (zero, zero)):
+    for signal, level in ((zero, one), (zero, zero), (one, zero), (one, np.nan * one), (one, np.inf * one)):
         sigma = sigma_by_formula(
             signal=signal,
             noise_sd=level,

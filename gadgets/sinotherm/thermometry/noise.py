@@ -35,9 +35,10 @@ def sigma_by_formula(
     n_effective: float,
     degc_per_radian: float,
 ) -> FloatArray:
-    """Return σ_T = sqrt(1/SNR_t² + 1/(N_eff·SNR_0²)) / |dφ/dT|, float32 (slice, y, x), °C; inf without signal.
+    """Return σ_T = sqrt(1/SNR_t² + 1/(N_eff·SNR_0²)) / |dφ/dT|, float32 (slice, y, x), °C.
 
-    It holds for linear reconstructions whose frame and baseline lie on the same spokes: streaks are not noise.
+    It is infinite without signal, and where the noise is 0 or not finite, for then nobody measured it. It holds for
+    linear reconstructions whose frame and baseline lie on the same spokes: streaks are not noise.
 
     Parameters
     ----------
@@ -57,7 +58,8 @@ def sigma_by_formula(
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = (noise_sd / signal) ** 2 + (baseline_noise_sd / baseline_signal) ** 2 / np.float32(n_effective)
         sigma = np.sqrt(variance) * np.float32(abs(degc_per_radian))
-    return np.where(np.isnan(sigma), np.float32(np.inf), sigma).astype(np.float32, copy=False)
+    known = (noise_sd > 0.0) & (baseline_noise_sd > 0.0) & ~np.isnan(sigma)
+    return np.where(known, sigma, np.float32(np.inf)).astype(np.float32, copy=False)
 
 
 def sigma_of_change(change: FloatArray, mask: MaskArray, per_degc: float, per_gradient: float) -> FloatArray:
