@@ -38,9 +38,11 @@ class Series:
     def heat(self, number: int) -> np.ndarray:
         return HEAT * max(0.0, number - self.start + 1) / 5
 
-    def image(self, number: int, *, te: float = 0.019, echo: int = 0, **changes) -> FrameImage:
+    def image(
+        self, number: int, *, te: float = 0.019, echo: int = 0, signal: np.ndarray = BODY, **changes
+    ) -> FrameImage:
         phase = self.sign * PER_DEGC * (te / 0.019) * (self.heat(number) + 0.3 * number * (1.0 + X - 0.5 * Y))
-        data = (BODY * np.exp(1j * (phase + 0.4 * X)))[None, None] * (COILS if self.coils else 1.0)
+        data = (signal * np.exp(1j * (phase + 0.4 * X)))[None, None] * (COILS if self.coils else 1.0)
         shape = data.shape
         data = data + self.noise * (self.random.standard_normal(shape) + 1j * self.random.standard_normal(shape))
         options = {
@@ -437,6 +439,14 @@ def test_what_a_region_never_could_read_is_no_alarm(mode: str) -> None:
     assert all(n < voxels for n, voxels in counts)
 
 
+def test_tissue_too_noisy_to_be_followed_now_and_then_is_no_reading_lost() -> None:
+    scan = replace(SCAN, echo_times_s=(0.06,))
+    monitor = SliceMonitor(scan, _settings(regions="dim=circle:35,29,2"))
+    found = _run(monitor, Series(start=99, noise=0.1), range(24), te=0.06, signal=np.where(HOT, 0.35, BODY))
+    assert not any(text.startswith("readings lost") for _, statistics in found for text in statistics.alarms)
+    assert min(statistics.regions[0]["n"] for _, statistics in found[4:]) < found[-1][1].regions[0]["voxels"]
+
+
 def test_noise_outside_of_the_body_is_no_reading_lost() -> None:
     """In images of SNR 5 it has more signal than the limit, and an uncertainty that its luck in a frame hides."""
     scan = replace(SCAN, larmor_hz=123.2e6, echo_times_s=(0.025,))
@@ -613,6 +623,34 @@ def test_two_echoes_are_combined() -> None:
     assert np.nanstd(found.change_degc[0][cold]) < np.nanstd(alone.change_degc[0][cold])
     with pytest.raises(HeaderError, match="echo 2 has no TE"):
         _run(SliceMonitor(scan, _settings()), series, range(4), echo=2)
+
+
+@pytest.mark.parametrize("echo_times_s", [(0.06,), (0.02, 0.06)])
+def test_tissue_too_noisy_to_be_followed_is_not_shown_as_it_was(echo_times_s: tuple[float, ...]) -> None:
+    """12 °C in steps of 1.2; the signal of the last echo is about twice its noise, that of the one before six times."""
+    monitor = SliceMonitor(replace(SCAN, echo_times_s=echo_times_s), _settings())
+    series = Series(noise=0.08)
+    errors, read = [], []
+    for number in range(14):
+        images = []
+        for echo, te in enumerate(echo_times_s):
+            dim = 0.18 if te == echo_times_s[-1] else 0.5
+            images.append(series.image(number, te=te, echo=echo, signal=np.where(HOT, dim, BODY)))
+        if len(images) > 1:
+            images[1].data[..., 29, 35] = 0.0
+        found, _ = monitor.frame(images)
+        if number >= 10:
+            valid = HOT & (found.validity[0] == 0)
+            assert ((found.validity[0][HOT & ~valid] & (NoReading.NOISE | NoReading.WRAP)) > 0).all()
+            assert np.isfinite(found.sigma_degc[0][HOT]).all()
+            errors.append((found.change_degc[0] - series.heat(number))[valid])
+            read.append(valid[HOT].mean())
+    assert abs(np.concatenate(errors).mean()) < 1.0
+    if len(echo_times_s) == 1:
+        assert np.mean(read) < 0.5
+    else:
+        assert np.mean(read) > 0.9
+        assert valid[29, 35]
 
 
 def test_what_is_missing_is_named() -> None:

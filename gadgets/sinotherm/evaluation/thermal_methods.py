@@ -231,7 +231,7 @@ def _monitor(found: Series, *, drift_free: bool) -> SliceMonitor:
             "phase_sign": protocol.phase_sign,
             "baseline_frames": found.n_baseline,
             "drift_order": -1 if drift_free else protocol.drift_order_space,
-            # Every voxel is scored, however uncertain.
+            # Every voxel that can be followed is scored, however uncertain.
             "max_sigma_degc": 1e6,
             "min_signal": 0.02,
             "motion_correlation": 0.0,

@@ -41,8 +41,9 @@ class Reading:
         float32 (slice, y, x), °C: change, the same before any spatial filter, and σ_T (NaN: not known).
     magnitude
         float32 (slice, y, x): of the image.
-    wrapped, no_drift
-        bool (slice, y, x): the branch of the phase is in doubt; there is no drift fit to correct with.
+    followed, wrapped, no_drift
+        bool (slice, y, x): the change is of this frame's phase, not of an earlier one; the branch of the phase is in
+        doubt; there is no drift fit to correct with.
     fits, problems
         Drift fit of each slice plane, and what went wrong.
     score
@@ -53,6 +54,7 @@ class Reading:
     unfiltered: FloatArray
     sigma: FloatArray
     magnitude: FloatArray
+    followed: MaskArray
     wrapped: MaskArray
     no_drift: MaskArray
     fits: Sequence[DriftFit]
@@ -164,6 +166,11 @@ class EchoMeasurement:
         for unwrapper in self._unwrappers:
             unwrapper.lose()
 
+    @property
+    def most_sigma_degc(self) -> float:
+        """σ_T up to which a voxel is followed, °C: noise alone makes a phase jump that is more uncertain."""
+        return _CERTAIN_RAD * abs(self._scale)
+
     def read(self, image: FrameImage, *, usable: bool = True) -> Reading:
         """Return the temperature change of a frame.
 
@@ -183,10 +190,7 @@ class EchoMeasurement:
         product = complex_product(data, reference)
         size = magnitude(data)
         by_formula, by_time = self._sigmas(image, size, n_effective)
-        sigma = np.fmax(by_formula, by_time)
-        # Noise alone makes a phase jump that is more uncertain than this.
-        certain = sigma <= _CERTAIN_RAD * abs(self._scale)
-        trusted = self._trusted & (size > self._level) & certain
+        trusted = self._trusted & (size > self._level) & (np.fmax(by_formula, by_time) <= self.most_sigma_degc)
         planes = [np.s_[plane : plane + 1] for plane in range(len(product))]
         found = [
             unwrapper.update(product[plane], trusted[plane], self._anchors[plane])
@@ -212,6 +216,7 @@ class EchoMeasurement:
             unfiltered=unfiltered,
             sigma=sigma,
             magnitude=size,
+            followed=trusted,
             wrapped=wrapped,
             no_drift=no_drift,
             fits=fits,

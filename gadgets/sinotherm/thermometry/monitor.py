@@ -687,11 +687,16 @@ class SliceMonitor:
         if len(readings) == 1:
             return readings[0].change, readings[0].unfiltered, readings[0].sigma
         times = [self._echo_time(image.echo) for image in images]
-        sizes = [reading.magnitude for reading in readings]
+        # An echo that is not followed shows an earlier phase.
+        sizes = [np.where(reading.followed, reading.magnitude, np.float32(0.0)) for reading in readings]
         change, weights = combine_echoes([reading.change for reading in readings], sizes, times)
         unfiltered, _ = combine_echoes([reading.unfiltered for reading in readings], sizes, times)
-        variances = np.stack([(weight * one.sigma) ** 2 for weight, one in zip(weights, readings, strict=True)])
-        return change, unfiltered, np.sqrt(variances.sum(axis=0))
+        # What has no weight may be infinitely uncertain.
+        parts = [
+            np.multiply(weight, one.sigma, where=weight > 0.0, out=np.zeros_like(weight))
+            for weight, one in zip(weights, readings, strict=True)
+        ]
+        return change, unfiltered, np.sqrt(np.square(parts).sum(axis=0))
 
     def _moved(self, plane: int, found: Motion) -> str:
         """Return why a plane has moved, or an empty text."""
@@ -719,8 +724,10 @@ class SliceMonitor:
         bits = np.where(
             service.dark | ~(readings[0].magnitude > service.level), np.uint16(NoReading.SIGNAL), np.uint16(0)
         )
+        followed = np.logical_or.reduce([reading.followed for reading in readings]) | service.outside
         # An uncertainty that is not known is none.
-        bits |= np.where(sigma <= self._settings.max_sigma_degc, np.uint16(0), np.uint16(NoReading.NOISE))
+        certain = followed & (sigma <= self._settings.max_sigma_degc)
+        bits |= np.where(certain, np.uint16(0), np.uint16(NoReading.NOISE))
         bits |= np.where(wrapped, np.uint16(NoReading.WRAP), np.uint16(0))
         bits |= np.where(service.outside, np.uint16(NoReading.NO_BASELINE), np.uint16(0))
         for reading in readings:
@@ -736,10 +743,10 @@ class SliceMonitor:
         At the rim of the body and in fat there never is a reading, and where signal or uncertainty lie at their
         limits (half of them, at the usual signal) noise takes it now and then.
         """
-        settings = self._settings
+        most = min(self._settings.max_sigma_degc, *(echo.most_sigma_degc for echo in service.echoes.values()))
         with np.errstate(invalid="ignore"):
             # At the usual signal: a bright frame's uncertainty is smaller by chance.
-            certain = sigma * np.maximum(size, usual) <= _MARGIN * settings.max_sigma_degc * usual
+            certain = sigma * np.maximum(size, usual) <= _MARGIN * most * usual
         service.steady |= certain & (_MARGIN * usual > service.level) & ~service.dark
         weak = np.uint16(NoReading.SIGNAL | NoReading.NOISE)
         expected = (service.steady | ((bits & weak) == 0)) & ~service.outside

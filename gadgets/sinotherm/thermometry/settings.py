@@ -81,7 +81,12 @@ class ThermometrySettings(StageSettings):
         "temporal SD (networks); auto: by formula where the images state their noise, and at least the temporal SD "
         "where each frame lies on other spokes.",
     )
-    max_sigma_degc: float = setting(3.0, "Voxels of a larger uncertainty have no reading.", unit="degC", gt=0.0)
+    max_sigma_degc: float = setting(
+        3.0,
+        "Voxels of a larger uncertainty have no reading; one of more than 0.4 rad of phase never has.",
+        unit="degC",
+        gt=0.0,
+    )
     min_signal: float = setting(
         0.05, "Voxels below this share of the 99th percentile of the baseline have no reading.", ge=0.0, lt=1.0
     )
