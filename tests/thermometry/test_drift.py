@@ -61,6 +61,24 @@ def test_drift_beyond_the_wrap_follows_the_unwrapped_phase() -> None:
     assert np.abs(fit.field_degc - drift)[BODY].max() <= 0.005
 
 
+def test_a_bowl_between_the_thin_rim_of_a_coarse_matrix() -> None:
+    """Blocks as wide as the rim do not tell its thickness, which alone tells the bowl."""
+    random, n = np.random.default_rng(7), 64
+    y, x = (np.mgrid[:n, :n] - n // 2) / (n / 2)
+    radius = np.hypot(x / 0.8, y / 0.66)
+    mask = periphery_mask((radius < 1.0).astype(float), 0.5, (0.004, 0.004))
+    estimator = DriftEstimator(
+        magnitude=radius < 1.0, mask=mask, order=2, one_sided=True, min_voxels=100, max_condition=1e4
+    )
+    means = []
+    for _ in range(60):
+        noise = 0.02 * random.standard_normal((2, n, n))
+        product = ((radius < 1.0) * (1.0 + noise[0] + 1j * noise[1])).astype(np.complex64)
+        fit = estimator.fit(product, np.angle(product), 1.0 / RADIAN_PER_DEGC)
+        means.append(fit.field_degc[radius < 0.5].mean())
+    assert np.std(means) < 1.1 * 0.02 / abs(RADIAN_PER_DEGC)
+
+
 def test_outliers_in_a_given_mask_weigh_little() -> None:
     heat = 6.0 * ((np.abs(X - 0.5) < 0.1) & (np.abs(Y) < 0.15))
     product = _product(FIRST_ORDER + heat, np.random.default_rng(2))

@@ -19,6 +19,9 @@ BLOCK: Final = 4
 MAX_ITERATIONS: Final = 30
 STOP_DEGC: Final = 1e-3
 RIM_DEPTH_M: Final = 10e-3
+_ENOUGH_BLOCKS: Final = 200
+"""Blocks below which a fit of order 2 takes smaller ones: a rim tells what rises from it to the middle by its thickness
+alone, which blocks as wide as the rim average out."""
 _FLOOR_DEGC: Final = 2e-3
 _LEAST_SIGNAL: Final = 0.05
 """Median signal of the cold blocks relative to the baseline's, below which there is none to fit."""
@@ -148,6 +151,9 @@ class DriftEstimator:
         power = np.where(mask, np.asarray(magnitude, dtype=np.float64) ** 2, 0.0)
         self._mask = np.asarray(mask, dtype=bool)
         self._power = power
+        self._block = BLOCK
+        while order > 1 and self._block > 1 and np.count_nonzero(self._blocks(power)) < _ENOUGH_BLOCKS:
+            self._block //= 2
         block_power = self._blocks(power)
         self._rows = block_power > 0.0
         self._block_power = block_power[self._rows]
@@ -158,11 +164,12 @@ class DriftEstimator:
         self._design /= self._block_power[:, None]
 
     def _blocks(self, values: FloatArray) -> FloatArray:
-        """Return the sums over blocks of `BLOCK` × `BLOCK` voxels."""
-        ny, nx = (-(-n // BLOCK) for n in self._shape)
-        if values.shape != (ny * BLOCK, nx * BLOCK):
-            values = np.pad(values, ((0, ny * BLOCK - values.shape[0]), (0, nx * BLOCK - values.shape[1])))
-        return values.reshape(ny, BLOCK, nx, BLOCK).sum(axis=(1, 3))
+        """Return the sums over square blocks of voxels."""
+        size = self._block
+        ny, nx = (-(-n // size) for n in self._shape)
+        if values.shape != (ny * size, nx * size):
+            values = np.pad(values, ((0, ny * size - values.shape[0]), (0, nx * size - values.shape[1])))
+        return values.reshape(ny, size, nx, size).sum(axis=(1, 3))
 
     def field(self, coefficients: tuple[float, ...]) -> FloatArray:
         """Return the field of these coefficients, float32 (y, x), °C."""
