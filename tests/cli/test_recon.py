@@ -73,6 +73,15 @@ def test_a_scan_that_gives_no_image_is_an_error(scan: Path, tmp_path: Path) -> N
         run(tmp_path / "short.h5", "-o", tmp_path / "a.h5", *QUIET)
 
 
+def test_a_run_that_fails_before_its_first_image_leaves_an_earlier_result(scan: Path, tmp_path: Path) -> None:
+    run(scan, "-o", tmp_path / "a.h5", *QUIET)
+    for target in ("a.h5", "new.h5"):
+        with pytest.raises(DataError):
+            run(scan, "-o", tmp_path / target, "-p", "thermometry", "--set", "publish.endpoint=")
+    assert len(read_images(tmp_path / "a.h5")[1].headers) == 2
+    assert not (tmp_path / "new.h5").exists()
+
+
 def test_what_is_not_mrd_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.h5").write_text("nothing")
     with pytest.raises(FileFormatError, match="not an HDF5 file"):

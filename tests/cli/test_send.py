@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from mrd_handlers import REQUESTS, serving
 from mrd_peers import free_port
 from sinotherm.cli.send import command
-from sinotherm.errors import HeaderError, PeerError, SettingsError, WireError
+from sinotherm.errors import DataError, HeaderError, PeerError, SettingsError, WireError
 from sinotherm.wire.file import AcquisitionWriter, read_images
 from sinotherm.wire.messages import Readout
 
@@ -74,6 +74,27 @@ def test_a_servers_failure_is_ours(unstamped: Path, tmp_path: Path) -> None:
     with serving() as server, pytest.raises(PeerError, match="deliberate failure"):
         run(unstamped, "-o", out, "--to", f"127.0.0.1:{server.address[1]}", "-c", "fail")
     assert len(read_images(out)[1].headers) == 1
+
+
+def refusing(request: Any) -> Any:
+    raise SettingsError("no such pipeline")
+
+
+@pytest.mark.parametrize(
+    ("opening", "kind", "match"),
+    [
+        (refusing, PeerError, "no such pipeline"),
+        (lambda request: lambda items: (item for item in items if False), DataError, "no image came back from 127"),
+    ],
+)
+def test_without_an_image_the_file_is_left_as_it_was(
+    unstamped: Path, tmp_path: Path, opening: Any, kind: type[Exception], match: str
+) -> None:
+    out = tmp_path / "a.h5"
+    out.write_text("an earlier result")
+    with serving(opening=opening) as server, pytest.raises(kind, match=match):
+        run(unstamped, "-o", out, "--to", f"127.0.0.1:{server.address[1]}")
+    assert out.read_text() == "an earlier result"
 
 
 def test_addresses_and_paces_are_checked(unstamped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,17 @@ def test_parts_of_the_scan_follow_its_length(tmp_path):
     assert peak[9] < peak[10] > peak[11]
 
 
+def test_an_interruption_leaves_an_earlier_scan(tmp_path, monkeypatch):
+    (tmp_path / "scan.h5").write_text("an earlier scan")
+
+    def interrupted(scan, group):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sinotherm.simulation.mrd.write_truth", interrupted)
+    assert run(tmp_path / "scan.h5", *SMALL).exit_code != 0
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("scan.h5", "an earlier scan")]
+
+
 def test_an_image_as_object(tmp_path):
     image = np.zeros((32, 32))
     image[4:28, 4:28] = 100.0

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -402,13 +403,28 @@ def test_images_reach_the_disk_while_the_scan_goes_on(tmp_path: Path, monkeypatc
     monkeypatch.setattr("sinotherm.wire.file.monotonic", lambda: clock[0])
     writer = ImageWriter(tmp_path / "a.h5")
     writer.append(image(1))
-    assert "image_1" not in writer._group
+    assert not (tmp_path / "a.h5").exists()
     clock[0] += 1.5
     writer.append(image(2))
     assert len(writer._group["image_1/header"]) == 2
     writer.append(image(3, series=2, shape=(1, 1, 1100, 1100)))
     assert len(writer._group["image_2/header"]) == 1
     writer.close()
+
+
+@pytest.mark.parametrize("before", [None, "an earlier result"])
+def test_without_an_image_nothing_is_written_or_replaced(tmp_path: Path, before: str | None) -> None:
+    path = tmp_path / "a.h5"
+    if before:
+        path.write_text(before)
+    ImageWriter(path, XML).close()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ([before] if before else [])
+    with ImageWriter(path, XML) as writer:
+        writer.append(image(1))
+    assert list(read_images(path)) == [1]
+    with h5py.File(path), pytest.raises(FileFormatError, match="is it open elsewhere"):
+        ImageWriter(path, XML)
+    assert list(read_images(path)) == [1]
 
 
 @contextmanager
@@ -438,7 +454,9 @@ def test_a_full_disk_keeps_the_images_there_is_room_for(tmp_path: Path) -> None:
 
 def test_room_that_comes_back_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = ImageWriter(tmp_path / "a.h5")
-    for index in range(3):
+    writer.append(image(0))
+    writer.flush()
+    for index in range(1, 3):
         writer.append(image(index))
     answers = iter([OSError(errno.ENOSPC, "No space left on device")])
 
@@ -452,8 +470,9 @@ def test_room_that_comes_back_is_used(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_full_disk_ends_readouts_too_and_is_told_at_the_start(tmp_path: Path) -> None:
-    with full_disk(40_000), pytest.raises(DataError, match=r"b\.h5: cannot be written any more .* 0 images are in it"):
+    with full_disk(40_000), pytest.raises(FileFormatError, match=r"b\.h5: cannot be written .* or the disk full"):
         ImageWriter(tmp_path / "b.h5", XML)
+    assert list(tmp_path.iterdir()) == []
     writer = AcquisitionWriter(tmp_path / "a.h5", XML)
     for number in range(500):
         writer.append(readout(number, samples=64))
@@ -481,15 +500,17 @@ def test_hdf5_does_not_try_again_after_a_write_that_failed(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_disk_that_cannot_make_room_beforehand_is_written_to(
+def test_a_disk_that_cannot_make_room_beforehand_or_lock_is_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def unable(*_: int) -> None:
         raise OSError(number, "unable")
 
     monkeypatch.setattr(os, "posix_fallocate", unable)
-    with ImageWriter(tmp_path / "a.h5") as writer:
-        writer.append(image(1))
+    monkeypatch.setattr(fcntl, "flock", unable)
+    for _ in range(2):
+        with ImageWriter(tmp_path / "a.h5") as writer:
+            writer.append(image(1))
     assert len(read_images(tmp_path / "a.h5")[1].headers) == 1
 
 

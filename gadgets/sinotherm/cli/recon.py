@@ -16,7 +16,7 @@ def command(
             "--output",
             "-o",
             metavar="OUT.h5",
-            help="MRD file for the images; an existing one is replaced. [default: IN_images.h5]",
+            help="MRD file for the images; the first one replaces an existing file. [default: IN_images.h5]",
         ),
     ] = None,
     pipeline: Annotated[

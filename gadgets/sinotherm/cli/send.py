@@ -10,7 +10,12 @@ __all__ = ["command"]
 
 def command(
     scan: Annotated[Path, typer.Argument(metavar="IN.h5", help="MRD file to send.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.h5", help="MRD file for the images.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="OUT.h5", help="MRD file for the images; the first one replaces an existing file."
+        ),
+    ],
     to: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server.")] = "127.0.0.1:9002",
     config: Annotated[
         str, typer.Option("--config", "-c", metavar="PIPELINE", help="Name of a pipeline, or an XML file to send.")
@@ -28,7 +33,7 @@ def command(
     import logging
 
     from sinotherm.cli.progress import counted
-    from sinotherm.errors import SettingsError, SinothermError
+    from sinotherm.errors import DataError, SettingsError, SinothermError
     from sinotherm.frames.header import scan_header
     from sinotherm.wire.client import connect, paced, stream
     from sinotherm.wire.connection import Patience
@@ -64,3 +69,5 @@ def command(
                 finally:
                     for series, count in sorted(writer.counts.items()):
                         typer.echo(f"series {series}: {count} images")
+            if not writer.counts:
+                raise DataError(f"{scan}: no image came back from {to}; the server's log says why.")

@@ -11,7 +11,10 @@ __all__ = ["command"]
 
 
 def command(
-    output: Annotated[Path, typer.Argument(metavar="OUT.h5", help="MRD file to write, the truth in /truth of it.")],
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="OUT.h5", help="MRD file to write, the truth in /truth of it.", callback=writable),
+    ],
     scene: Annotated[Literal["hyperthermia", "hifu", "brain"], typer.Option(help="Body and heating.")] = "hyperthermia",
     matrix: Annotated[int, typer.Option(help="Pixels of an image's side.")] = 256,
     coils: Annotated[int, typer.Option(help="Receiver coils.")] = 8,

@@ -224,7 +224,7 @@ def write_truth(scan: Scan, group: Any) -> None:
 def simulate(
     scan: Scan, path: Path, *, watch: Callable[[Iterator[Any]], Iterator[Any]] = lambda items: items
 ) -> dict[str, Any]:
-    """Write a scan and its truth to an MRD file; an existing one is replaced.
+    """Write a scan and its truth to an MRD file; an existing one is replaced when all of it is written.
 
     Parameters
     ----------
@@ -248,13 +248,18 @@ def simulate(
     from sinotherm.wire.file import AcquisitionWriter
 
     protocol = scan.protocol
-    with AcquisitionWriter(path, header_xml(scan)) as writer:
-        for readout in watch(readouts(scan)):
-            writer.append(readout)
-    with h5py.File(path, "a") as file:
-        truth = file.create_group("truth")
-        write_truth(scan, truth)
-        peak = float(truth.attrs["peak_heating_degC"])
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with AcquisitionWriter(part, header_xml(scan)) as writer:
+            for readout in watch(readouts(scan)):
+                writer.append(readout)
+        with h5py.File(part, "a") as file:
+            truth = file.create_group("truth")
+            write_truth(scan, truth)
+            peak = float(truth.attrs["peak_heating_degC"])
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return {
         "scene": protocol.scene,
         "matrix": protocol.matrix,

@@ -5,8 +5,10 @@ Layout as ``ismrmrd.Dataset`` writes it: ``/dataset/xml``, ``/dataset/data`` (he
 """
 
 import errno
+import fcntl
 import os
 import re
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,8 +44,8 @@ _DAMAGE: Final = (OSError, KeyError, RuntimeError, TypeError, ValueError, Memory
 _SERIES_OVERHEAD_BYTES: Final = 1 << 15
 _ROW_OVERHEAD_BYTES: Final = 1 << 10
 """More than HDF5 adds to the tables of a series, and to each row: object headers, indices, unused parts of chunks."""
-_NO_FALLOCATE: Final = {errno.EOPNOTSUPP, errno.EINVAL}
-"""A file system that cannot make room beforehand, or not tell."""
+_UNABLE: Final = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOLCK}
+"""A file system that cannot make room beforehand, or lock."""
 
 
 @contextmanager
@@ -66,17 +68,49 @@ def _open(path: Path) -> Any:
         raise FileFormatError(f"{path}: not an HDF5 file, or damaged ({error}); an MRD file is HDF5.") from None
 
 
-def _create(path: Path) -> Any:
+def _check_target(path: Path, n_bytes: int) -> None:
+    """Raise `FileFormatError` if a file of this size cannot be written, and leave alone what stands there."""
     if path.is_dir():
         raise FileFormatError(f"{path}: cannot be written, it is a folder; give the name of a file in it.")
     if not path.parent.is_dir():
         raise FileFormatError(f"{path}: cannot be written, there is no folder {path.parent}; make it first.")
+    with _creating(path):
+        if not path.exists():
+            with tempfile.TemporaryFile(dir=path.parent) as nameless:
+                _make_room(nameless.fileno(), n_bytes)
+            return
+        # HDF5 empties a file before it finds that somebody else has locked it.
+        with path.open("r+b") as file, _if_able():
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def _if_able() -> Iterator[None]:
     try:
-        return h5py.File(path, "w")
+        yield
+    except OSError as error:
+        if error.errno not in _UNABLE:
+            raise
+
+
+@contextmanager
+def _creating(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise FileFormatError(
-            f"{path}: cannot be written ({error}); is it open elsewhere, or write-protected?"
+            f"{path}: cannot be written ({error}); is it open elsewhere, write-protected, or the disk full?"
         ) from None
+
+
+def _make_room(handle: int, needed: int) -> None:
+    """Raise `OSError` if the disk has no room for a file to grow by so many bytes."""
+    size = os.fstat(handle).st_size
+    try:
+        with _if_able():
+            os.posix_fallocate(handle, size, needed)
+    finally:
+        os.ftruncate(handle, size)
 
 
 def _group(file: Any, path: Path, name: str) -> Any:
@@ -324,6 +358,8 @@ def _image_rows(group: Any, path: Path, rows: slice) -> tuple[list[Any], list[by
 class _Writer(ABC):
     """An MRD file that grows table by table.
 
+    What stands under its name is replaced when there is something to write: a run that fails before leaves it as it is.
+
     HDF5 does not survive a write that fails: it tries again at every later chance, and can end the process by a
     segmentation fault. So room on the disk is made sure of before HDF5 writes, and a file of which a write failed
     all the same is closed at once.
@@ -331,13 +367,20 @@ class _Writer(ABC):
 
     def __init__(self, path: str | Path, header_xml: bytes, dataset: str) -> None:
         self.path = Path(path)
-        self._file = _create(self.path)
+        self._header_xml = header_xml
+        self._dataset = dataset
+        self._file: Any = None
+        _check_target(self.path, self._needed([len(header_xml)]))
+
+    def _begin(self) -> None:
+        with _creating(self.path):
+            self._file = h5py.File(self.path, "w")
         with self._writing():
-            self._make_room([len(header_xml)])
-            self._group = self._file.create_group(dataset)
-            if header_xml:
+            self._make_room([len(self._header_xml)])
+            self._group = self._file.create_group(self._dataset)
+            if self._header_xml:
                 xml = self._group.create_dataset("xml", (1,), dtype=h5py.special_dtype(vlen=bytes))
-                xml[0] = header_xml.partition(b"\0")[0]
+                xml[0] = self._header_xml.partition(b"\0")[0]
             self._file.flush()
 
     def __enter__(self) -> Self:
@@ -365,14 +408,17 @@ class _Writer(ABC):
         DataError
             It cannot be written; the file is closed, with what there was room for.
         """
+        if self._file is None:
+            self._begin()
         with self._writing():
             self._write()
             self._file.flush()
 
     def close(self) -> None:
         """Write what is left and close the file; a second time, or after a failed write, does nothing."""
-        if self._file:
+        if self._file is None or self._file:
             self.flush()
+        if self._file:
             self._file.close()
 
     @contextmanager
@@ -392,16 +438,11 @@ class _Writer(ABC):
 
     def _make_room(self, sizes: Sequence[int], n_series: int = 1) -> None:
         """Raise `OSError` if the disk has no room for rows of these sizes, bytes."""
-        handle = self._file.id.get_vfd_handle()
-        size = os.fstat(handle).st_size
-        needed = sum(sizes) + len(sizes) * _ROW_OVERHEAD_BYTES + (1 + n_series) * _SERIES_OVERHEAD_BYTES
-        try:
-            os.posix_fallocate(handle, size, needed)
-        except OSError as error:
-            if error.errno not in _NO_FALLOCATE:
-                raise
-        finally:
-            os.ftruncate(handle, size)
+        _make_room(self._file.id.get_vfd_handle(), self._needed(sizes, n_series))
+
+    @staticmethod
+    def _needed(sizes: Sequence[int], n_series: int = 1) -> int:
+        return sum(sizes) + len(sizes) * _ROW_OVERHEAD_BYTES + (1 + n_series) * _SERIES_OVERHEAD_BYTES
 
     @staticmethod
     def _append(table: Any, rows: np.ndarray) -> None:
@@ -487,7 +528,7 @@ class _WaitingImage(NamedTuple):
 
 
 class ImageWriter(_Writer):
-    """Writes images into ``image_<series>``, each series of one shape and type.
+    """Writes images into ``image_<series>``, each series of one shape and type; without an image, no file.
 
     Images reach the disk at least once a second, so that a killed process loses no finished image.
 
@@ -532,6 +573,11 @@ class ImageWriter(_Writer):
         self._waiting_bytes += pixels.nbytes
         if self._waiting_bytes >= _BLOCK_BYTES or monotonic() - self._flushed_s >= _FLUSH_S:
             self.flush()
+
+    def flush(self) -> None:
+        """Write what was appended so far to the disk, as `AcquisitionWriter.flush`."""
+        if self._waiting:
+            super().flush()
 
     @property
     def _kept(self) -> str:
