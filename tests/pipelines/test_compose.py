@@ -71,16 +71,29 @@ class TestChains:
             ("reconstruct", {"frames": {"mrk": "1"}}, "unknown setting frames.mrk; known .*frames.mark"),
             ("reconstruct", {"frames": {"mark": "-1"}}, "frames.mark = '-1'.*greater than or equal to 0"),
             ("reconstruct", {"frames": {"mark": "x"}}, "frames.mark = 'x'"),
+            ("reconstruct", {"cg_sense": {"mrk": "1"}}, "unknown setting cg_sense.mrk; known .*cg_sense.mark"),
+            ("reconstruct", {"cg_sense": {"mark": "-1"}}, "cg_sense.mark = '-1'.*greater than or equal to 0"),
+            ("thermometry", {"cg_sense": {"mark": "-1"}}, "cg_sense.mark = '-1'.*greater than or equal to 0"),
         ],
     )
     def test_what_is_wrong_is_named(self, target, values, words):
         with pytest.raises(SettingsError, match=words):
             compose(target, values)
 
-    def test_settings_of_another_method_are_logged(self, caplog):
+    @pytest.mark.parametrize(
+        ("target", "why"),
+        [("reconstruct", "reconstruction.method is fbp"), ("thermometry", "thermometry has no reconstruction")],
+    )
+    def test_settings_of_another_method_are_logged(self, caplog, target, why):
         with caplog.at_level(logging.INFO):
-            compose("reconstruct", {"pdunet": {"mark": "1"}})
-        assert "settings of pdunet are not used" in caplog.text
+            compose(target, {"pdunet": {"mark": "1"}})
+        assert f"settings of pdunet are not used: {why}" in caplog.text
+
+    def test_who_asks_for_settings_of_another_method_is_warned(self, caplog):
+        compose("reconstruct", {"fbp": {"mark": "1"}, "pdunet": {"mark": "1"}, "gridding": {}}, asked=("fbp", "pdunet"))
+        assert [(record.levelname, record.message) for record in caplog.records if record.levelno > logging.INFO] == [
+            ("WARNING", "settings of pdunet are not used: reconstruction.method is fbp")
+        ]
 
 
 class TestShippedPipelines:

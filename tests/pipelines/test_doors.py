@@ -74,6 +74,21 @@ def test_a_servers_settings_go_to_the_pipelines_that_have_their_stage(caplog: py
         opening(ScanRequest(config="radial_thermometry", header_xml=header, parameters=sent))
 
 
+def test_a_client_is_warned_of_its_settings_of_another_method(caplog: pytest.LogCaptureFixture) -> None:
+    opening = open_pipeline((), {"cg_sense": {"iterations": "5"}})
+    sent = '{"parameters": {"fbp.filter": "hann"}}'
+    with caplog.at_level("INFO"), pytest.raises(HeaderError):
+        opening(ScanRequest(config="radial_gridding", header_xml=b"<nothing", parameters=sent))
+    found = {(record.levelname, record.message) for record in caplog.records if "are not used" in record.message}
+    assert found == {
+        ("WARNING", "settings of fbp are not used: reconstruction.method is gridding"),
+        # The server's go to any pipeline: it is no mistake that one does not use them.
+        ("INFO", "settings of cg_sense are not used: reconstruction.method is gridding"),
+    }
+    with pytest.raises(SettingsError, match=r"unknown setting fbp\.fliter"):
+        opening(ScanRequest(config="radial_gridding", header_xml=b"", parameters=sent.replace("filter", "fliter")))
+
+
 def test_a_servers_settings_are_checked_when_it_starts() -> None:
     for stage, name, value, message in (
         ("thermometry", "phase_sing", "1", "unknown setting thermometry.phase_sing"),

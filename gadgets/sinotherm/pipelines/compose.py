@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -202,7 +202,7 @@ def _noted(items: Iterator[Item], note: Mapping[str, str]) -> Iterator[Item]:
             yield item
 
 
-def compose(target: str, values: Values) -> Chain:
+def compose(target: str, values: Values, asked: Collection[str] = ()) -> Chain:
     """Return the chain of a target.
 
     Parameters
@@ -211,6 +211,8 @@ def compose(target: str, values: Values) -> Chain:
         One of `sinotherm.pipelines.registry.TARGETS`.
     values
         Settings by stage and name, as text.
+    asked
+        Stages with settings that somebody gave for this very scan: of one that is not used he is warned.
 
     Raises
     ------
@@ -218,14 +220,18 @@ def compose(target: str, values: Values) -> Chain:
         Target, stage or setting is unknown (the known ones are listed), or a value is out of range.
     """
     known = TARGETS.get(target, ())
-    given = values if METHOD_SLOT in known else {k: v for k, v in values.items() if k not in METHODS}
+    given = values
     method = ReconstructionSettings.parse(METHOD_SLOT, given.get(METHOD_SLOT, {})).method
     names = target_stages(target, method)
     used: dict[str, str] = {}
     for stage, settings in given.items():
-        if stage in METHODS and stage != method:
+        if stage in METHODS and stage not in names:
             # So that another method can be chosen without a pipeline of its own.
-            logger.info("settings of %s are not used: reconstruction.method is %s", stage, method)
+            stage_module(stage).Settings.check(stage, settings)
+            why = f"reconstruction.method is {method}" if METHOD_SLOT in known else f"{target} has no reconstruction"
+            logger.log(
+                logging.WARNING if stage in asked else logging.INFO, "settings of %s are not used: %s", stage, why
+            )
         elif stage not in names and not (stage == METHOD_SLOT and METHOD_SLOT in known):
             what = "is not part of" if stage in STAGES else "is unknown in"
             raise SettingsError(f"stage {stage!r} {what} the target {target}; its stages: {', '.join(names)}.")
@@ -294,22 +300,32 @@ class Pipeline:
         Its name, for the log.
     steps
         Targets with the values of the pipeline's file.
+    asked
+        Stages with settings that were given for this very scan.
     """
 
     name: str
     steps: tuple[Step, ...]
+    asked: frozenset[str] = frozenset()
     _chains: tuple[Chain, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_chains", tuple(compose(step.target, step.values) for step in self.steps))
+        object.__setattr__(self, "_chains", tuple(compose(step.target, step.values, self.asked) for step in self.steps))
 
     @property
     def chains(self) -> tuple[Chain, ...]:
         """The chain of each step."""
         return self._chains
 
-    def with_values(self, values: Values) -> "Pipeline":
+    def with_values(self, values: Values, general: Values | None = None) -> "Pipeline":
         """Return the pipeline with other settings; each goes to every step that has its stage.
+
+        Parameters
+        ----------
+        values
+            Settings for this scan.
+        general
+            Settings for any pipeline, which hold where ``values`` say nothing; those of other stages are left out.
 
         Raises
         ------
@@ -321,21 +337,17 @@ class Pipeline:
             if not any(stage in part for part in parts):
                 known = ", ".join(name for name in (METHOD_SLOT, *STAGES) if any(name in part for part in parts))
                 raise SettingsError(f"stage {stage[:80]!r} is not part of the pipeline {self.name}; it has: {known}.")
+        given = merged(general or {}, values)
+        if left_out := ", ".join(stage for stage in given if not any(stage in part for part in parts)):
+            logger.info("settings of %s are not used: not part of the pipeline %s", left_out, self.name)
         steps = tuple(
             Step(
                 target=step.target,
-                values=merged(step.values, {stage: named for stage, named in values.items() if stage in part}),
+                values=merged(step.values, {stage: named for stage, named in given.items() if stage in part}),
             )
             for step, part in zip(self.steps, parts, strict=True)
         )
-        return Pipeline(name=self.name, steps=steps)
-
-    def part_of(self, values: Values) -> Values:
-        """Return the settings whose stages are in some step; the log says which are not."""
-        known = frozenset[str]().union(*self._parts())
-        if left_out := ", ".join(stage for stage in values if stage not in known):
-            logger.info("settings of %s are not used: not part of the pipeline %s", left_out, self.name)
-        return {stage: named for stage, named in values.items() if stage in known}
+        return Pipeline(name=self.name, steps=steps, asked=frozenset(values))
 
     def _parts(self) -> list[set[str]]:
         """Return the stages that can be set in each step."""

@@ -37,8 +37,7 @@ def open_pipeline(directories: Sequence[Path] = (), values: Values | None = None
     def open_scan(request: ScanRequest) -> Process:
         name, sent = fire_parameters(request.parameters) if request.parameters else (None, {})
         refuse_foreign(sent)
-        pipeline = load_pipeline(name or request.config, directories)
-        pipeline = pipeline.with_values(merged(pipeline.part_of(own), sent))
+        pipeline = load_pipeline(name or request.config, directories).with_values(sent, general=own)
         return partial(pipeline.run, scan_header(request.header_xml))
 
     return open_scan
