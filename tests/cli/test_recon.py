@@ -82,6 +82,14 @@ def test_a_run_that_fails_before_its_first_image_leaves_an_earlier_result(scan: 
     assert not (tmp_path / "new.h5").exists()
 
 
+@pytest.mark.parametrize("pipeline", ["radial_fbp", "radial_thermometry"])
+def test_images_are_no_readouts(scan: Path, tmp_path: Path, pipeline: str) -> None:
+    run(scan, "-o", tmp_path / "a.h5", *QUIET)
+    with pytest.raises(DataError, match=f"no readouts, which {pipeline} takes; .* -p thermometry"):
+        run(tmp_path / "a.h5", "-p", pipeline)
+    assert not (tmp_path / "a_images.h5").exists()
+
+
 def test_what_is_not_mrd_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.h5").write_text("nothing")
     with pytest.raises(FileFormatError, match="not an HDF5 file"):

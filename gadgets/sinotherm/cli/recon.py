@@ -51,6 +51,8 @@ def command(
         header = scan_header(file.header_xml)
         if target.exists() and target.samefile(scan):
             raise SettingsError(f"-o {target}: that is the scan itself; give another file.")
+        if chain.takes_readouts and not file.n_readouts:
+            raise DataError(f"{scan}: no readouts, which {chain.name} takes; complex images go through -p thermometry.")
         with ImageWriter(target, file.header_xml) as writer, interruptible() as checked:
             try:
                 items = counted(file.items(), total=file.n_readouts + file.n_waveforms, what="readouts")

@@ -317,6 +317,11 @@ class Pipeline:
         """The chain of each step."""
         return self._chains
 
+    @property
+    def takes_readouts(self) -> bool:
+        """Whether it begins with readouts, not with images."""
+        return METHOD_SLOT in TARGETS[self.steps[0].target]
+
     def with_values(self, values: Values, general: Values | None = None) -> "Pipeline":
         """Return the pipeline with other settings; each goes to every step that has its stage.
 
