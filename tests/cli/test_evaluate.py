@@ -1,3 +1,5 @@
+import signal
+import subprocess
 import sys
 import types
 
@@ -22,6 +24,23 @@ def test_thermo_hands_its_options_to_the_evaluation(monkeypatch):
     assert seen == {"spokes": "25,40", "snr": 40.0}
     help_text = CliRunner().invoke(app, ["thermo", "--help"])
     assert "--spokes" in help_text.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_of_thermo_is_no_success(number):
+    program = f"""
+import os, sys, types
+from sinotherm.cli.__main__ import main
+def command() -> None:
+    os.kill(os.getpid(), {number:d})
+    while True:
+        pass
+sys.modules["sinotherm.evaluation.thermo"] = module = types.ModuleType("sinotherm.evaluation.thermo")
+module.command = command
+sys.argv = ["sinotherm", "evaluate", "thermo"]
+main()
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=120, check=False).returncode == 130
 
 
 @pytest.mark.parametrize(

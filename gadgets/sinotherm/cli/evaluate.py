@@ -157,4 +157,5 @@ def thermo(context: typer.Context) -> None:
     # Its options live with the evaluation itself, which is too heavy to import for --help of the others.
     inner = typer.Typer(add_completion=False)
     inner.command()(importlib.import_module("sinotherm.evaluation.thermo").command)
-    inner(args=context.args, standalone_mode=False, prog_name="sinotherm evaluate thermo")
+    # Without a mode of its own it returns the exit code, that of an interruption too.
+    raise typer.Exit(inner(args=context.args, standalone_mode=False, prog_name="sinotherm evaluate thermo") or 0)
