@@ -1,18 +1,25 @@
 """What the README and the documents promise exists and runs."""
 
 import re
+from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sinotherm.cli.__main__ import COMMANDS, GROUPS
 from sinotherm.core.scan import EncodingSpace, FrameImage, ScanHeader
+from sinotherm.frames.header import scan_header
+from sinotherm.pipelines.compose import load_pipeline, parse_assignments
 from sinotherm.pipelines.registry import pipeline_names
 from sinotherm.simulation.mrd import simulate
 from sinotherm.simulation.protocol import Protocol
 from sinotherm.simulation.scan import Scan
+from sinotherm.thermometry.audit import COLUMNS
+from sinotherm.wire.file import MrdFile
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,7 +50,7 @@ def test_the_library_example_of_the_readme_runs(
     sizes = {"matrix": 32, "n_coils": 2, "spokes": 64, "frames": 2, "baseline_frames": 1, "cooling_frames": 0}
     simulate(Scan(protocol=Protocol(**sizes)), Path("scan.h5"))
     exec(code, {})
-    assert "Image" in capsys.readouterr().out.split()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "1"]
 
 
 @pytest.mark.data
@@ -66,3 +73,56 @@ def test_the_stage_of_the_readme_smooths_images_and_passes_on_the_rest() -> None
     image, other = module.stage(iter([FrameImage(data=point, number=0), "text"]), scan, settings)
     assert other == "text"
     assert 0.0 < image.data[0, 0, 4, 5].imag < image.data[0, 0, 4, 4].imag < 1.0
+
+
+@pytest.fixture(scope="module")
+def small_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scan") / "scan.h5"
+    sizes = {"matrix": 32, "n_coils": 3, "spokes": 51, "frames": 4, "baseline_frames": 2, "cooling_frames": 0}
+    simulate(Scan(protocol=Protocol(**sizes, snr=100.0)), path)
+    return path
+
+
+def documented(section: str) -> set[str]:
+    """Return the names in a section of the page about what comes out."""
+    page = (ROOT / "docs" / "mrd-output.md").read_text(encoding="utf-8")
+    return set(re.findall(r"`([\w.]+)`", page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]))
+
+
+SHOWN = "images.complex_images=true images.sinograms=true compression.coils=2 "
+MAPS = "thermometry.baseline_frames=2 thermometry.body_temperature_degc=37 "
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "settings"),
+    [
+        ("radial_fbp", SHOWN),
+        ("radial_thermometry", SHOWN + MAPS + "reconstruction.method=gridding"),
+        ("radial_thermometry", MAPS + "reconstruction.method=cg_sense cg_sense.replicas=2"),
+        ("radial_thermometry", MAPS + "reconstruction.method=pdunet pdunet.guard=false pdunet.sinogram=true"),
+        ("radial_thermometry", MAPS + "reconstruction.method=pdunet"),
+    ],
+)
+def test_what_comes_out_stands_on_its_page(
+    small_scan: Path, monkeypatch: pytest.MonkeyPatch, pipeline: str, settings: str
+) -> None:
+    sent: list[tuple[str, Mapping[str, Any]]] = []
+    feed = SimpleNamespace(publish=lambda topic, header, array=None: sent.append((topic, header)))
+    monkeypatch.setattr("sinotherm.stages.publish.shared_publisher", lambda endpoint: feed)
+    chain = load_pipeline(pipeline).with_values(parse_assignments(settings.split()))
+    with MrdFile(small_scan) as file:
+        items = list(chain.run(scan_header(file.header_xml), file.items()))
+        again = load_pipeline("thermometry").with_values(parse_assignments(["thermometry.baseline_frames=2"]))
+        if "complex" in settings and pipeline == "radial_thermometry":
+            items += list(again.run(scan_header(file.header_xml), iter(items)))
+    names = {name.removeprefix("sinotherm_") for item in items for name in getattr(item, "meta", {})}
+    own = {name for name in names if name[0].islower() and not name.startswith("setting_")}
+    assert {"product", "frame", "method"} <= own <= documented("The meta")
+    assert {topic.removesuffix("_beside") for topic, _ in sent} <= documented("The feed")
+    assert {name for _, header in sent for name in header} <= documented("The feed")
+
+
+def test_columns_and_schemas_stand_on_their_page() -> None:
+    assert set(COLUMNS) <= documented("The audit log")
+    schemas = {path.name for path in files("sinotherm.schemas").iterdir() if path.name.endswith(".json")}
+    assert schemas == {name for name in documented("The JSON records") if name.endswith(".json")}
