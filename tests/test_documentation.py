@@ -13,7 +13,7 @@ import pytest
 from sinotherm.cli.__main__ import COMMANDS, GROUPS
 from sinotherm.core.scan import EncodingSpace, FrameImage, ScanHeader
 from sinotherm.frames.header import scan_header
-from sinotherm.pipelines.compose import load_pipeline, parse_assignments
+from sinotherm.pipelines.compose import fire_parameters, load_pipeline, parse_assignments
 from sinotherm.pipelines.registry import pipeline_names
 from sinotherm.simulation.mrd import simulate
 from sinotherm.simulation.protocol import Protocol
@@ -126,3 +126,10 @@ def test_columns_and_schemas_stand_on_their_page() -> None:
     assert set(COLUMNS) <= documented("The audit log")
     schemas = {path.name for path in files("sinotherm.schemas").iterdir() if path.name.endswith(".json")}
     assert schemas == {name for name in documented("The JSON records") if name.endswith(".json")}
+
+
+def test_the_parameters_of_a_console_are_taken() -> None:
+    (text,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "gadgetron.md").read_text(encoding="utf-8"), re.S)
+    name, values = fire_parameters(text)
+    assert name is not None
+    assert load_pipeline(name).with_values(values).chains[0].values["images.format"] == "console"
