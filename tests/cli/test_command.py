@@ -11,7 +11,7 @@ import zmq
 from typer.testing import CliRunner
 
 from mrd_peers import free_port
-from sinotherm.cli.command import command
+from sinotherm.cli.command import _NAMES, command
 from sinotherm.errors import PeerError, PeerGoneError, ProtocolError, SettingsError
 from sinotherm.thermometry.commands import COMMANDS
 from sinotherm.wire.feed import CommandServer
@@ -120,6 +120,12 @@ def test_what_is_no_answer_is_said(key: str, answer: bytes) -> None:
         with pytest.raises(ProtocolError, match="is no answer to a command"):
             sent(f"tcp://127.0.0.1:{port}", key, "status")
         thread.join()
+
+
+def test_an_unknown_command_is_not_waited_for() -> None:
+    assert set(_NAMES) == set(COMMANDS)
+    with pytest.raises(SettingsError, match="unknown command 'foo'; known commands: set_baseline"):
+        CliRunner().invoke(app, ["foo", "--endpoint", "no endpoint at all"], catch_exceptions=False)
 
 
 def test_every_command_stands_in_the_help() -> None:

@@ -18,10 +18,10 @@ from sinotherm.pipelines import compose, registry
 Version = namedtuple("Version", "major minor micro")
 
 
-def run():
+def run(**environment):
     app = typer.Typer()
     app.command()(command)
-    result = CliRunner().invoke(app, [], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, [], env={"COLUMNS": "80", **environment})
     return result.exit_code, result.stdout
 
 
@@ -46,6 +46,15 @@ def test_something_missing_is_exit_code_1(monkeypatch):
     assert code == 1
     assert "pip install numpy" in text
     assert "1 of these must be put right" in text
+
+
+def test_lines_are_folded_for_a_terminal_only(monkeypatch):
+    path = "/a/path" * 20
+    monkeypatch.setattr(doctor, "examine", lambda: iter([Finding(what="Python", state="ok", text=path)]))
+    assert f"Python  ok    {path}" in run(FORCE_COLOR="")[1].splitlines()
+    shown = run(FORCE_COLOR="1")[1]
+    assert path not in shown
+    assert "Everything that is needed is there." in shown
 
 
 def test_packages_that_are_missing_or_too_old(monkeypatch):

@@ -57,3 +57,8 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path, comma
     result = CliRunner().invoke(app, [command, "--data", str(tmp_path / "none"), "-o", str(tmp_path / "file")])
     assert isinstance(result.exception, SettingsError)
     assert "cannot be made a folder" in str(result.exception)
+
+
+def test_a_heating_curve_that_is_missing_is_named_by_its_option(tmp_path):
+    result = CliRunner().invoke(app, ["thermo", "--temperature", str(tmp_path / "none.csv")])
+    assert str(result.exception).startswith(f"--temperature {tmp_path / 'none.csv'}: ")

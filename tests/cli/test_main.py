@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import typer
 
+from sinotherm import __version__
 from sinotherm.cli import __main__ as cli
 from sinotherm.errors import SettingsError
 
@@ -133,6 +134,11 @@ def test_an_unknown_command() -> None:
     assert done.returncode == 2
     assert "No such command 'recno'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"sinotherm {__version__}\n")
 
 
 def test_a_reader_that_goes_away(tmp_path: Path) -> None:

@@ -200,3 +200,11 @@ def test_ctrl_c_ends_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["--endpoint", f"tcp://127.0.0.1:{free_port()}"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "latency" in result.stdout
+
+
+def test_a_feed_from_which_nothing_comes_is_told() -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    for arguments, code in ((["--frames", "1"], 1), ([], 0)):
+        result = CliRunner().invoke(app, ["--endpoint", endpoint, "--seconds", "0", *arguments])
+        assert result.exit_code == code
+        assert f"nothing came from {endpoint}" in result.stderr

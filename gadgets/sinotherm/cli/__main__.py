@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from sinotherm import __version__
 from sinotherm.errors import SinothermError
 
 __all__ = ["app", "main"]
@@ -29,9 +30,18 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sinotherm {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step to stderr.")] = False,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     logging.basicConfig(
         stream=sys.stderr,

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 __all__ = ["command"]
+
+_NAMES: Final = ("set_baseline", "body_temperature", "region", "cold_mask", "thresholds", "mark", "status")
+"""As `sinotherm.thermometry.commands.COMMANDS`, whose import would hold up the command by a second."""
 
 
 def command(
@@ -37,6 +40,8 @@ def command(
     from sinotherm.errors import SettingsError
     from sinotherm.wire.feed import CommandClient
 
+    if name not in _NAMES:
+        raise SettingsError(f"unknown command {name!r}; known commands: {', '.join(_NAMES)}.")
     try:
         key = "" if key_file is None else key_file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

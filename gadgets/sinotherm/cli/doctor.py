@@ -34,20 +34,25 @@ def command() -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    bad = 0
-    for finding in examine():
-        bad += finding.state == "bad"
-        table.add_row(finding.what, Text(finding.state, style=_STYLES[finding.state]), Text(finding.text))
+    found = list(examine())
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(table)
-    if bad:
-        console.print(f"{bad} of these must be put right before scans can be reconstructed.")
+    if console.is_terminal:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for finding in found:
+            table.add_row(finding.what, Text(finding.state, style=_STYLES[finding.state]), Text(finding.text))
+        console.print(table)
+    else:
+        # Whoever searches the output for a path must find it in one piece.
+        width = max(len(finding.what) for finding in found)
+        for finding in found:
+            typer.echo(f"{finding.what:<{width}}  {finding.state:<4}  {finding.text}")
+    if bad := sum(finding.state == "bad" for finding in found):
+        typer.echo(f"{bad} of these must be put right before scans can be reconstructed.")
         raise typer.Exit(1)
-    console.print("Everything that is needed is there.")
+    typer.echo("Everything that is needed is there.")
 
 
 def examine() -> Iterator[Finding]:

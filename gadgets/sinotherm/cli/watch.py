@@ -16,7 +16,9 @@ _Place: TypeAlias = tuple[int, int, str]
 def command(
     endpoint: Annotated[str, typer.Option(help="ZeroMQ endpoint of the feed.")] = "tcp://127.0.0.1:5560",
     region: Annotated[str, typer.Option(help="Region whose T50 and dose are shown.")] = "tumour",
-    frames: Annotated[int | None, typer.Option(help="End after this many frames.", min=1)] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="End after this many frames; exit code 1 if they did not come.", min=1)
+    ] = None,
     seconds: Annotated[float | None, typer.Option(help="End after this time, s.", min=0.0)] = None,
 ) -> None:
     """Show each frame as it is made: latency, the region's T50 and dose, alarms. Ends with Ctrl-C.
@@ -48,6 +50,10 @@ def command(
         except KeyboardInterrupt:
             pass
         live.update(board.shown(), refresh=True)
+    if board.empty:
+        typer.echo(f"nothing came from {endpoint}: does a scan run, with publish.endpoint there?", err=True)
+    if frames is not None and not board.full:
+        raise typer.Exit(1)
 
 
 class _Board:
@@ -67,6 +73,11 @@ class _Board:
     def full(self) -> bool:
         """Whether as many frames have come as are wanted."""
         return self._counted >= self._wanted
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has come."""
+        return not self._scans
 
     def take(self, topic: str, header: Mapping[str, Any]) -> None:
         """Take a message into the table of its scan."""

@@ -79,13 +79,15 @@ class SignFit:
         return found
 
 
-def read_probe(path: Path) -> tuple[FloatArray, FloatArray]:
+def read_probe(path: Path, what: str = "probe") -> tuple[FloatArray, FloatArray]:
     """Return times (s since the file's first readout) and temperatures (°C) of a probe.
 
     Parameters
     ----------
     path
         CSV with a heading; columns ``time_s`` and ``temperature_degC``.
+    what
+        What it is to the user, for the errors.
 
     Raises
     ------
@@ -100,18 +102,18 @@ def read_probe(path: Path) -> tuple[FloatArray, FloatArray]:
             heading = reader.fieldnames or []
             rows = list(reader)
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"probe {path}: {error}; {needed}.") from error
+        raise DataError(f"{what} {path}: {error}; {needed}.") from error
     missing = [name for name in ("time_s", "temperature_degC") if name not in heading]
     if missing:
-        raise DataError(f"probe {path}: no column {' and '.join(missing)} in its first line {heading}; {needed}.")
+        raise DataError(f"{what} {path}: no column {' and '.join(missing)} in its first line {heading}; {needed}.")
     try:
         times, values = (np.array([float(row[name]) for row in rows]) for name in ("time_s", "temperature_degC"))
     except (ValueError, TypeError) as error:
-        raise DataError(f"probe {path}: a value of time_s or temperature_degC is no number: {error}.") from error
+        raise DataError(f"{what} {path}: a value of time_s or temperature_degC is no number: {error}.") from error
     if not (np.isfinite(times).all() and np.isfinite(values).all()):
-        raise DataError(f"probe {path}: time_s and temperature_degC must be finite in every row.")
+        raise DataError(f"{what} {path}: time_s and temperature_degC must be finite in every row.")
     if len(times) < 2 or not (np.diff(times) > 0).all():
-        raise DataError(f"probe {path}: two rows or more with rising time_s are needed.")
+        raise DataError(f"{what} {path}: two rows or more with rising time_s are needed.")
     return times, values
 
 

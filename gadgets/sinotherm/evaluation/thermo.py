@@ -314,7 +314,7 @@ def rows(
     if split not in (None, "train", "val", "all"):
         raise SettingsError(f"unknown split {split!r}; known splits: train, val, all.")
     methods = [method_named(name) for name in (METHODS if names is None else names)]
-    curve = None if temperature is None else read_probe(temperature)
+    curve = None if temperature is None else read_probe(temperature, "--temperature")
     for dataset, chosen_split, objects in _objects(data, split, per_person, people, matrix):
         cases = [(scene, peak, count) for scene in scenes for peak in peaks_degc for count in spokes]
         for scene, peak, count in cases:
