@@ -1,6 +1,7 @@
 """What the README and the documents promise exists and runs."""
 
 import re
+import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -31,6 +32,15 @@ def test_links_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
     assert not missing
+
+
+def test_the_source_distribution_holds_what_the_documents_name() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packed = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    texts = [document.read_text(encoding="utf-8") for document in DOCUMENTS[:2]]
+    links = {link for text in texts for link in re.findall(r"\]\(([^):#]+)[):#]", text)}
+    links |= set(re.findall(r"-c (\S+\.txt)", README)) | {"tests"}
+    assert {f"/{Path(link).parts[0]}" for link in links if "//" not in link} <= set(packed)
 
 
 def test_commands_of_the_readme_exist() -> None:
