@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TypeGuard
 
 import numpy as np
@@ -489,6 +490,47 @@ def test_a_baseline_commanded_before_the_first_image_is_taken_of_every_slice(tmp
     maps = [item for item in found if isinstance(item, TemperatureMap)]
     assert [np.isfinite(one.change_degc).any() for one in maps] == [False] * 6 + [True] * 4
     assert all(one.meta["baseline_frames"] == (0, 1, 2) for one in maps[6:])
+
+
+def test_a_slice_that_lost_frames_takes_a_commanded_baseline_with_the_others(tmp_path) -> None:
+    """Its images are numbered as they come; ten frames later the tissue may be heated."""
+    endpoint = f"ipc://{tmp_path}/commands"
+
+    def operator() -> None:
+        with CommandClient(endpoint) as client:
+            client.request("set_baseline", frames=3)
+
+    def images() -> Iterator[object]:
+        for frame in range(20):
+            if frame == 15:
+                commander = threading.Thread(target=operator)
+                commander.start()
+                while commander.is_alive():
+                    yield "heartbeat"
+                    commander.join(0.01)
+            yield _image(frame)
+            if not 4 <= frame < 14:
+                own = frame if frame < 4 else frame - 10
+                yield replace(_image(frame, slice_=1), number=own, header=SimpleNamespace(repetition=frame))
+
+    found = list(stage(images(), SCAN, _settings(commands=endpoint)))
+    maps = [item for item in found if isinstance(item, TemperatureMap)]
+    assert {one.meta["baseline_frames"] for one in maps if one.footprint[0] >= 18} == {(15, 16, 17), (5, 6, 7)}
+
+
+@pytest.mark.parametrize(("begun", "frames"), [(1, (0,)), (2, None), (9, None)])
+def test_a_slice_that_begins_late_never_makes_its_baseline_of_heated_frames(
+    begun: int, frames: tuple[int, ...] | None
+) -> None:
+    late = (replace(_image(number, slice_=1), number=number - begun) for number in range(begun, 12))
+    images = [image for number in range(12) for image in [_image(number), *([next(late)] if number >= begun else [])]]
+    found = list(stage(iter(images), SCAN, _settings()))
+    maps = [item for item in found if isinstance(item, TemperatureMap) and item.slice == 1]
+    assert np.isfinite(maps[-1].change_degc).any() == (frames is not None)
+    assert maps[-1].meta.get("baseline_frames") == frames
+    texts = [item.text for item in found if isinstance(item, Text)]
+    assert bool(texts) == (frames is None)
+    assert not texts or "baseline: none was taken of this reconstruction at the start of the scan" in texts[0]
 
 
 def test_alarms_that_need_the_body_temperature_are_said_without_it(tmp_path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,11 +17,12 @@ class Monitor:
     def __init__(self) -> None:
         self.renewed = self.n_heated = 0
         self.frames = range(0)
+        self.forced = False
         self.settings: list[ThermometrySettings] = []
 
-    def renew_baseline(self, frames: range) -> None:
+    def renew_baseline(self, frames: range, *, forced: bool = False) -> None:
         self.renewed += 1
-        self.frames = frames
+        self.frames, self.forced = frames, forced
 
     def configure(self, settings: ThermometrySettings) -> None:
         if "off" in settings.regions:
@@ -58,6 +59,7 @@ def test_baseline(book: CommandBook, monitor: Monitor) -> None:
     assert monitor.renewed == 2
     assert monitor.settings[-1].baseline_frames == 8
     assert monitor.frames == range(8)
+    assert not monitor.forced
 
 
 def test_a_baseline_of_heated_tissue_is_refused_unless_forced(book: CommandBook, monitor: Monitor) -> None:
@@ -68,6 +70,8 @@ def test_a_baseline_of_heated_tissue_is_refused_unless_forced(book: CommandBook,
     assert (monitor.renewed, book.settings.baseline_frames) == (0, 5)
     assert book.handle("set_baseline", {"frames": 8, "force": True})["frames"] == 8
     assert monitor.renewed == 1
+    assert monitor.forced
+    assert book.forced
 
 
 def test_body_temperature_and_thresholds(book: CommandBook) -> None:
@@ -122,15 +126,13 @@ def test_a_stream_that_comes_too_late_owes_no_baseline(monitor: Monitor) -> None
     monitors: Any = {(0, "fbp"): monitor}
     book = CommandBook(SCAN, ThermometrySettings(), monitors, lambda record, facts: None)
     assert not any(book.owes_baseline((0, "fbp"), frame) for frame in range(10))
-    assert not book.owes_baseline((2, "fbp"), 0)
+    assert not book.owes_baseline((2, "fbp"), 9)
     book.handle("set_baseline", {"frames": 3})
-    assert monitor.frames == book.renewal(0) == range(10, 13)
-    # Its first frame is the tenth of the others.
-    assert book.renewal(2) == range(1, 4)
+    assert monitor.frames == book.renewal == range(10, 13)
     assert [book.owes_baseline((0, "fbp"), frame) for frame in range(10, 20)] == [False] * 10
     assert book.owes_baseline((0, "tcr"), 12)
     assert not book.owes_baseline((0, "cg_sense"), 13)
-    assert not book.owes_baseline((1, "fbp"), 0)
+    assert not book.owes_baseline((1, "fbp"), 19)
 
 
 def test_regions_and_cold_mask(book: CommandBook) -> None:

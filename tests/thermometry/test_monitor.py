@@ -906,6 +906,29 @@ def test_a_commanded_baseline_is_made_of_its_own_frames_or_not_at_all(held_back:
     assert abs((found[-1][0].change_degc[0] - series.heat(15))[HOT].mean()) < 0.3
 
 
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_commanded_baseline_is_refused_once_the_tissue_is_heated(forced: bool) -> None:
+    """Heated after the command: the new baseline would show it as unheated."""
+    series, monitor = Series(start=7), SliceMonitor(SCAN, _settings())
+    found = []
+    for number in range(13):
+        if number == 6:
+            monitor.renew_baseline(range(6, 10), forced=forced)
+        found.append(monitor.frame([series.image(number)]))
+    refused = [(place, text) for place, (_, stats) in enumerate(found) for text in stats.alarms if "refused" in text]
+    shown = found[-1][0].change_degc[0][HOT].mean()
+    if forced:
+        assert refused == []
+        assert found[-1][0].meta["baseline_frames"] == (6, 7, 8, 9)
+        assert shown < 0.8 * series.heat(12)[HOT].mean()
+    else:
+        ((place, text),) = refused
+        assert place < 10
+        assert text.startswith("new baseline refused: the old one serves on; ")
+        assert text.endswith(" voxels became more than 1 degC warmer than the old one while it was taken.")
+        assert abs(shown - series.heat(12)[HOT].mean()) < 0.3
+
+
 def test_a_baseline_commanded_after_frames_were_missing_is_made_of_the_next_ones() -> None:
     """Frames are numbered as they come; the repetition tells that some were missing, and so may time."""
     series, monitor = Series(start=99), SliceMonitor(SCAN, _settings())
@@ -971,7 +994,7 @@ def test_a_new_baseline_of_another_matrix_begins_the_doses_anew_and_says_so() ->
     series = Series()
     monitor = SliceMonitor(SCAN, _settings(baseline_frames=2, dose_on_new_baseline="keep"))
     _run(monitor, series, range(8))
-    monitor.renew_baseline(range(8, 10))
+    monitor.renew_baseline(range(8, 10), forced=True)
     series.start = 99
     found = []
     for number in range(8, 12):

@@ -20,6 +20,7 @@ from sinotherm.thermometry.audit import AuditLog
 from sinotherm.thermometry.baseline import Baseline, load_baseline, save_baseline
 from sinotherm.thermometry.commands import CommandBook, CommandedScan
 from sinotherm.thermometry.echoes import EchoCollector
+from sinotherm.thermometry.gaps import ScanCount
 from sinotherm.thermometry.monitor import SliceMonitor
 from sinotherm.thermometry.settings import ThermometrySettings as Settings
 from sinotherm.wire.feed import CommandServer
@@ -86,7 +87,7 @@ class _Session:
         self._monitors: dict[_Stream, SliceMonitor] = {}
         self._echoes: dict[_Stream, EchoCollector] = {}
         self._up: dict[_Stream, set[str]] = {}
-        self._first: dict[int, int] = {}
+        self._count = ScanCount()
         self._several = False
         self._notes: dict[str, MetaValue] = {}
         self.unqualified = ""
@@ -214,10 +215,6 @@ class _Session:
         slice_, method = stream
         return f", slice {slice_}{method and ', '}{method}" if self._several else ""
 
-    def _ordinal(self, image: FrameImage) -> int:
-        """Return which frame of its slice this is, from 0, whichever reconstruction shows it, and whenever."""
-        return image.number - self._first.setdefault(image.slice, image.number)
-
     def _measure(self, stream: _Stream) -> Iterator[Item]:
         images, missing = self._echoes[stream].take()
         # One echo held back leaves no frame.
@@ -231,8 +228,9 @@ class _Session:
                 )
             self._monitors[stream] = SliceMonitor(self._scan, self._book.settings, stored=self._stored_for(stream))
         monitor = self._monitors[stream]
-        if self._book.owes_baseline(stream, self._ordinal(images[0])):
-            monitor.renew_baseline(self._book.renewal(stream[0]))
+        place = self._count.place(stream, images[0])
+        if self._book.owes_baseline(stream, place):
+            monitor.renew_baseline(self._book.renewal, forced=self._book.forced)
         generation = monitor.generation
         events = self._book.take_events()
         notes = self._notes | ({"events": events} if events else {})
@@ -240,7 +238,7 @@ class _Session:
             notes |= {"no_commands": self.no_commands}
         if withheld:
             notes |= {"method": stream[1]}
-        found, statistics = monitor.frame(images, notes=notes, ordinal=self._ordinal(images[0]), withheld=withheld)
+        found, statistics = monitor.frame(images, notes=notes, ordinal=place, withheld=withheld)
         texts = [f"echo lost: the frame came without echo {', '.join(map(str, missing))}"] if missing else []
         if math.isfinite(images[-1].received_s):
             texts += self._behind(found, statistics, monitor.patience_s)

@@ -132,6 +132,11 @@ class CommandBook:
         Called with the record's name and its facts for every command that was carried out or refused.
     commanded
         Whose commands they are.
+
+    Attributes
+    ----------
+    renewal, forced
+        Frames of the scan of which the last new baseline is made, and whether heated ones as well.
     """
 
     def __init__(
@@ -149,8 +154,8 @@ class CommandBook:
         self._commanded = commanded or CommandedScan(measurement_id=scan.measurement_id)
         self._events: list[str] = []
         self._frames = 0
-        self._begun: dict[int, int] = {}
-        self._renewal = range(0)
+        self.renewal = range(0)
+        self.forced = False
         self._renewed: set[tuple[int, str]] = set()
 
     def take_events(self) -> tuple[str, ...]:
@@ -159,7 +164,7 @@ class CommandBook:
         self._events = []
         return events
 
-    def owes_baseline(self, stream: tuple[int, str], ordinal: int) -> bool:
+    def owes_baseline(self, stream: tuple[int, str], place: int) -> bool:
         """Return whether a stream that was not there when a new baseline was commanded begins it with this frame.
 
         It begins with one of the frames of which the others make theirs, never later: those may be heated.
@@ -168,20 +173,14 @@ class CommandBook:
         ----------
         stream
             Slice and reconstruction, of which every frame must be told.
-        ordinal
-            Which frame of its slice it is, from 0; a slice that is seen late begins where the others are.
+        place
+            Which frame of the scan it is, from 0.
         """
-        frame = ordinal + self._begun.setdefault(stream[0], max(self._frames - 1, 0))
-        self._frames = max(self._frames, frame + 1)
-        if frame not in self._renewal or stream in self._renewed:
+        self._frames = max(self._frames, place + 1)
+        if place not in self.renewal or stream in self._renewed:
             return False
         self._renewed.add(stream)
         return True
-
-    def renewal(self, slice_: int) -> range:
-        """Return the frames of the last new baseline, by the slice's own count."""
-        begun = self._begun.get(slice_, 0)
-        return range(self._renewal.start - begun, self._renewal.stop - begun)
 
     def handle(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Carry out a command and return its answer, with the names of the scan (``scan``).
@@ -220,7 +219,8 @@ class CommandBook:
         match name:
             case "set_baseline":
                 hot = sum(monitor.n_heated for monitor in self._monitors.values())
-                if hot and arguments.pop("force", False) is not True:
+                forced = arguments.pop("force", False) is True
+                if hot and not forced:
                     raise SettingsError(
                         f"{hot} voxels are more than {COLD_DEGC:g} degC warmer than the baseline, beyond their "
                         "uncertainty, or were when they were last read: a new one would show them as unheated. Wait "
@@ -229,10 +229,10 @@ class CommandBook:
                 changes = {"frames": "baseline_frames", "dose": "dose_on_new_baseline"}
                 self._change({changes[key]: value for key, value in arguments.items() if key in changes})
                 begin = self._frames or self.settings.baseline_skip
-                self._renewal = range(begin, begin + self.settings.baseline_frames)
+                self.renewal, self.forced = range(begin, begin + self.settings.baseline_frames), forced
                 self._renewed = set(self._monitors)
-                for (slice_, _), monitor in self._monitors.items():
-                    monitor.renew_baseline(self.renewal(slice_))
+                for monitor in self._monitors.values():
+                    monitor.renew_baseline(self.renewal, forced=forced)
                 return {"frames": self.settings.baseline_frames, "dose": self.settings.dose_on_new_baseline}
             case "body_temperature":
                 self._change({"body_temperature_degc": _needed(name, arguments, "degc")})

@@ -121,6 +121,7 @@ class SliceMonitor:
         self._stored = stored
         self._builders: dict[int, BaselineBuilder] = {}
         self._renewal = range(0)
+        self._forced = False
         self._notice = ""
         self._shape: tuple[int, int, int] | None = None
         self._seen = 0
@@ -179,14 +180,14 @@ class SliceMonitor:
 
     # --- changes during the scan ----------------------------------------------------------------
 
-    def renew_baseline(self, frames: range) -> None:
+    def renew_baseline(self, frames: range, *, forced: bool = False) -> None:
         """Take a new baseline from these frames (counted as in `frame`); the old one serves until it is complete.
 
-        What came of them by the end must do, if it is half of them. Where their baseline cannot be made, the next
-        frame has an alarm that says so, and the old one serves on.
+        What came of them by the end must do, if it is half of them. Where their baseline cannot be made, or one of
+        them is heated and it is not ``forced``, the next frame has an alarm that says so, and the old one serves on.
         """
         self._builders = {}
-        self._renewal = frames
+        self._renewal, self._forced = frames, forced
 
     def configure(self, settings: ThermometrySettings) -> None:
         """Change what may change during a scan: body temperature, regions, cold mask, alarm limits.
@@ -217,7 +218,6 @@ class SliceMonitor:
         settings = self._settings
         if settings.baseline_rule != "after_frames" or settings.referenceless:
             return 1
-        ordinal += self._count.missing
         return (ordinal >= settings.baseline_skip) - 1 + (ordinal >= settings.baseline_skip + settings.baseline_frames)
 
     def _gather(self, images: Sequence[FrameImage], ordinal: int) -> None:
@@ -227,6 +227,11 @@ class SliceMonitor:
         place of missing ones: those may be heated.
         """
         settings = self._settings
+        heated = 0 if self._forced or ordinal not in self._renewal else self.n_heated
+        if heated:
+            self._refuse(
+                f"{heated} voxels became more than {COLD_DEGC:g} degC warmer than the old one while it was taken."
+            )
         if ordinal in self._renewal or not (self._renewal or self._service is not None or self._in_window(ordinal)):
             for image in images:
                 builder = BaselineBuilder(settings.baseline_frames, library=settings.baseline_mode == "library")
@@ -245,9 +250,13 @@ class SliceMonitor:
             if not self._renewal:
                 raise
             # The plane was moved while it was taken, say: that ends no scan that goes on without it.
-            self._builders, self._renewal = {}, range(0)
-            kept = "there is none" if self._service is None else "the old one serves on"
-            self._notice = f"new baseline refused: {kept}; {error}"
+            self._refuse(str(error))
+
+    def _refuse(self, why: str) -> None:
+        """Take no commanded baseline, which the next frame tells."""
+        self._builders, self._renewal = {}, range(0)
+        kept = "there is none" if self._service is None else "the old one serves on"
+        self._notice = f"new baseline refused: {kept}; {why}"
 
     def _finish(self, before: FrameImage | None = None) -> None:
         """Put the baseline of the frames collected into service; ``before``: with frames missing up to this one."""
@@ -473,7 +482,7 @@ class SliceMonitor:
         notes
             What else the meta shall say: commands since the last frame, the scanner's qualification.
         ordinal
-            Which frame of the scan this is, from 0; by default as many as this monitor has seen.
+            Which frame of the scan this is, from 0; by default as many as this monitor has seen or missed.
         withheld
             Why the network's guard held the frame back: the images are another reconstruction's, stand in for
             it, and are not measured; no voxel has a reading (bit ``GUARD``).
@@ -495,7 +504,7 @@ class SliceMonitor:
             self._check_drawings(image)
         said = notes or {}
         counted = self._count.frame(image)
-        ordinal = self._seen if ordinal is None else ordinal
+        ordinal = self._seen + self._count.missing if ordinal is None else ordinal
         self._seen += 1
         stale = self._stale.frame(self._time(image)) or counted
         # The clock of arrival judges no frame; it tells how long to wait for the next.
