@@ -53,6 +53,11 @@ def image(**change):
     return FrameImage(**(values | change))
 
 
+def spoke(index):
+    sampling = RadialSampling(n_readout=8, spacing=0.125, centre=4.0)
+    return Spoke(data=np.zeros((1, 8), np.complex64), sampling=sampling, angle_rad=0.0, index=index)
+
+
 def temperature_map(**change):
     shape = (1, 4, 6)
     values = {
@@ -102,6 +107,17 @@ def test_each_series_counts_its_images():
     assert [one.image_series_index for one in made] == [1, 3, 4, 5, 6] * 2
     assert [one.image_index for one in made] == [1] * 5 + [2] * 5
     assert [one.repetition for one in made] == [3] * 5 + [4] * 5
+
+
+def test_frames_that_the_scanner_lost_are_told_by_the_scan_counter():
+    """The repetition counts the frames that were made."""
+    lost = [image(number=n, spokes=(spoke(first), spoke(first + 63))) for n, first in ((0, 2_000_000), (1, 2_000_640))]
+    made = [received(one) for one in run(lost, magnitude=False, complex_images=True)]
+    assert [one.repetition for one in made] == [0, 1]
+    made.append(received(run([image()], magnitude=False, complex_images=True)[0]))
+    made[-1].meta = ismrmrd.Meta({META_PREFIX + "scan_counter": "many"})
+    again = list(complex_images.stage(iter(made), SCAN, complex_images.Settings()))
+    assert [one.meta.get("scan_counter") for one in again] == [2_000_031.5, 2_000_671.5, None]
 
 
 def test_what_only_accompanies_another_image_has_series_of_its_own():

@@ -18,6 +18,7 @@ def _image(
     repetition: int | None = None,
     step: int = 1,
     time_s: float = math.nan,
+    scan_counter: float | None = None,
 ) -> FrameImage:
     """Return an image whose eight spokes count from ``first`` on, or whose header has a repetition, or neither."""
     counts = [] if first is None else [first + step * place for place in range(8)]
@@ -25,6 +26,7 @@ def _image(
         data=np.zeros((1, 1, 4, 4), np.complex64),
         number=number,
         footprint=(time_s,) * 3,
+        meta={} if scan_counter is None else {"scan_counter": scan_counter},
         header=None if repetition is None else SimpleNamespace(repetition=repetition),
         spokes=tuple(
             Spoke(data=np.zeros((1, 4), np.complex64), sampling=SAMPLING, angle_rad=0.0, index=count)
@@ -33,12 +35,14 @@ def _image(
     )
 
 
-@pytest.mark.parametrize("counter", ["spokes", "repetition", "number"])
+@pytest.mark.parametrize("counter", ["spokes", "scan counter", "repetition", "number"])
 def test_missing_frames_are_counted(counter: str) -> None:
     count = FrameCount(3.0)
     for number, place in enumerate((0, 1, 2, 5, 6, 7)):
         image = {
             "spokes": _image(number, 100 + 20 * place),
+            # Another node of ours: its repetition counts the frames that it made.
+            "scan counter": _image(number, repetition=number, scan_counter=20.0 * place),
             "repetition": _image(number, repetition=4 + place),
             "number": _image(place),
         }[counter]

@@ -22,6 +22,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
@@ -332,6 +333,9 @@ class ImageMaker:
         mine: dict[str, str | list[str]] = {"product": product.name, "version": __version__, "frame": str(item.number)}
         if product.unit:
             mine["unit"] = product.unit
+        if isinstance(item, FrameImage) and item.spokes:
+            # The repetition counts the frames that were made, and leaves no gap where the scanner's were lost.
+            mine["scan_counter"] = f"{0.5 * (item.spokes[0].index + item.spokes[-1].index):.1f}"
         first, centre, last = item.footprint
         if not math.isnan(centre):
             mine["footprint_s"] = [f"{first:.6f}", f"{centre:.6f}", f"{last:.6f}"]
@@ -359,7 +363,8 @@ def foreign_image(image: Any, *, number: int, time_s: float) -> FrameImage:
     """Return a complex MRD image of another reconstruction as a `FrameImage`.
 
     Each series is a reconstruction of its own. Where it comes from another process of ours, it keeps what its
-    meta says about its place: that it goes beside another one, stands in for one that was held back, or has no phase.
+    meta says about its place: that it goes beside another one, stands in for one that was held back, or has no phase,
+    and the scan counter of its readouts.
 
     Parameters
     ----------
@@ -377,6 +382,8 @@ def foreign_image(image: Any, *, number: int, time_s: float) -> FrameImage:
     said = {name: str(image.meta.get(META_PREFIX + name, "")) for name in ("beside", "guard", "in_place_of")}
     if said["beside"]:
         meta["beside"] = said["beside"]
+    with suppress(TypeError, ValueError):
+        meta["scan_counter"] = float(image.meta.get(META_PREFIX + "scan_counter"))
     if said["in_place_of"]:
         meta |= {"guard": said["guard"] or "held back", "in_place_of": method}
     return FrameImage(

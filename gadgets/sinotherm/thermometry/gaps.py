@@ -22,14 +22,17 @@ def _counter(image: FrameImage) -> float:
     """Return what counts the frames: the readouts of the scan, else repetitions, else the numbers of the images."""
     if image.spokes:
         return 0.5 * (image.spokes[0].index + image.spokes[-1].index)
+    told = image.meta.get("scan_counter")
+    if isinstance(told, float):
+        return told
     return float(getattr(image.header, "repetition", image.number))
 
 
 class FrameCount:
     """Counts the frames of a slice that are missing: frames are numbered as they come, without gaps.
 
-    The scan counter of a frame's readouts rises by the same from frame to frame; of foreign images the
-    repetition does, and without either the number. Where nobody counts, the time stamps tell.
+    The scan counter of a frame's readouts rises by the same from frame to frame (another node of ours tells it);
+    of foreign images the repetition does, and without either the number. Where nobody counts, the time stamps tell.
 
     Parameters
     ----------
