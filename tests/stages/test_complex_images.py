@@ -157,6 +157,15 @@ def test_images_without_phase_and_the_rest_pass(caplog):
     assert caplog.text.count("image series 3 is float32 and has no phase") == 1
 
 
+def test_an_image_without_pixels_passes_and_ends_no_scan(caplog):
+    empty = ismrmrd.Image.from_array(np.zeros((1, 1, 0, 0), np.complex64), transpose=False)
+    empty.image_series_index = 2
+    found = run([image(), empty, image(), empty])
+    assert found[1] is found[3] is empty
+    assert [one.number for one in found[::2]] == [0, 1]
+    assert caplog.text.count("image series 2 has an image without pixels: passed on as it is") == 1
+
+
 def test_geometry_survives_the_way_through():
     item = image(slice=1)
     item.position[:] = (1.0, 2.0, 3.0)

@@ -99,7 +99,7 @@ class _Series:
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:  # noqa: ARG001 (every stage has it)
-    """Replace every complex MRD image by a `FrameImage`; images without phase, sinograms and the rest pass.
+    """Replace every complex MRD image by a `FrameImage`; images without phase or pixels, sinograms and the rest pass.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     """
     series = _Series()
     clock = StampClock(settings.tick)
-    warned = False
+    warned: set[tuple[int, str]] = set()
     for item in items:
         if isinstance(item, Readout):
             raise DataError(
@@ -117,15 +117,22 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
             )
         if not isinstance(item, Image):
             yield item
-        elif item.data.dtype.kind == "c":
+        elif not (lack := _lack(item)):
             # A stamp of 0 is none.
             stamp = item.getHead().acquisition_time_stamp
             yield series.image(item, clock.time_s(stamp) if stamp else math.nan) if is_image(item) else item
         else:
-            if not warned:
+            if (item.image_series_index, lack) not in warned:
                 logger.warning(
-                    "image series %d is %s and has no phase: passed on as it is; thermometry needs complex images",
-                    *(item.image_series_index, item.data.dtype),
+                    "image series %d %s: passed on as it is; thermometry needs complex images",
+                    *(item.image_series_index, lack),
                 )
-                warned = True
+                warned.add((item.image_series_index, lack))
             yield item
+
+
+def _lack(image: Any) -> str:
+    """Return why an image cannot be measured, or an empty text."""
+    if not image.data.size:
+        return "has an image without pixels"
+    return "" if image.data.dtype.kind == "c" else f"is {image.data.dtype} and has no phase"
