@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ PIPELINE = """<configuration><version>2</version><stream><external>
 <execute name="sinotherm.nodes" target="reconstruct" type="python"/>
 <configuration><property name="frames.spokes" value="8"/><property name="publish.endpoint" value=""/></configuration>
 </external></stream></configuration>"""
+
+TE = "<sequenceParameters><TE>16</TE></sequenceParameters>"
+F0 = "<experimentalConditions><H1resonanceFrequency_Hz>123000000</H1resonanceFrequency_Hz></experimentalConditions>"
+SPACE = """<matrixSize><x>16</x><y>16</y><z>1</z></matrixSize>
+<fieldOfView_mm><x>200</x><y>200</y><z>5</z></fieldOfView_mm>"""
+HEADER = f"""<ismrmrdHeader>{F0}<encoding><encodedSpace>{SPACE}</encodedSpace><reconSpace>{SPACE}</reconSpace>
+<trajectory>radial</trajectory></encoding>{TE}</ismrmrdHeader>"""
 
 
 @pytest.fixture
@@ -57,6 +65,32 @@ def test_what_cannot_be_opened_says_why() -> None:
         open_pipeline()(ScanRequest(config="none", header_xml=b""))
     with pytest.raises(HeaderError):
         open_target("reconstruct")(ScanRequest(config="<configuration/>", header_xml=b"<nothing"))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "words", "given"),
+    [
+        (TE, "states no TE: give thermometry.echo_times_s", "echo_times_s=0.016"),
+        (F0, "states no H1resonanceFrequency_Hz: give thermometry.larmor_hz", "larmor_hz=123e6"),
+    ],
+)
+def test_what_thermometry_needs_of_the_header_is_asked_for_when_the_scan_opens(
+    left_out: str, words: str, given: str
+) -> None:
+    xml = HEADER.replace(left_out, "").encode()
+    setting, value = given.split("=")
+    configuration = f'<configuration><property name="thermometry.{setting}" value="{value}"/></configuration>'
+    for target in ("thermometry", "radial_thermometry"):
+        with pytest.raises(HeaderError, match=words):
+            open_target(target)(ScanRequest(config="<configuration/>", header_xml=xml))
+        assert open_target(target)(ScanRequest(config=configuration, header_xml=xml))
+    request = ScanRequest(config="thermometry", header_xml=xml)
+    with pytest.raises(HeaderError, match=words):
+        open_pipeline()(request)
+    parameters = json.dumps({"parameters": {f"thermometry.{setting}": value}})
+    assert open_pipeline()(replace(request, parameters=parameters))
+    # Images need neither.
+    assert open_target("reconstruct")(ScanRequest(config="<configuration/>", header_xml=xml))
 
 
 def test_a_servers_settings_go_to_the_pipelines_that_have_their_stage(caplog: pytest.LogCaptureFixture) -> None:

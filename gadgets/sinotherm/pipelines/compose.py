@@ -24,6 +24,7 @@ from sinotherm.pipelines.registry import (
 )
 from sinotherm.pipelines.xml import Step, Values, parse_configuration, split_name
 from sinotherm.thermometry.baseline import stored_estimates
+from sinotherm.thermometry.monitor import frequency_and_echo_times
 from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = [
@@ -164,8 +165,21 @@ class Chain:
     stages: tuple[tuple[str, ModuleType, StageSettings], ...]
     values: Mapping[str, str]
 
+    def check(self, scan: ScanHeader) -> None:
+        """Check, before its first readout, that the header of a scan states what a stage cannot do without.
+
+        Raises
+        ------
+        HeaderError
+            It does not.
+        """
+        for _, _, settings in self.stages:
+            if isinstance(settings, ThermometrySettings):
+                frequency_and_echo_times(scan, settings)
+
     def __call__(self, scan: ScanHeader, items: Iterator[Item]) -> Iterator[Item]:
         """Return what leaves the chain when ``items`` enter it."""
+        self.check(scan)
         note = {"pipeline": " > ".join(name for name, _, _ in self.stages)}
         note |= {f"setting {name}": value for name, value in self.values.items()}
         noted = False
@@ -358,6 +372,17 @@ class Pipeline:
         """Return the stages that can be set in each step."""
         parts = [set(TARGETS.get(step.target, ())) for step in self.steps]
         return [stages | set(METHODS) if METHOD_SLOT in stages else stages for stages in parts]
+
+    def check(self, scan: ScanHeader) -> None:
+        """Check a header as each chain does.
+
+        Raises
+        ------
+        HeaderError
+            It lacks what a stage cannot do without.
+        """
+        for chain in self._chains:
+            chain.check(scan)
 
     def run(self, scan: ScanHeader, items: Iterator[Item]) -> Iterator[Item]:
         """Return what leaves the pipeline when ``items`` enter it."""

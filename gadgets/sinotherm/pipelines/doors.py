@@ -38,7 +38,9 @@ def open_pipeline(directories: Sequence[Path] = (), values: Values | None = None
         name, sent = fire_parameters(request.parameters) if request.parameters else (None, {})
         refuse_foreign(sent)
         pipeline = load_pipeline(name or request.config, directories).with_values(sent, general=own)
-        return partial(pipeline.run, scan_header(request.header_xml))
+        scan = scan_header(request.header_xml)
+        pipeline.check(scan)
+        return partial(pipeline.run, scan)
 
     return open_scan
 
@@ -57,6 +59,9 @@ def open_target(target: str, values: Values | None = None) -> OpenScan:
     def open_scan(request: ScanRequest) -> Process:
         sent = parse_properties(request.config)
         refuse_foreign(sent)
-        return partial(compose(target, merged(values or {}, sent)), scan_header(request.header_xml))
+        chain = compose(target, merged(values or {}, sent))
+        scan = scan_header(request.header_xml)
+        chain.check(scan)
+        return partial(chain, scan)
 
     return open_scan

@@ -25,7 +25,7 @@ from sinotherm.thermometry.regions import named_regions, region_mask
 from sinotherm.thermometry.settings import ThermometrySettings
 from sinotherm.thermometry.statistics import RegionStatistics
 
-__all__ = ["COLD_DEGC", "SliceMonitor"]
+__all__ = ["COLD_DEGC", "SliceMonitor", "frequency_and_echo_times"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,23 @@ _MARGIN: Final = 0.5
 """Share of the limits of signal and uncertainty within which a voxel's reading is no matter of luck."""
 _HEATED_GROUP: Final = 5
 """Neighbours in a plane that stand out together; fewer are noise."""
+
+
+def frequency_and_echo_times(scan: ScanHeader, settings: ThermometrySettings) -> tuple[float, tuple[float, ...]]:
+    """Return f0 (Hz) and the TE of each echo (s) that the settings give, else the header.
+
+    Raises
+    ------
+    HeaderError
+        Neither gives them.
+    """
+    larmor_hz = settings.larmor_hz if settings.larmor_hz is not None else scan.larmor_hz
+    if larmor_hz is None:
+        raise HeaderError("the header states no H1resonanceFrequency_Hz: give thermometry.larmor_hz.")
+    echo_times_s = settings.echo_times_s or scan.echo_times_s
+    if not echo_times_s:
+        raise HeaderError("the header states no TE: give thermometry.echo_times_s.")
+    return larmor_hz, echo_times_s
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,15 +151,9 @@ class SliceMonitor:
         self._dose: DoseIntegrator | None = None
         self._late = False
         self._hot: MaskArray = np.zeros((1, 1, 1), dtype=bool)
-        larmor = settings.larmor_hz if settings.larmor_hz is not None else scan.larmor_hz
-        if larmor is None:
-            raise HeaderError("the header states no H1resonanceFrequency_Hz: give thermometry.larmor_hz.")
-        self._larmor_hz = larmor
-        self._echo_times = settings.echo_times_s or scan.echo_times_s
-        if not self._echo_times:
-            raise HeaderError("the header states no TE: give thermometry.echo_times_s.")
+        self._larmor_hz, self._echo_times = frequency_and_echo_times(scan, settings)
         # A baseline is bound to what it was measured with, whether the header or the settings say it.
-        self._scan = replace(scan, larmor_hz=larmor, echo_times_s=self._echo_times)
+        self._scan = replace(scan, larmor_hz=self._larmor_hz, echo_times_s=self._echo_times)
         self._sign = 1 if settings.phase_sign is None else settings.phase_sign
 
     @property
