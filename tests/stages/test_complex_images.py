@@ -146,6 +146,15 @@ def test_acquisitions_are_told_where_they_belong():
         run([readout])
 
 
+def test_an_image_that_came_alive_keeps_the_time_of_its_receipt():
+    live = image()
+    live.received_s = 12.5
+    assert [one.received_s for one in run([live, image()])] == pytest.approx([12.5, np.nan], nan_ok=True)
+    # One that another node of this process made came with its last readout.
+    settings = images_stage.Settings(magnitude=False, complex_images=True)
+    assert [one.received_s for one in run(images_stage.stage(iter(run([live])), SCAN, settings))] == [12.5]
+
+
 def test_no_stamp_and_another_tick():
     assert np.isnan(run([image()])[0].footprint[1])
     assert run([image(acquisition_time_stamp=400)], tick=1e-3)[0].footprint[1] == pytest.approx(0.4)

@@ -267,15 +267,18 @@ def test_time_from_the_interval_or_no_dose(caplog: pytest.LogCaptureFixture) -> 
     )
 
 
-def test_when_a_frame_arrived_is_no_time_of_its_dose() -> None:
+@pytest.mark.parametrize(("interval_s", "patience_s"), [(2.0, 6.0), (0.01, 1.0)])
+def test_when_a_frame_arrived_is_no_time_of_its_dose(interval_s: float, patience_s: float) -> None:
+    """It tells how long to wait for the next: what comes in a burst is waited for no less than a second."""
     series, monitor = Series(), SliceMonitor(SCAN, _settings())
-    for number, received_s in enumerate((10.0, 10.1, 10.2, 10.3, 60.0, 60.1)):
+    for number, place in enumerate((0, 1, 2, 3, 60, 61)):
+        received_s = 10.0 + interval_s * place
         image = replace(series.image(number), footprint=(math.nan,) * 3, received_s=received_s)
         found, statistics = monitor.frame([image])
         # An arrival that comes late is the transport's.
         assert [text.partition(":")[0] for text in statistics.alarms] == ["no dose"]
     assert found.cem43_min is None
-    assert monitor.patience_s == pytest.approx(0.3)
+    assert monitor.patience_s == pytest.approx(patience_s)
 
 
 def _counted(image: FrameImage, *, counter: str, number: int) -> FrameImage:

@@ -115,7 +115,8 @@ def test_images_survive_the_wire(kind: int, dtype: str) -> None:
     package = ismrmrd.Image.from_bytes(raw[2:])
     assert package.data_type == kind
     np.testing.assert_array_equal(package.data, pixels)
-    (got,) = read(raw)
+    (got,) = Decoder().feed(raw, at_s=3.5)
+    assert got.received_s == 3.5
     assert got.meta == sent.meta
     assert got.data.shape == pixels.shape
     np.testing.assert_array_equal(got.data, pixels)

@@ -250,7 +250,9 @@ class ImageMaker:
             key = META_PREFIX + _text(name).replace(" ", "_")
             meta[key] = [_text(one) for one in value] if isinstance(value, tuple | list) else _text(value)
         head = self._head(item, product, pixels)
-        return Image(head, meta=meta, data=np.ascontiguousarray(pixels))
+        image = Image(head, meta=meta, data=np.ascontiguousarray(pixels))
+        image.received_s = item.received_s
+        return image
 
     def _head(self, item: FrameImage | TemperatureMap, product: _Product, pixels: np.ndarray) -> Any:
         """Return the image header: geometry, counters and stamps of the reference readout."""
@@ -369,7 +371,7 @@ def foreign_image(image: Any, *, number: int, time_s: float) -> FrameImage:
     Parameters
     ----------
     image
-        ``ismrmrd.Image`` of complex pixels (channel, z, y, x).
+        ``ismrmrd.Image`` of complex pixels (channel, z, y, x), with the time of its receipt if it came alive.
     number
         Frame counter of its series and slice.
     time_s
@@ -399,5 +401,6 @@ def foreign_image(image: Any, *, number: int, time_s: float) -> FrameImage:
         },
         footprint=(time_s, time_s, time_s),
         header=head,
+        received_s=getattr(image, "received_s", math.nan),
         meta=meta,
     )

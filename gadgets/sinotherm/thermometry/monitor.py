@@ -49,6 +49,8 @@ COLD_DEGC: Final = 1.0
 """Change up to which tissue is taken for unheated when a baseline is renewed."""
 _MARGIN: Final = 0.5
 """Share of the limits of signal and uncertainty within which a voxel's reading is no matter of luck."""
+_LEAST_PATIENCE_S: Final = 1.0
+"""Patience with frames of which only the arrival is known: they may come in bursts."""
 _HEATED_GROUP: Final = 5
 """Neighbours in a plane that stand out together; fewer are noise."""
 
@@ -187,7 +189,9 @@ class SliceMonitor:
     @property
     def patience_s(self) -> float:
         """Time without a map after which the scan is stale, s; infinite before the second frame."""
-        return self._stale.patience_s if math.isfinite(self._stale.patience_s) else self._arrivals.patience_s
+        if math.isfinite(self._stale.patience_s):
+            return self._stale.patience_s
+        return max(self._arrivals.patience_s, _LEAST_PATIENCE_S)
 
     # --- changes during the scan ----------------------------------------------------------------
 

@@ -350,7 +350,8 @@ class Decoder:
         columns, rows, planes = head.matrix_size
         shape = (head.channels, planes, rows, columns)
         pixels = self._buffer[begin + length : start + size]
-        return image_from_parts(head, attributes, np.ndarray(shape, IMAGE_DTYPES[head.data_type], pixels))
+        array = np.ndarray(shape, IMAGE_DTYPES[head.data_type], pixels)
+        return image_from_parts(head, attributes, array, received_s=self._received_s)
 
     def _waveform(self, start: int, size: int) -> Any:
         head = ismrmrd.WaveformHeader.from_buffer_copy(self._buffer, start + _ID.size)

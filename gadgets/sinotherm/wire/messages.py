@@ -228,7 +228,7 @@ def written_meta(meta: Mapping[str, Any]) -> bytes:
     return f"<?xml version='1.0' encoding='UTF-8'?>\n<ismrmrdMeta>{''.join(entries)}</ismrmrdMeta>".encode()
 
 
-def image_from_parts(header: Any, attributes: bytes, pixels: np.ndarray) -> Any:
+def image_from_parts(header: Any, attributes: bytes, pixels: np.ndarray, *, received_s: float = math.nan) -> Any:
     """Return an ``ismrmrd.Image`` that holds ``pixels`` without a copy.
 
     Parameters
@@ -240,10 +240,14 @@ def image_from_parts(header: Any, attributes: bytes, pixels: np.ndarray) -> Any:
     pixels
         (channel, z, y, x) of the type that the header says; type 4 is widened to int64, the only
         form in which ismrmrd-python holds it.
+    received_s
+        Monotonic clock at its last byte, s, which the image keeps as an attribute; NaN from a file.
     """
     if header.data_type == ismrmrd.DATATYPE_INT:
         pixels = pixels.astype(np.int64)
-    return ismrmrd.Image(header, meta=parse_meta(attributes), data=pixels)
+    image = ismrmrd.Image(header, meta=parse_meta(attributes), data=pixels)
+    image.received_s = received_s
+    return image
 
 
 def image_pixels(image: Any) -> np.ndarray:
