@@ -143,3 +143,35 @@ def test_a_stream_that_lost_frames_stays_with_the_others(clock: str) -> None:
         if not 6 <= frame < 16:
             assert count.place(1, _of(number, frame, 1, **CLOCKS[clock])) == frame
             number += 1
+
+
+@pytest.mark.parametrize("clock", ["time and repetition", "time", "repetition"])
+def test_what_is_awaited_of_a_stream_is_later_than_all_that_came(clock: str) -> None:
+    """Of one that lags, has not come in this frame, lacks frames just now, or comes at every fifth frame only."""
+    count, clocks = ScanCount(), CLOCKS[clock]
+    for frame in range(22):
+        count.place("first", _of(frame, frame, 0, **clocks))
+        if frame < 21:
+            count.place("last", _of(frame, frame, 3, **clocks))
+        if frame < 6:
+            count.place("lags", _of(frame, frame, 0, **clocks))
+        if frame < 16:
+            count.place("lost", _of(frame, frame, 1, **clocks))
+        if frame % 5 == 0:
+            count.place("slow", _of(frame // 5, frame, 0, **clocks))
+    awaited = {stream: count.awaited(stream) for stream in ("first", "last", "lags", "lost", "slow")}
+    # Time alone tells which of two slices comes first in a frame.
+    last = 21 if clocks["time"] and not clocks["counts"] else 22
+    assert awaited == {"first": 22, "last": last, "lags": 22, "lost": 21 if last == 21 else 22, "slow": 5}
+
+
+def test_a_counter_that_begins_again_holds_nothing_up() -> None:
+    count = ScanCount()
+    for frame, repetition in enumerate((65534, 65535, 0, 1)):
+        for stream in (0, 1):
+            count.place(stream, _image(frame, repetition=repetition))
+    assert [count.awaited(stream) for stream in (0, 1)] == [4, 4]
+    # Nor does one that counts something else.
+    count.place(2, _image(0, repetition=9000))
+    count.place(2, _image(1, repetition=9001))
+    assert count.awaited(2) == count.awaited(0) == 5

@@ -112,7 +112,9 @@ class _Session:
         self.no_commands = ""
         run = self._log.run if self._log is not None else ""
         self._commanded = CommandedScan(settings.commands, measurement_id=scan.measurement_id, run=run)
-        self._book = CommandBook(scan, settings, self._monitors, self._record, self._commanded)
+        self._book = CommandBook(
+            scan, settings, self._monitors, self._record, self._commanded, awaited=self._count.awaited
+        )
         if settings.commands:
             open_things.enter_context(self._commanded)
             self._listen()

@@ -132,6 +132,8 @@ class CommandBook:
         Called with the record's name and its facts for every command that was carried out or refused.
     commanded
         Whose commands they are.
+    awaited
+        Returns the next frame of a stream that is later than all that have come; by default it is that of the scan.
 
     Attributes
     ----------
@@ -146,8 +148,11 @@ class CommandBook:
         monitors: Mapping[tuple[int, str], SliceMonitor],
         log: Callable[[str, Mapping[str, Any]], None],
         commanded: CommandedScan | None = None,
+        *,
+        awaited: Callable[[tuple[int, str]], int] | None = None,
     ) -> None:
         self._scan = scan
+        self._awaited = awaited
         self.settings = settings
         self._monitors = monitors
         self._log = log
@@ -231,8 +236,10 @@ class CommandBook:
                 begin = self._frames or self.settings.baseline_skip
                 self.renewal, self.forced = range(begin, begin + self.settings.baseline_frames), forced
                 self._renewed = set(self._monitors)
-                for monitor in self._monitors.values():
-                    monitor.renew_baseline(self.renewal, forced=forced)
+                for stream, monitor in self._monitors.items():
+                    first = begin if self._awaited is None else self._awaited(stream)
+                    frames = range(first, first + self.settings.baseline_frames)
+                    monitor.renew_baseline(frames, forced=forced)
                 return {"frames": self.settings.baseline_frames, "dose": self.settings.dose_on_new_baseline}
             case "body_temperature":
                 self._change({"body_temperature_degc": _needed(name, arguments, "degc")})

@@ -56,6 +56,11 @@ class FrameCount:
         self.follows = True
         self.missing = 0
 
+    def until(self, place: float, time_s: float) -> float:
+        """Return how many frame intervals after the last frame a counter and a time lie; 0 where nothing tells."""
+        gap = place - self._place if self._counts else time_s - self._time_s
+        return gap / statistics.median(self._intervals) if self._intervals and gap > 0.0 else 0.0
+
     def frame(self, image: FrameImage) -> str:
         """Take an image of a frame; return the alarm that it raises, or an empty text."""
         place, time_s = _counter(image), image.footprint[1]
@@ -88,6 +93,7 @@ class ScanCount:
 
     def __init__(self) -> None:
         self._streams: dict[Hashable, tuple[int, FrameCount]] = {}
+        self._places: dict[Hashable, int] = {}
         self._first = self._last = (math.nan, math.nan)
         self._furthest = 0
 
@@ -103,7 +109,14 @@ class ScanCount:
         place = offset + image.number + count.missing
         if place >= self._furthest:
             self._furthest, self._last = place, clocks
+        self._places[stream] = place
         return place
+
+    def awaited(self, stream: Hashable) -> int:
+        """Return the place of the first frame of a stream that is later than all that have come of any stream."""
+        time_s, counter = self._last
+        ahead = self._streams[stream][1].until(counter, time_s)
+        return min(self._places[stream] + math.floor(ahead + _SLACK), self._furthest) + 1
 
     def _begin(self, clocks: tuple[float, float]) -> int:
         """Return the place of a frame of which nothing is known but what the clocks say."""
