@@ -150,12 +150,20 @@ def test_network_is_measured_for_real(tmp_path: Path) -> None:
 
 def test_network_bench_takes_networks_without_a_reference_only(tmp_path: Path) -> None:
     from sinotherm.networks.paper import PaperPrimalDual
-    from sinotherm.networks.weights import ModelCard, save_network
+    from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
 
     paper = PaperPrimalDual()
     path = tmp_path / "paper.safetensors"
     architecture = paper.architecture.as_dict()
-    card = ModelCard(name="paper", network="paper", geometry="radial", sha256="", architecture=architecture)
+    card = ModelCard(
+        name="paper",
+        network="paper",
+        geometry="radial",
+        sha256="",
+        architecture=architecture,
+        valid=ValidRange(),
+        guard=GuardLimits(),
+    )
     save_network(paper, path, card)
     with pytest.raises(SettingsError, match="primal-dual network for radial data"):
         run("network", "--network", str(path))

@@ -12,7 +12,7 @@ from sinotherm.errors import DataError, SettingsError, WeightsError
 from sinotherm.evaluation.ct import METHODS, evaluate, methods
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
-from sinotherm.networks.weights import ModelCard, save_network
+from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
 from sinotherm.simulation.image_sets import attenuation
 
 
@@ -95,7 +95,15 @@ def test_networks_start_from_the_filtered_back_projection(data, monkeypatch, tmp
     for name, network in networks.items():
         family = "paper" if "paper" in name else "primal-dual"
         architecture = network.architecture.as_dict()
-        card = ModelCard(name=name, network=family, geometry="fan-beam", sha256="", architecture=architecture)
+        card = ModelCard(
+            name=name,
+            network=family,
+            geometry="fan-beam",
+            sha256="",
+            architecture=architecture,
+            valid=ValidRange(),
+            guard=GuardLimits(),
+        )
         save_network(network, tmp_path / f"{name}.safetensors", card)
     rows = {row["method"]: row for row, _ in evaluate(data, sparsity=36, names=METHODS)}
     assert set(rows) == set(METHODS)

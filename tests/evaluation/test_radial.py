@@ -16,7 +16,7 @@ from sinotherm.evaluation.metrics import body_mask, score
 from sinotherm.evaluation.radial import METHODS, evaluate, methods, run, simulate_scan
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
-from sinotherm.networks.weights import ModelCard, save_network
+from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
 
 
 def _image(n=32):
@@ -143,6 +143,8 @@ def untrained(tmp_path, monkeypatch):
             geometry="cartesian" if name.startswith("fourier") else "radial",
             sha256="",
             architecture=network.architecture.as_dict(),
+            valid=ValidRange(),
+            guard=GuardLimits(),
         )
         save_network(network, tmp_path / f"{name}.safetensors", card)
 

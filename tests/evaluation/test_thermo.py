@@ -16,7 +16,7 @@ from sinotherm.evaluation.heated_scans import Series, heated_scan, series
 from sinotherm.evaluation.thermal_methods import METHODS, SETTINGS, Temperatures, method_named, temperatures
 from sinotherm.evaluation.thermo import command, figures, rows
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
-from sinotherm.networks.weights import ModelCard, save_network
+from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
 
@@ -135,7 +135,13 @@ def test_an_untrained_guided_network_runs_through(tmp_path, monkeypatch: pytest.
     torch.manual_seed(0)
     network = PrimalDual(Architecture(iterations=2, primal_features=(4, 8), dual_features=4, memory=2, reference=True))
     card = ModelCard(
-        name="tiny", network="primal-dual", geometry="radial", sha256="", architecture=network.architecture.as_dict()
+        name="tiny",
+        network="primal-dual",
+        geometry="radial",
+        sha256="",
+        architecture=network.architecture.as_dict(),
+        valid=ValidRange(),
+        guard=GuardLimits(),
     )
     save_network(network, tmp_path / "tiny.safetensors", card)
     monkeypatch.setitem(SETTINGS, "pdunet", {"weights": str(tmp_path / "tiny.safetensors")})

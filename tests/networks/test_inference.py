@@ -43,6 +43,7 @@ def _scan(noise=0.0):
 def _card(network, **values):
     family = "primal-dual" if isinstance(network, PrimalDual) else "paper"
     architecture = network.architecture.as_dict()
+    values = {"valid": ValidRange(), "guard": GuardLimits()} | values
     return ModelCard(name="tiny", network=family, geometry="radial", sha256="", architecture=architecture, **values)
 
 

@@ -1,8 +1,10 @@
+import hashlib
 import json
 import socket
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from sinotherm.errors import WeightsError
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
@@ -79,33 +81,71 @@ def test_missing_file_card_and_name_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"network": "other"}, "unknown network"),
+        ({"network": "other"}, "network = 'other'"),
+        ({"geometry": "spherical"}, "geometry = 'spherical'"),
+        ({"name": ["a"]}, "name"),
+        ({"valid": {"spokes": [21]}}, r"valid\.spokes\.1"),
+        ({"valid": {"spokes": ["a", "b"]}}, r"valid\.spokes\.0"),
+        ({"valid": {"spokes": [128, 21]}}, r"valid\.spokes.*lowest comes first"),
+        ({"valid": {"snr": [float("nan"), 1e9]}}, r"valid\.snr\.0"),
+        ({"valid": {"slices": [1, 2]}}, r"valid\.slices"),
+        ({"guard": {"spokes": [21, 32], "held_out": [0.1], "spoke": [0.1, 0.1]}}, "one limit of each kind"),
+        ({"guard": {"spokes": [32, 21], "held_out": [0.1, 0.1], "spoke": [0.1, 0.1]}}, "must ascend"),
+        ({"guard": {"spokes": [21], "held_out": ["x"], "spoke": [0.1]}}, r"guard\.held_out\.0"),
+        ({"guard": {"spokes": [21], "held_out": [float("inf")], "spoke": [0.1]}}, r"guard\.held_out\.0"),
+        ({"change_error": [-1, 0.9]}, r"change_error\.0 = -1"),
+        ({"change_error": [0.02, float("nan")]}, r"change_error\.1 = nan"),
         ({"architecture": {"iterations": 3, "primal_features": [4, 8], "dual_features": 4}}, "do not fit"),
+        ({"architecture": [1]}, "architecture"),
         ({"architecture": {"depth": 3}}, "depth"),
+        ({"architecture": {"iterations": 0}}, "iterations = 0"),
+        ({"architecture": {"start": "x"}}, "start = 'x'"),
+        ({"architecture": {"primal": "foo"}}, "primal = 'foo'"),
+        ({"architecture": {"wrap": "foo"}}, "wrap = 'foo'"),
+        ({"architecture": {"primal_features": []}}, "primal_features"),
+        ({"architecture": {"primal_features": [-4]}}, r"primal_features\.0 = -4"),
+        ({"network": "paper", "architecture": {"n_dual": -1}}, "n_dual = -1"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(tmp_path, change, message):
     path, card, _ = _save(tmp_path)
     values = json.loads(card.as_json()) | change
     path.with_suffix(".json").write_text(json.dumps(values))
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(WeightsError, match=rf"tiny\.[\s\S]*{message}"):
         load_network(path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"valid": {}, "guard": {}}'])
+@pytest.mark.parametrize("missing", ["valid", "guard", "sha256"])
+def test_a_card_states_range_and_limits(missing):
+    values = json.loads((SHIPPED / "pdunet-radial.json").read_text(encoding="utf-8"))
+    del values[missing]
+    with pytest.raises(WeightsError, match=f"{missing} = .*: Field required"):
+        ModelCard.parse(json.dumps(values))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"valid": {}, "guard": {}}', b'{"name": "\xe9"}'])
 def test_what_is_not_a_card_is_refused(text):
     with pytest.raises(WeightsError, match="not a model card"):
         ModelCard.parse(text)
 
 
 def test_a_file_that_is_not_safetensors_is_refused(tmp_path):
-    import hashlib
-
     path, card, _ = _save(tmp_path)
     path.write_bytes(b"nonsense")
     values = json.loads(card.as_json()) | {"sha256": hashlib.sha256(b"nonsense").hexdigest()}
     path.with_suffix(".json").write_text(json.dumps(values))
     with pytest.raises(WeightsError, match="not a safetensors file"):
+        load_network(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    path, card, network = _save(tmp_path)
+    tensors = network.state_dict()
+    tensors["step"][0] = float("nan")
+    path.write_bytes(save(tensors))
+    values = json.loads(card.as_json()) | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match=r"tiny\.safetensors: weight step is not finite"):
         load_network(path)
 
 

@@ -8,10 +8,11 @@ projections) are kept on purpose.
 import itertools
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +22,9 @@ from sinotherm.networks.radial import RadialSinogram
 from sinotherm.operators.density import radial_weights
 
 __all__ = ["MagnitudeSinogram", "PaperArchitecture", "PaperPrimalDual", "RealOperator"]
+
+
+_Count: TypeAlias = Annotated[int, Field(ge=1)]
 
 
 class RealOperator(Protocol):
@@ -47,10 +51,13 @@ class PaperArchitecture:
         Image at the start: zeros (PD) or the filtered back-projection (PDUNet).
     """
 
+    # Checked where it is read from a card.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     primal: Literal["convolutions", "unet"] = "unet"
-    n_primal: int = 4
-    n_dual: int = 5
-    iterations: int = 2
+    n_primal: _Count = 4
+    n_dual: _Count = 5
+    iterations: _Count = 2
     start: Literal["zero", "fbp"] = "fbp"
 
     @classmethod

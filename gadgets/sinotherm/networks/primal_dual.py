@@ -7,9 +7,10 @@ Adler and Öktem 2018, 10.1109/TMI.2018.2799231 (learned primal-dual); Ernst et 
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,6 +26,10 @@ _MIRRORED: Final = ((), (-1,), (-2,), (-2, -1))
 
 _GAUSSIAN_MAD: Final = 1.4826
 """Standard deviation of a normal distribution relative to its median absolute deviation."""
+
+
+_Count: TypeAlias = Annotated[int, Field(ge=1)]
+_NotNegative: TypeAlias = Annotated[int, Field(ge=0)]
 
 
 class MeasurementOperator(Protocol):
@@ -81,18 +86,21 @@ class Architecture:
         Context channels of the dual space.
     """
 
-    iterations: int = 3
+    # Checked where it is read from a card.
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    iterations: _Count = 3
     primal: Literal["unet", "convolutions"] = "unet"
     layers: Literal["real", "complex"] = "real"
-    primal_features: tuple[int, ...] = (32, 64, 128, 128)
-    dual_features: int = 24
-    dual_layers: int = 3
-    memory: int = 16
-    start: int = 0
+    primal_features: Annotated[tuple[_Count, ...], Field(min_length=1)] = (32, 64, 128, 128)
+    dual_features: _Count = 24
+    dual_layers: _Count = 3
+    memory: _NotNegative = 16
+    start: _NotNegative = 0
     reference: bool = False
-    closing: tuple[tuple[float, float], ...] = ()
+    closing: tuple[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(ge=0)]], ...] = ()
     wrap: AngleWrap = "mirror"
-    context: int = 1
+    context: _NotNegative = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for the model card."""

@@ -7,10 +7,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import torch
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -24,6 +26,20 @@ __all__ = ["SHIPPED", "GuardLimits", "ModelCard", "ValidRange", "load_network", 
 
 SHIPPED: Final = Path(__file__).parent / "weights"
 MAX_BYTES: Final = 8_000_000
+
+_CHECKED: Final = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""Of what is read from a card: a limit that is NaN is never exceeded, and a name that is unknown has no effect."""
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the lowest comes first")
+    return bounds
+
+
+# Whole numbers stay whole, so that a card that is written again is the same text.
+_Bounds: TypeAlias = Annotated[tuple[int | float, int | float], AfterValidator(_ascending)]
+_Limits: TypeAlias = tuple[Annotated[float, Field(gt=0)], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +56,13 @@ class ValidRange:
         Field of view, m.
     """
 
-    spokes: tuple[float, float] = (21, 128)
-    coils: tuple[float, float] = (1, 12)
-    pixels: tuple[float, float] = (192, 256)
-    snr: tuple[float, float] = (10.0, 1e9)
-    fov_m: tuple[float, float] = (0.12, 0.55)
+    __pydantic_config__ = _CHECKED
+
+    spokes: _Bounds = (21, 128)
+    coils: _Bounds = (1, 12)
+    pixels: _Bounds = (192, 256)
+    snr: _Bounds = (10.0, 1e9)
+    fov_m: _Bounds = (0.12, 0.55)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +77,24 @@ class GuardLimits:
         Relative residual of spokes that were left out.
     spoke
         Largest relative residual of a spoke that was used.
+
+    Raises
+    ------
+    ValueError
+        The numbers of spokes do not ascend, or there is not one limit of each kind for each of them.
     """
 
+    __pydantic_config__ = _CHECKED
+
     spokes: tuple[int, ...] = ()
-    held_out: tuple[float, ...] = ()
-    spoke: tuple[float, ...] = ()
+    held_out: _Limits = ()
+    spoke: _Limits = ()
+
+    def __post_init__(self) -> None:
+        if not len(self.spokes) == len(self.held_out) == len(self.spoke):
+            raise ValueError("each number of spokes needs one limit of each kind")
+        if any(after <= before for before, after in pairwise(self.spokes)):
+            raise ValueError("the numbers of spokes must ascend")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +121,16 @@ class ModelCard:
         hours; scores by set; what to know.
     """
 
+    __pydantic_config__ = _CHECKED
+
     name: str
-    network: str
-    geometry: str
+    network: Literal["primal-dual", "paper"]
+    geometry: Literal["radial", "cartesian", "fan-beam"]
     sha256: str
     architecture: Mapping[str, Any]
-    valid: ValidRange = field(default_factory=ValidRange)
-    guard: GuardLimits = field(default_factory=GuardLimits)
-    change_error: tuple[float, float] = (0.0, 0.0)
+    valid: ValidRange
+    guard: GuardLimits
+    change_error: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
     licence: str = "not stated"
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -105,29 +138,18 @@ class ModelCard:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str | bytes) -> Self:
         """Read a card.
 
         Raises
         ------
         WeightsError
-            The text is not a card.
+            The text is not a card, or a value is of another type or out of its bounds.
         """
         try:
-            values = json.loads(text)
-            valid = {k: tuple(v) for k, v in values.pop("valid").items()}
-            guard = {k: tuple(v) for k, v in values.pop("guard").items()}
-            notes = tuple(values.pop("notes", ()))
-            per_unit, per_gradient = map(float, values.pop("change_error", (0.0, 0.0)))
-            return cls(
-                **values,
-                valid=ValidRange(**valid),
-                guard=GuardLimits(**guard),
-                change_error=(per_unit, per_gradient),
-                notes=notes,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"not a model card: {error}.") from error
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            raise WeightsError(f"not a model card: {_problems(error)}.") from None
 
     def as_json(self) -> str:
         """Return the card as JSON text."""
@@ -164,16 +186,27 @@ class ModelCard:
         return "\n".join(lines)
 
     def build(self) -> nn.Module:
-        """Return the network of this card, untrained."""
-        values: dict[str, Any] = {k: _tuples(v) for k, v in self.architecture.items()}
+        """Return the network of this card, untrained.
+
+        Raises
+        ------
+        WeightsError
+            The architecture has an unknown setting, or one of another type or out of its bounds.
+        """
         try:
-            if self.network == "primal-dual":
-                return PrimalDual(Architecture(**values))
             if self.network == "paper":
-                return PaperPrimalDual(PaperArchitecture(**values))
-        except TypeError as error:
-            raise WeightsError(f"card {self.name}: {error}.") from error
-        raise WeightsError(f"card {self.name}: unknown network {self.network!r}; known: primal-dual, paper.")
+                return PaperPrimalDual(TypeAdapter(PaperArchitecture).validate_python(self.architecture))
+            return PrimalDual(TypeAdapter(Architecture).validate_python(self.architecture))
+        except ValidationError as error:
+            raise WeightsError(f"not an architecture: {_problems(error)}.") from None
+
+
+def _problems(error: ValidationError) -> str:
+    """Return what is wrong, each with its place and value."""
+    return "; ".join(
+        f"{'.'.join(map(str, one['loc']))} = {one['input']!r:.60}: {one['msg']}".removeprefix(" = ")
+        for one in error.errors()
+    )
 
 
 def _table(rows: Mapping[str, Any]) -> list[str]:
@@ -208,13 +241,16 @@ def load_tensors_of(name: str | Path) -> tuple[dict[str, torch.Tensor], ModelCar
     Raises
     ------
     WeightsError
-        The file or its card is missing, the hash differs, or the file is damaged.
+        The file or its card is missing or damaged, the hash differs, or a weight is not finite.
     """
     path = _locate(name)
     card_path = path.with_suffix(".json")
     if not card_path.is_file():
         raise WeightsError(f"weights without a model card: {card_path} does not exist.")
-    card = ModelCard.parse(card_path.read_text(encoding="utf-8"))
+    try:
+        card = ModelCard.parse(card_path.read_bytes())
+    except WeightsError as error:
+        raise WeightsError(f"{card_path}: {error}") from None
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != card.sha256:
@@ -225,12 +261,11 @@ def load_tensors_of(name: str | Path) -> tuple[dict[str, torch.Tensor], ModelCar
         tensors = load_tensors(content)
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a safetensors file: {error}.") from error
-    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}, card
-
-
-def _tuples(value: Any) -> Any:
-    """Return a JSON value with tuples for its lists."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    found = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    for key, value in found.items():
+        if not torch.isfinite(value).all():
+            raise WeightsError(f"{path}: weight {key} is not finite: the file is damaged, or its training diverged.")
+    return found, card
 
 
 def load_network(name: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, ModelCard]:
@@ -244,12 +279,14 @@ def load_network(name: str | Path, device: str | torch.device = "cpu") -> tuple[
     Raises
     ------
     WeightsError
-        As `load_tensors_of`, or the tensors do not fit the card's architecture.
+        As `load_tensors_of`, the card's architecture is none, or the tensors do not fit it.
     """
     tensors, card = load_tensors_of(name)
-    network = card.build()
     try:
+        network = card.build()
         network.load_state_dict(tensors)
+    except WeightsError as error:
+        raise WeightsError(f"weights {name}: {error}") from None
     except RuntimeError as error:
         raise WeightsError(f"weights {name} do not fit their card: {error}.") from error
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
