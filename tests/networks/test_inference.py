@@ -276,8 +276,12 @@ def test_limits_are_interpolated_between_spoke_counts():
     assert guard.residual_verdict(spokes=30, held_out=0.31, spoke=0.5).trips
     assert guard.residual_verdict(spokes=30, held_out=float("nan"), spoke=0.5).trips
     assert "spoke residual" in guard.residual_verdict(spokes=40, held_out=0.1, spoke=0.95).reason
+
+
+def test_a_card_without_limits_lets_no_residual_pass():
     unlimited = Guard(_card(_network()))
-    assert not unlimited.residual_verdict(spokes=30, held_out=5.0, spoke=5.0).trips
+    with pytest.raises(WeightsError, match=r"tiny has no guard limits.*--package"):
+        unlimited.residual_verdict(spokes=30, held_out=0.0, spoke=0.0)
 
 
 def test_a_copy_for_speed_leaves_the_network_as_it_was():

@@ -33,7 +33,10 @@ def frame(number=0, n_spokes=32, change=lambda data: data, received_s=float("nan
     return Frame(spokes=spokes, number=number, meta={"spokes": n_spokes}, footprint=(0.0, 1.0, 2.0), **values)
 
 
-def untrained(folder, *, reference=False):
+LIMITS = GuardLimits(spokes=(16, 64), held_out=(0.6, 0.6), spoke=(0.6, 0.6))
+
+
+def untrained(folder, *, reference=False, limits=LIMITS):
     """Save a network that corrects nothing: it does two steps of data consistency."""
     torch.manual_seed(0)
     network = PrimalDual(
@@ -46,7 +49,7 @@ def untrained(folder, *, reference=False):
         sha256="",
         architecture=network.architecture.as_dict(),
         valid=ValidRange(spokes=(16, 64), coils=(1, 8), pixels=(32, 64), snr=(3.0, 1e9)),
-        guard=GuardLimits(spokes=(16, 64), held_out=(0.6, 0.6), spoke=(0.6, 0.6)),
+        guard=limits,
     )
     path = folder / "tiny.safetensors"
     save_network(network, path, card)
@@ -256,6 +259,14 @@ def test_scaled_and_rotated_frames_do_not_trip_and_give_the_scaled_image(weights
     for a, b in zip(plain, changed, strict=True):
         # By the norm: in the outermost corner the gridding's deapodisation enlarges rounding a thousandfold.
         assert np.linalg.norm(b.data - factor * a.data) < 1e-3 * abs(factor) * np.linalg.norm(a.data)
+
+
+def test_a_network_without_limits_runs_without_its_guard_only(tmp_path):
+    unlimited = untrained(tmp_path, limits=GuardLimits())
+    with pytest.raises(WeightsError, match="no guard limits"):
+        run(unlimited, [frame(0), frame(1)])
+    out = run(unlimited, [frame(0), frame(1)], guard=False)
+    assert [image.meta["method"] for image in out] == ["gridding", "pdunet"] * 2
 
 
 def test_residuals_may_be_checked_now_and_then(weights):

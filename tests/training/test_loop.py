@@ -277,7 +277,10 @@ def test_training_lowers_the_loss(data, config, tmp_path, small):
     assert validation_scores(trainer.model, trainer.scenes["real"])["nrmse"] < 0.96 * before["nrmse"]
 
 
-def test_command_trains_resumes_packages_and_starts_from_weights(data, config, tmp_path, small):
+def test_command_trains_resumes_packages_and_starts_from_weights(data, config, tmp_path, small, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
     app = typer.Typer()
     app.command()(command)
     runs = tmp_path / "runs"
@@ -298,6 +301,14 @@ def test_command_trains_resumes_packages_and_starts_from_weights(data, config, t
     assert card.training["steps_in_all"] == 6
     assert 0 < card.metrics["real_ssim"] < 1
     assert card.metrics.keys() == {"real, by set", *(f"real_{name}" for name in card.metrics["real, by set"]["heads"])}
+    monkeypatch.setattr("sinotherm.training.packaging.calibrate_guard", stopped)
+    (runs / "tiny" / "tiny.safetensors").rename(runs / "tiny.safetensors")
+    before = {file.name for file in (runs / "tiny").iterdir()}
+    assert CliRunner().invoke(app, [*arguments, "--package"]).exit_code != 0
+    assert {file.name for file in (runs / "tiny").iterdir()} == before
+    (runs / "tiny.safetensors").rename(runs / "tiny" / "tiny.safetensors")
+    nowhere = CliRunner().invoke(app, [*arguments[:-1], str(tmp_path / "nowhere"), "--package"])
+    assert "no weights in" in str(nowhere.exception)
     elsewhere = [str(config), "--data", str(data), "--runs", str(tmp_path / "other")]
     weights = ["--init", str(runs / "tiny" / "tiny.safetensors"), "--steps", "2", "--decay", "1"]
     assert CliRunner().invoke(app, [*elsewhere, *weights]).exit_code == 0

@@ -1,6 +1,7 @@
 """``sinotherm train``: train a network on simulated scans."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import typer
@@ -50,13 +51,17 @@ def command(
     changes = {"steps": steps, "decay": decay, "minutes": minutes, "batch": batch}
     chosen = Configuration.read(configuration, **{name: value for name, value in changes.items() if value is not None})
     if package:
-        # Images that are missing show before weights without a guard are written.
+        run = runs / chosen.name
         held = load_images(data, chosen.data, "val", geometry=chosen.geometry)
-        path = package_run(chosen, runs / chosen.name)
-        if chosen.geometry == "radial" and chosen.network == "primal-dual":
-            calibrate_guard(chosen, path, *held)
-        score_sets(chosen, path, data)
-        typer.echo(path)
+        # Whoever stops it keeps the weights that were there, not new ones without a guard.
+        with TemporaryDirectory(dir=run if run.is_dir() else None) as folder:
+            path = package_run(chosen, run, Path(folder))
+            if chosen.geometry == "radial" and chosen.network == "primal-dual":
+                calibrate_guard(chosen, path, *held)
+            score_sets(chosen, path, data)
+            for file in Path(folder).iterdir():
+                file.replace(run / file.name)
+        typer.echo(run / path.name)
         return
     if resume and init:
         raise SettingsError("--resume and --init exclude each other: one keeps the optimiser, the other starts afresh.")

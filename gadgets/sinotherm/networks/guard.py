@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sinotherm.core.geometry import RadialSampling
+from sinotherm.errors import WeightsError
 from sinotherm.networks.weights import ModelCard
 
 __all__ = ["Guard", "Verdict", "estimate_snr", "held_out_spokes", "relative_residual"]
@@ -95,10 +96,19 @@ class Guard:
     def __init__(self, card: ModelCard) -> None:
         self.card = card
 
-    def _limit(self, values: tuple[float, ...], n_spokes: int) -> float:
-        if not values:
-            return float("inf")
-        return float(np.interp(n_spokes, self.card.guard.spokes, values))
+    def require_limits(self) -> None:
+        """Check that there are limits to compare residuals with.
+
+        Raises
+        ------
+        WeightsError
+            The card has none.
+        """
+        if not self.card.guard.spokes:
+            raise WeightsError(
+                f"the model card of {self.card.name} has no guard limits, so that no residual would ever trip: set "
+                "them by sinotherm train CONFIG --package, or do without a guard (pdunet.guard = false)."
+            )
 
     def range_verdict(self, *, spokes: int, coils: int, pixels: int, fov_m: float, snr: float) -> Verdict:
         """Return whether a frame lies outside what the network was trained on."""
@@ -120,10 +130,17 @@ class Guard:
         return Verdict(trips=False, numbers=numbers)
 
     def residual_verdict(self, *, spokes: int, held_out: float, spoke: float) -> Verdict:
-        """Return whether the residuals exceed the limits set on validation people."""
+        """Return whether the residuals exceed the limits set on validation people.
+
+        Raises
+        ------
+        WeightsError
+            As `require_limits`.
+        """
+        self.require_limits()
         numbers = {"held_out": held_out, "spoke": spoke}
         for name, value in numbers.items():
-            limit = self._limit(getattr(self.card.guard, name), spokes)
+            limit = float(np.interp(spokes, self.card.guard.spokes, getattr(self.card.guard, name)))
             if not value <= limit:
                 return Verdict(
                     trips=True, reason=f"{name} residual {value:.3g} above its limit {limit:.3g}", numbers=numbers

@@ -375,6 +375,11 @@ class RadialReconstructor:
         """Return the guard's verdict on an image of `reconstruct`.
 
         With ``residuals`` the network runs a second time, without every eighth spoke.
+
+        Raises
+        ------
+        WeightsError
+            The card has no limits for residuals.
         """
         data = torch.from_numpy(samples)
         noise = noise_energy(data, sampling)

@@ -97,6 +97,11 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     Where the guard trips, the fallback's image takes the place of the network's, and its meta says why
     (``guard``) and whose place it is (``in_place_of``). The first frames of a slice wait until there are
     enough spokes for coil maps; a guided network's images of them until its reference is complete.
+
+    Raises
+    ------
+    WeightsError
+        The weights cannot be used, or the guard is on and their card has no limits for it.
     """
     build = partial(
         RadialReconstructor,
@@ -107,6 +112,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         symmetries=settings.symmetries,
     )
     network = build()
+    if settings.guard:
+        network.guard.require_limits()
     _warm_up(network, scan)
     # On a GPU one frame is enough; OpenVINO shares out its threads itself.
     several = network.device.type == "cpu" and settings.runtime == "torch"
