@@ -320,6 +320,26 @@ def test_an_unguided_network_takes_no_reference(tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maps": np.ones((1, N, N), np.complex64)}, r"samples of shape \(3, 24, 64\) .*: \(1, 24, 64\) is needed"),
+        ({"angles": ANGLES[:20]}, r"samples .* with 20 angles .*: \(3, 20, 64\) is needed"),
+        ({"maps": np.ones((COILS, N, N - 2), np.complex64)}, r"maps of shape \(3, 32, 30\)"),
+        ({"shifts": np.zeros((5, 2))}, r"shifts of shape \(5, 2\)"),
+        ({"reference": np.ones((4, 4), np.complex64)}, r"reference of shape \(4, 4\)"),
+    ],
+)
+def test_shapes_that_do_not_go_together_are_refused(tmp_path, change, message):
+    torch.manual_seed(0)
+    network = PrimalDual(Architecture(iterations=2, primal_features=(4, 8), dual_features=4, reference=True))
+    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    data, sampling, maps = _scan()
+    given = {"samples": data, "angles": ANGLES, "maps": maps, "reference": maps[0]} | change
+    with pytest.raises(DataError, match=message):
+        RadialReconstructor(tmp_path / "tiny.safetensors", device="cpu").reconstruct(sampling=sampling, **given)
+
+
 def _unlike_anatomy(kind):
     """Return an object that no body looks like, float32 (128, 128)."""
     y, x = np.mgrid[:128, :128] - 64

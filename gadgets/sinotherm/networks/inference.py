@@ -325,11 +325,25 @@ class RadialReconstructor:
         Raises
         ------
         DataError
-            The network is guided and there is no reference, or the other way round.
+            The network is guided and there is no reference, or the other way round; or the shapes do not go
+            together.
         """
         if self.guided != (reference is not None):
             needs = "needs a reference image" if self.guided else "takes no reference image"
             raise DataError(f"network {self.card.name} {needs}: use weights that fit the task.")
+        coils, spokes, size = len(maps), len(angles), maps.shape[-1]
+        needed = {
+            "samples": (samples, (coils, spokes, sampling.n_readout)),
+            "maps": (maps, (coils, size, size)),
+            "shifts": (shifts, (spokes, 2)),
+            "reference": (reference, (size, size)),
+        }
+        for name, (given, shape) in needed.items():
+            if given is not None and given.shape != shape:
+                raise DataError(
+                    f"{name} of shape {given.shape} with {spokes} angles and maps of shape {maps.shape}: {shape} is "
+                    "needed."
+                )
         guide = None if reference is None else torch.from_numpy(np.ascontiguousarray(reference, np.complex64))
         operator = self._operator(use, sampling, angles, maps, shifts)
         with torch.inference_mode():
