@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import uniform_filter
 
-from sinotherm.evaluation.metrics import ImageScores, body_mask, by_person, fit_scale, score
+from sinotherm.evaluation.metrics import ImageScores, body_mask, by_person, fit_scale, people_means, score
 
 RANDOM = np.random.default_rng(0)
 
@@ -72,3 +72,5 @@ def test_people_count_not_slices():
     assert list(people) == ["a", "b"]
     assert people["a"].ssim == pytest.approx(1 / 3)
     assert people["b"] == one
+    assert people_means([("a", one), ("b", two)])["ssim_sd"] == pytest.approx(0.5**0.5)
+    assert people_means([("a", one), ("a", two)])["ssim_sd"] is None

@@ -96,14 +96,17 @@ def by_person(scores: Sequence[tuple[str, ImageScores]]) -> dict[str, ImageScore
 
 
 def people_means(scores: Sequence[tuple[str, ImageScores]]) -> dict[str, Any]:
-    """Return the columns that every table of images has: numbers of people and slices, means over people."""
+    """Return the columns that every table of images has: numbers of people and slices, means over people.
+
+    One person has no SD: ``None``.
+    """
     people = list(by_person(scores).values())
     ssim = [one.ssim for one in people]
     return {
         "n_people": len(people),
         "n_slices": len(scores),
         "ssim_mean": float(np.mean(ssim)),
-        "ssim_sd": float(np.std(ssim, ddof=1)) if len(ssim) > 1 else 0.0,
+        "ssim_sd": float(np.std(ssim, ddof=1)) if len(ssim) > 1 else None,
         "ssim_whole_mean": float(np.mean([one.ssim_whole for one in people])),
         "psnr_mean": float(np.mean([one.psnr for one in people])),
         "nrmse_mean": float(np.mean([one.nrmse for one in people])),
