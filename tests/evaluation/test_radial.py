@@ -159,3 +159,29 @@ def test_every_method_reconstructs(untrained):
     assert found["pd-paper"].nrmse == pytest.approx(1)
     assert found["cg-sense-tv"].nrmse < found["fbp"].nrmse
     assert found["fourier-pdunet"].nrmse < 0.3
+
+
+def test_methods_that_cannot_do_a_case_are_left_out(untrained, data, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("sinotherm.evaluation.radial.METHODS", ("fbp", "pdunet-paper", "fourier-pdunet"))
+    rows = run(data, setting="real", coils=(1, 2), spokes=(24, 5), per_person=1, output=tmp_path / "out")
+    assert [(row["coils"], row["spokes"], row["method"]) for row in rows] == [
+        (1, 24, "fbp"),
+        (1, 24, "pdunet-paper"),
+        (1, 24, "fourier-pdunet"),
+        (1, 5, "fbp"),
+        (1, 5, "pdunet-paper"),
+        (2, 24, "fbp"),
+        (2, 24, "fourier-pdunet"),
+        (2, 5, "fbp"),
+    ]
+    assert "pdunet-paper cannot do 2 coils and 24 spokes: it knows the real image of one coil only" in caplog.text
+    assert (tmp_path / "out" / "radial.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "coils", "spokes", "message"),
+    [("pdunet-paper", 8, 24, "one coil only"), ("fourier-pdunet", 1, 5, "10 to 256 are needed")],
+)
+def test_a_named_method_that_cannot_do_a_case_is_an_error(untrained, data, name, coils, spokes, message):
+    with pytest.raises(SettingsError, match=message):
+        next(evaluate(data, setting="real", coils=(coils,), spokes=(spokes,), names=("fbp", name)))

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
+from sinotherm.core.geometry import RadialSampling, spoke_angles
+from sinotherm.errors import DataError
+from sinotherm.networks.paper import MagnitudeSinogram, PaperArchitecture, PaperPrimalDual
 
 
 class Identity:
@@ -118,3 +120,11 @@ def test_dual_padding_is_circular_along_the_angle_and_replicated_along_the_detec
     expected = values[0, 0].roll(1, dims=0)
     expected = torch.cat([expected[:, :1], expected[:, :-1]], dim=1)
     torch.testing.assert_close(block(values)[0, 0], expected)
+
+
+def test_magnitude_projections_are_those_of_one_coil():
+    sampling = RadialSampling(n_readout=64, spacing=0.5 / 32, centre=32.0)
+    operator = MagnitudeSinogram(sampling, spoke_angles("uniform180", 4), n_pixels=32)
+    assert operator.measured(torch.ones((1, 1, 4, 64), dtype=torch.complex64)).shape == (1, 4, 47)
+    with pytest.raises(DataError, match="2 coils"):
+        operator.measured(torch.ones((1, 2, 4, 64), dtype=torch.complex64))

@@ -65,7 +65,9 @@ def radial(
     angles: Annotated[str, typer.Option(help="uniform, golden or both.")] = "uniform",
     spokes: Annotated[str, typer.Option(help="Spokes of a frame; R_paper = 512 / spokes.")] = "32",
     snr: Annotated[float, typer.Option(help="SNR of the real setting.", min=0.1)] = 30.0,
-    methods: Annotated[str | None, typer.Option(help="Methods, with commas between; by default all.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, with commas between; by default all that can do the case.")
+    ] = None,
     network: Annotated[
         str, typer.Option(help="Weights of method pdunet: a shipped name or a .safetensors file with its card.")
     ] = "pdunet-radial",
@@ -77,9 +79,8 @@ def radial(
     json: Json = None,
 ) -> None:
     """Score reconstructions of accelerated radial imaging: SSIM in the body, PSNR, NRMSE and phase error."""
-    from sinotherm.evaluation.radial import METHODS, run
+    from sinotherm.evaluation.radial import run
 
-    names = tuple(methods.split(",")) if methods else METHODS
     schemes = [_choice(part, "--angles", ("uniform", "golden")) for part in angles.split(",")]
     run(
         data,
@@ -89,7 +90,7 @@ def radial(
         angles=schemes,
         spokes=_integers(spokes, "--spokes"),
         snr=snr,
-        names=names,
+        names=tuple(methods.split(",")) if methods else None,
         network=network,
         tv_strength=tv_strength,
         per_person=per_person,

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 Setting: TypeAlias = Literal["paper", "real"]
 Angles: TypeAlias = Literal["uniform", "golden"]
 METHODS: Final = ("fbp", "gridding", "cg-sense-tv", "pd-paper", "pdunet-paper", "fourier-pdunet", "pdunet", "pdunet-8")
+PAPER_METHODS: Final = ("pd-paper", "pdunet-paper")
 FULL_SPOKES: Final = 402
 TV_STRENGTH: Final = 2e-3
 TV_ITERATIONS: Final = 20
@@ -273,6 +274,45 @@ def _cg_sense_tv(scan: RadialScan, strength: float) -> ComplexArray:
     ).image
 
 
+def _unfit(name: str, coils: int, spokes: int, size: int) -> str:
+    """Return why a method cannot reconstruct images of this size in such a case; empty where it can."""
+    from sinotherm.operators.cartesian import variable_density_lines
+
+    if name in PAPER_METHODS and coils > 1:
+        return "it knows the real image of one coil only"
+    if name == "fourier-pdunet" and spokes > 0:
+        try:
+            variable_density_lines(size, size / spokes, np.random.default_rng(0))
+        except SettingsError as error:
+            return f"it sees a Cartesian scan of as many lines, and {str(error).rstrip('.')}"
+    return ""
+
+
+def _fitting(
+    names: Sequence[str], coils: Sequence[int], spokes: Sequence[int], size: int, *, every: bool
+) -> dict[tuple[int, int], list[str]]:
+    """Return the methods that can do each number of coils and of spokes; the log says what is left out.
+
+    Raises
+    ------
+    SettingsError
+        ``every`` method is wanted, and one cannot.
+    """
+    found: dict[tuple[int, int], list[str]] = {}
+    for case in dict.fromkeys((c, s) for c in coils for s in spokes):
+        found[case] = []
+        for name in names:
+            why = _unfit(name, *case, size)
+            what = f"method {name} cannot do {case[0]} coils and {case[1]} spokes: {why}"
+            if why and every:
+                raise SettingsError(f"{what}; leave it out, or the case.")
+            if why:
+                log.warning("%s; left out", what)
+            else:
+                found[case].append(name)
+    return found
+
+
 def _images(
     ready: Mapping[str, Reconstruction], case: Mapping[str, Any], image: FloatArray, seed: int
 ) -> tuple[ComplexArray, dict[str, ComplexArray]]:
@@ -298,25 +338,33 @@ def evaluate(
     angles: Sequence[Angles] = ("uniform",),
     spokes: Sequence[int] = (32,),
     snr: float = 30.0,
-    names: Sequence[str] = METHODS,
+    names: Sequence[str] | None = None,
     network: str = "pdunet-radial",
     tv_strength: float = TV_STRENGTH,
     per_person: int | None = None,
 ) -> Iterator[Result]:
     """Yield one row for each set, method, number of coils, angle scheme and number of spokes.
 
-    Beside the row come the scores of each slice. Means and SDs are over people.
+    Beside the row come the scores of each slice. Means and SDs are over people. Without ``names`` these are all
+    methods that can do a case.
+
+    Raises
+    ------
+    SettingsError
+        A method is unknown, or was named and cannot do a case.
     """
-    ready = methods(names, network, tv_strength=tv_strength)
+    ready = methods(names or METHODS, network, tv_strength=tv_strength)
     if "cg-sense-tv" in ready:
         log.info("cg-sense-tv: strength %g (tuned on val: %g), %d rounds", tv_strength, TV_STRENGTH, TV_ITERATIONS)
     slices = magnitude_slices(path, split=split, per_person=per_person)
     split = split or default_split(path)
+    fitting = _fitting(list(ready), coils, spokes, slices[0].image.shape[0], every=names is not None)
     cases = [(c, a, s) for c in coils for a in angles for s in spokes]
     for dataset in dict.fromkeys(one.dataset for one in slices):
         chosen = [one for one in slices if one.dataset == dataset]
         for n_coils, scheme, n_spokes in cases:
-            results: dict[str, list[tuple[EvaluationSlice, ImageScores]]] = {name: [] for name in ready}
+            fit = {name: ready[name] for name in fitting[n_coils, n_spokes]}
+            results: dict[str, list[tuple[EvaluationSlice, ImageScores]]] = {name: [] for name in fit}
             case = {
                 "setting": setting,
                 "angles": scheme,
@@ -325,7 +373,7 @@ def evaluate(
                 "coils": n_coils,
             }
             for index, one in enumerate(chosen):
-                truth, images = _images(ready, case, one.image, index)
+                truth, images = _images(fit, case, one.image, index)
                 for name, image in images.items():
                     results[name].append((one, score(image, truth)))
             for name, scores in results.items():

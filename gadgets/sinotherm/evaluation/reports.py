@@ -86,12 +86,12 @@ def _figure(results: Sequence[Result], file: Path, again: Again) -> None:
 
     last = {row["dataset"]: row for row, _ in results}
     methods = list(dict.fromkeys(row["method"] for row, _ in results))
-    images = again(methods)
     figure = Figure(figsize=(2.4 * (len(methods) + 1), 2.5 * 3 * len(last)), layout="constrained")
     axes = figure.subplots(3 * len(last), len(methods) + 1, squeeze=False)
     for number, row in enumerate(last.values()):
         case = [(r, s) for r, s in results if all(r.get(key) == row.get(key) for key in _CASE)]
         scores = case[-1][1]
+        images = again([r["method"] for r, _ in case])
         ranking = sorted(range(len(scores)), key=lambda place: scores[place][1].ssim)
         chosen = [ranking[0], ranking[len(ranking) // 2], ranking[-1]]
         for line, place in zip(axes[3 * number : 3 * number + 3], chosen, strict=True):
@@ -100,7 +100,8 @@ def _figure(results: Sequence[Result], file: Path, again: Again) -> None:
             window = {"cmap": "gray", "vmin": 0.0, "vmax": float(np.percentile(np.abs(truth), 99.5))}
             line[0].imshow(np.abs(truth), **window)
             line[0].set_title(f"{one.person} {one.name} truth", fontsize=7)
-            for axis, (r, values) in zip(line[1:], case, strict=True):
+            # A case may have fewer methods than another one.
+            for axis, (r, values) in zip(line[1:], case, strict=False):
                 image = found[r["method"]]
                 axis.imshow(np.abs(image * fit_scale(image, truth)), **window)
                 axis.set_title(f"{r['method']} {values[place][1].ssim:.3f}", fontsize=7)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from sinotherm.core.arrays import SpokeAngles
 from sinotherm.core.geometry import RadialSampling
+from sinotherm.errors import DataError
 from sinotherm.networks.radial import RadialSinogram
 from sinotherm.operators.density import radial_weights
 
@@ -204,7 +205,15 @@ class MagnitudeSinogram:
         return sinogram[..., self._start : sinogram.shape[-1] - self._end]
 
     def measured(self, samples: Tensor) -> Tensor:
-        """Return magnitude projections (batch, spoke, detector) of samples (batch, 1, spoke, readout)."""
+        """Return magnitude projections (batch, spoke, detector) of samples (batch, 1, spoke, readout).
+
+        Raises
+        ------
+        DataError
+            There is more than one coil.
+        """
+        if samples.shape[1] != 1:
+            raise DataError(f"samples of {samples.shape[1]} coils: the papers' networks know one; combine them before.")
         return self._crop(self._radial.order(samples)[:, 0].abs())
 
     def forward(self, image: Tensor) -> Tensor:
