@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from sinotherm.errors import SettingsError, SpokeError, WeightsError
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
 from sinotherm.operators.fourier_slice import FourierSlice
+from sinotherm.reconstruction.cg_sense import cg_sense
+from sinotherm.stages import cg_sense as stages_cg_sense
 from sinotherm.stages import images as stages_images
 from sinotherm.stages.pdunet import Settings, stage
 
@@ -222,6 +225,13 @@ def test_noise_alone_trips_the_guard_and_the_fallback_takes_over(weights, fallba
     out = run(weights, bad, fallback=fallback, beside=False)
     assert [image.meta["method"] for image in out] == [fallback, fallback]
     assert all(image.meta["guard"] for image in out)
+
+
+def test_cg_sense_takes_over_by_the_defaults_of_its_stage():
+    defaults, taken = stages_cg_sense.Settings(), inspect.signature(cg_sense).parameters
+    assert defaults.regularisation == "l2"
+    for name in ("density", "corner", "iterations"):
+        assert taken[name].default == getattr(defaults, name)
 
 
 def test_a_corrupted_spoke_trips_the_guard(weights):

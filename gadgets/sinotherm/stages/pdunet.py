@@ -63,10 +63,14 @@ class Settings(StageSettings):
     guard: bool = setting(True, "Check the network's range and the residual of held-out spokes.")
     guard_every: int = setting(1, "Check the residuals of every so many-th frame; the range always.", ge=1)
     fallback: Literal["gridding", "cg_sense"] = setting(
-        "gridding", "What takes the network's place when the guard trips."
+        "gridding",
+        "What takes the network's place when the guard trips: gridding as beside, or CG-SENSE (l2) by its defaults on "
+        "the image's own grid, whatever cg_sense.* says.",
     )
     beside: bool = setting(
-        True, "Send the gridding image of every frame before the network's; temperature maps need it."
+        True,
+        "Send the gridding image of every frame before the network's; temperature maps need it. Ramp filter, weights "
+        "by the angular gaps, exact centre, whatever gridding.* says.",
     )
     sinogram: bool = setting(
         False,
