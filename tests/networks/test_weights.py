@@ -169,3 +169,5 @@ def test_shipped_weights_load_without_a_network_connection(file, monkeypatch):
     assert card.name == file.stem
     assert file.stat().st_size <= 8_000_000
     assert all(torch.isfinite(p).all() for p in network.parameters())
+    if isinstance(network, PrimalDual):
+        network.architecture.check_geometry(card.geometry)

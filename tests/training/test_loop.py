@@ -435,6 +435,17 @@ def test_wrong_configurations_are_refused(config, tmp_path):
         ("heads = 1.0", "heads = 0.0", "every share must be above 0"),
         ("heads = 1.0", "heads = 'all'", r"data = .*; it must be dict\[str, float\]"),
         ("memory = 2", 'wrap = "mirorr"', "wrap = 'mirorr'; it must be one of 'mirror', 'circular', 'none'"),
+        ("memory = 2", 'wrap = "circular"', "wrap = 'circular' of a network for radial data: give 'mirror'"),
+        (
+            "batch = 2",
+            'batch = 2\ngeometry = "fan-beam"',
+            "wrap = 'mirror' of a network for fan-beam data: give 'circular'",
+        ),
+        (
+            "batch = 2",
+            'batch = 2\ngeometry = "cartesian"',
+            "wrap = 'mirror' of a network for cartesian data: give 'none'",
+        ),
         ("memory = 2", "memory = true", "memory = True; it must be int"),
         ("memory = 2", "reference = true", "go together"),
         ("memory = 2", "memory = -1", "memory = -1; it must be at least 0"),

@@ -5,6 +5,7 @@ Adler and Öktem 2018, 10.1109/TMI.2018.2799231 (learned primal-dual); Ernst et 
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias
@@ -14,6 +15,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sinotherm.errors import SettingsError
 from sinotherm.networks.blocks import AngleWrap, DualBlock, as_complex, as_real
 from sinotherm.networks.complex_layers import ComplexDualBlock, ComplexImageBlock, ComplexUNet
 from sinotherm.networks.fused import FusedDualBlock, FusedUNet
@@ -27,6 +29,9 @@ _MIRRORED: Final = ((), (-1,), (-2,), (-2, -1))
 _GAUSSIAN_MAD: Final = 1.4826
 """Standard deviation of a normal distribution relative to its median absolute deviation."""
 
+
+_WRAPS: Final[Mapping[str, AngleWrap]] = {"radial": "mirror", "cartesian": "none", "fan-beam": "circular"}
+"""What lies beyond the first and the last angle of each geometry, as `pad_angles` says."""
 
 _Count: TypeAlias = Annotated[int, Field(ge=1)]
 _NotNegative: TypeAlias = Annotated[int, Field(ge=0)]
@@ -101,6 +106,17 @@ class Architecture:
     closing: tuple[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(ge=0)]], ...] = ()
     wrap: AngleWrap = "mirror"
     context: _NotNegative = 1
+
+    def check_geometry(self, geometry: str) -> None:
+        """Check that `wrap` is what a geometry's angles ask for; weights that were trained otherwise stay as they are.
+
+        Raises
+        ------
+        SettingsError
+            It is not: the dual blocks would learn from neighbours that are none.
+        """
+        if self.wrap != _WRAPS[geometry]:
+            raise SettingsError(f"wrap = {self.wrap!r} of a network for {geometry} data: give {_WRAPS[geometry]!r}.")
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for the model card."""

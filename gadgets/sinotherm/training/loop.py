@@ -396,6 +396,7 @@ def build_network(configuration: Configuration) -> PrimalDual | PaperPrimalDual:
         raise SettingsError(
             f"{what}: closing = {closing}; it needs a reference, widths above 0 and z-scores of at least 0."
         )
+    architecture.check_geometry(configuration.geometry)
     return PrimalDual(architecture)
 
 
