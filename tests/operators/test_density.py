@@ -21,6 +21,24 @@ def test_weights_are_the_area_of_the_disc(n_spokes: int, fraction: float, weight
     assert total == pytest.approx(math.pi * (outer**2 + inner**2) / 2, rel=1e-9)
 
 
+@pytest.mark.parametrize("weights", ["equal", "gaps"])
+@pytest.mark.parametrize(("first", "last"), [(0, 128), (16, 128), (63, 128), (0, 101)])
+@pytest.mark.parametrize("turn", ["uniform360", "golden"])
+def test_partial_echoes_share_the_disc_among_the_sides_that_were_measured(turn, first, last, weights) -> None:
+    sampling = RadialSampling(n_readout=128, spacing=1 / 128, centre=63.5)
+    angles = spoke_angles(turn, 101)
+    measured = (np.arange(128) >= first) & (np.arange(128) < last)
+    found = radial_weights(angles, sampling, weights=weights, measured=measured)[:, measured]
+    assert found.sum() == pytest.approx(np.pi / 4, rel=1e-3)
+
+
+def test_a_half_turn_of_partial_echoes_leaves_a_side_empty() -> None:
+    sampling = RadialSampling(n_readout=128, spacing=1 / 128, centre=64.0)
+    measured = np.arange(128) >= 16
+    angles = spoke_angles("uniform180", 101)
+    np.testing.assert_array_equal(radial_weights(angles, sampling, measured=measured), radial_weights(angles, sampling))
+
+
 def test_the_centre_sample_is_a_sector_of_its_disc() -> None:
     sampling = RadialSampling(n_readout=8, spacing=0.1, centre=4.0)
     weights = radial_weights(np.array([0.0, 1.0]), sampling)

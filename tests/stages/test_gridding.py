@@ -121,14 +121,61 @@ def test_without_a_noise_scan_the_noise_is_unknown(module) -> None:
     assert run(module, [frame()])[0].noise_sd is None
 
 
+def cut(whole: Frame, kept: np.ndarray) -> Frame:
+    """The frame with partial echoes (or, where nothing is kept, without signal)."""
+    return dataclasses.replace(whole, spokes=tuple(dataclasses.replace(s, data=s.data * kept) for s in whole.spokes))
+
+
+def half_turn(whole: Frame) -> Frame:
+    """The frame's spokes all between 0 and 180 degrees."""
+    spokes = tuple(dataclasses.replace(s, angle_rad=np.mod(s.angle_rad, np.pi)) for s in whole.spokes)
+    return dataclasses.replace(whole, spokes=spokes)
+
+
 def test_zeros_of_a_partial_echo_carry_no_noise() -> None:
-    whole = frame(noise_known=True)
-    cut = np.arange(READOUT) >= 8
-    part = dataclasses.replace(whole, spokes=tuple(dataclasses.replace(s, data=s.data * cut) for s in whole.spokes))
-    (image,), (full,) = run(gridding, [part]), run(gridding, [whole])
+    kept = np.arange(READOUT) >= 8
+    whole = half_turn(frame(noise_known=True))
+    (image,), (full,) = run(gridding, [cut(whole, kept)]), run(gridding, [whole])
     weights = radial_weights(whole.angles(), SAMPLING, centre="exact")
-    assert image.noise_sd[0, 0, 0] == pytest.approx(np.sqrt(np.sum(weights[:, cut] ** 2)))
+    assert image.noise_sd[0, 0, 0] == pytest.approx(np.sqrt(np.sum(weights[:, kept] ** 2)))
     assert image.noise_sd[0, 0, 0] < full.noise_sd[0, 0, 0]
+
+
+@both
+def test_spokes_without_signal_say_nothing_about_the_noise(module) -> None:
+    """They must not make the noise of the frames after them zero: every voxel would be certain."""
+    whole = frame(noise_known=True)
+    first = dataclasses.replace(whole.spokes[0], data=np.zeros_like(whole.spokes[0].data))
+    damaged = dataclasses.replace(whole, spokes=(first, *whole.spokes[1:]))
+    empty = cut(whole, np.zeros(READOUT))
+    levels = [image.noise_sd[0, 0, 0] for image in run(module, [damaged, empty, whole])]
+    np.testing.assert_allclose(levels, run(module, [whole])[0].noise_sd[0, 0, 0])
+
+
+@both
+@pytest.mark.parametrize("values", [{}, {"weights": "gaps"}])
+@pytest.mark.parametrize("first", [8, 12])
+def test_partial_echoes_over_a_full_turn_keep_amplitude_and_resolution(module, first: int, values) -> None:
+    random = np.random.default_rng(4)
+    image, maps = scene()
+    angles = np.arange(48) * (2 * np.pi / 48)
+    samples = direct_transform(radial_points(angles, SAMPLING).reshape(-1, 2), maps * image)
+    data = samples.reshape(COILS, 48, READOUT).astype(np.complex64)
+    spokes = [Spoke(data=data[:, i], sampling=SAMPLING, angle_rad=angles[i], noise_known=True) for i in range(48)]
+    full = Frame(spokes=tuple(spokes), number=0)
+    kept = np.arange(READOUT) >= first
+    (whole,), (part,) = (run(module, [f], combine="none", **values) for f in (full, cut(full, kept)))
+    # Without the sample at -0.5 cycles per pixel, which has no opposite.
+    assert relative_error(part.data, whole.data) < 0.02
+    noise = random.standard_normal((40, COILS, 48, READOUT, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    noisy = [
+        dataclasses.replace(
+            full, spokes=tuple(dataclasses.replace(s, data=kept * draw[:, i]) for i, s in enumerate(full.spokes))
+        )
+        for draw in noise
+    ]
+    deviations = [image.data.real for image in run(module, noisy, combine="none", **values)]
+    assert np.std(deviations) == pytest.approx(part.noise_sd[0, 0, 0], rel=0.06)
 
 
 @both

@@ -16,6 +16,7 @@ __all__ = [
     "FrameData",
     "MapArray",
     "MaskArray",
+    "SampleMask",
     "SpokeAngles",
     "SpokeData",
     "SpokeShifts",
@@ -31,5 +32,6 @@ SpokeAngles: TypeAlias = Float64[np.ndarray, "spoke"]
 SpokeShifts: TypeAlias = Float64[np.ndarray, "spoke 2"]
 CoilImages: TypeAlias = Complex64[np.ndarray, "coil slice y x"]
 MapArray: TypeAlias = Float32[np.ndarray, "slice y x"]
+SampleMask: TypeAlias = Bool[np.ndarray, "readout"]
 MaskArray: TypeAlias = Bool[np.ndarray, "slice y x"]
 ValidityArray: TypeAlias = UInt16[np.ndarray, "slice y x"]

@@ -16,6 +16,7 @@ from sinotherm.core.arrays import (
     ComplexArray,
     FrameData,
     MapArray,
+    SampleMask,
     SpokeAngles,
     SpokeData,
     SpokeShifts,
@@ -253,6 +254,18 @@ class Frame:
     def shifts(self) -> SpokeShifts:
         """Return the k-space offsets, cycles per pixel, float64 (spoke, 2)."""
         return np.array([spoke.shift for spoke in self.spokes], dtype=np.float64).reshape(-1, 2)
+
+    def measured(self) -> SampleMask:
+        """Return which samples any spoke holds a signal in, bool (readout,); all where none does.
+
+        What a partial echo lacks was filled with zeros.
+        """
+        found = np.zeros(self.sampling.n_readout, dtype=np.bool_)
+        for spoke in self.spokes:
+            found |= spoke.data.any(axis=0)
+            if found.all():
+                break
+        return found if found.any() else ~found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

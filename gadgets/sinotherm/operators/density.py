@@ -5,7 +5,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from sinotherm.core.arrays import FloatArray, SpokeAngles, SpokeShifts
+from sinotherm.core.arrays import FloatArray, SampleMask, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling, angular_gaps
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "RadialFilter",
     "angular_weights",
     "central_weights",
+    "lone_factors",
     "parallel_shift",
     "perpendicular_shift",
     "radial_weights",
@@ -29,6 +30,8 @@ CentreRule: TypeAlias = Literal["area", "exact"]
 
 MOST_ACROSS: Final = 0.25
 """Samples by which a spoke may miss the centre of k-space sideways before its weights are made anew."""
+_WIDEST_GAP: Final = 2.0 * math.pi / 3.0
+"""Largest gap between spokes, rad, up to which they are taken to look in all directions of a full turn."""
 _ROUNDS: Final = 10
 _LEAST_DENSITY: Final = 1e-3
 
@@ -102,6 +105,37 @@ def angular_weights(angles: SpokeAngles, weights: AngularWeights) -> FloatArray:
     return np.full(len(angles), math.pi / len(angles)) if weights == "equal" else angular_gaps(angles)
 
 
+def lone_factors(
+    angles: SpokeAngles, sampling: RadialSampling, measured: SampleMask, weights: AngularWeights
+) -> FloatArray:
+    """Return what partial echoes multiply the weights by, float64 (spoke or 1, readout).
+
+    Where a spoke was measured on one side of k = 0 only, a ring of k-space is left to half as many samples, each of
+    which stands for twice the angle: for its gaps over the full turn where ``weights`` is ``gaps``. That holds for
+    spokes in all directions of a full turn. Those of a half turn leave a side of k-space empty, which no weights make
+    good: factors of 1, as in a scan of full spokes.
+
+    Parameters
+    ----------
+    angles, sampling, weights
+        As in `radial_weights`.
+    measured
+        bool (readout,): the samples of every spoke that were measured.
+    """
+    if measured.all():
+        return np.ones((1, sampling.n_readout))
+    opposite = np.floor(2.0 * sampling.centre + 0.5 - np.arange(sampling.n_readout)).astype(np.int64)
+    inside = (opposite >= 0) & (opposite < sampling.n_readout)
+    # A full spoke of an even length has one sample more on one side.
+    lone = measured & inside & ~measured[np.where(inside, opposite, 0)]
+    directions = np.sort(np.mod(angles, 2.0 * math.pi))
+    if not lone.any() or np.diff(directions, append=directions[0] + 2.0 * math.pi).max() > _WIDEST_GAP:
+        return np.ones((1, sampling.n_readout))
+    # θ/2 has the neighbours mod π that θ has mod 2π.
+    turn = 2.0 * angular_weights(np.asarray(angles) / 2.0, weights) / angular_weights(angles, weights)
+    return np.where(lone, turn[:, None], 1.0)
+
+
 def radial_weights(
     angles: SpokeAngles,
     sampling: RadialSampling,
@@ -110,6 +144,7 @@ def radial_weights(
     radial_filter: RadialFilter = "ramp",
     centre: CentreRule = "area",
     shifts: SpokeShifts | None = None,
+    measured: SampleMask | None = None,
 ) -> FloatArray:
     """Return density weights, float64 (spoke, readout), so that f(x) = Σ w·s·exp(+2πi k·x) keeps the amplitude.
 
@@ -127,7 +162,14 @@ def radial_weights(
         Offsets of the spokes, cycles per pixel, (spoke, 2); their part along the spoke displaces the ramp. Where any
         spoke misses the centre sideways by more than a quarter of a sample, the ramp follows the Jacobian
         (`ramp_shift`) and the weights around the centre are made anew (`central_weights`).
+    measured
+        Samples that were measured, bool (readout,), where echoes are partial: see `lone_factors`.
     """
+    if measured is not None and not measured.all():
+        whole = radial_weights(
+            angles, sampling, weights=weights, radial_filter=radial_filter, centre=centre, shifts=shifts
+        )
+        return whole * lone_factors(angles, sampling, measured, weights)
     gaps = angular_weights(angles, weights)
     rule: dict[str, Any] = {"radial_filter": radial_filter, "centre": centre}
     if shifts is None:

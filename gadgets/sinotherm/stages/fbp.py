@@ -14,7 +14,7 @@ from sinotherm.core.scan import Frame, Item, ScanHeader, Spoke
 from sinotherm.core.settings import setting
 from sinotherm.errors import SpokeError
 from sinotherm.operators.backprojection import BackProjector, Taps
-from sinotherm.operators.density import perpendicular_shift
+from sinotherm.operators.density import lone_factors, perpendicular_shift
 from sinotherm.stages.gridding import CoilMaps, Coils, CoilSource, FrameImager, Gridder, LinearSettings, image_shape
 
 __all__ = ["RunningImage", "Settings", "stage"]
@@ -135,7 +135,12 @@ class RunningImage:
         missing = [spoke for key, spoke in wanted.items() if key not in self._held]
         extra = [spoke for key, spoke in self._held.items() if key not in wanted]
         source: CoilSource
-        if len(wanted) < frame.n_spokes:
+        lone = lone_factors(frame.angles(), self._sampling, frame.measured(), self._settings.weights)
+        if np.any(lone != 1.0):
+            # How often a ring of k-space was measured is known with the frame.
+            source = Coils(self._gridder.coil_images(frame))
+            self._clear()
+        elif len(wanted) < frame.n_spokes:
             # A spoke that stands there twice has no place in a running sum.
             source = Coils(self._whole(frame).coil_images())
             self._clear()

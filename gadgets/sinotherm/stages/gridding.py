@@ -20,9 +20,9 @@ from sinotherm.operators.density import (
     CentreRule,
     RadialFilter,
     angular_weights,
+    lone_factors,
     perpendicular_shift,
     radial_weights,
-    readout_weights,
     resolution,
 )
 from sinotherm.operators.gridded import GriddedPlan
@@ -159,7 +159,6 @@ class FrameImager:
         self._maps: dict[tuple[int, str], CoilMaps] = {}
         self._held: dict[tuple[int, str], list[tuple[Frame, ComplexArray]]] = {}
         self._voxel_m: tuple[float, ...] = ()
-        self._readout_noise: float | None = None
         self._noise_map: tuple[float, FloatArray] | None = None
 
     def images(self, frame: Frame, source: CoilSource) -> Iterator[FrameImage]:
@@ -237,18 +236,23 @@ class FrameImager:
         )
 
     def _noise(self, frame: Frame) -> FloatArray | None:
-        """Return sqrt(Σ w²) over the samples, the same in every pixel; ``None`` without a noise scan.
+        """Return sqrt(Σ w²) over the measured samples, the same in every pixel; ``None`` without a noise scan.
 
         A gradient delay changes it by less than a thousandth and is left out.
         """
         if not all(spoke.noise_known for spoke in frame.spokes):
             return None
         settings = self._settings
-        if self._readout_noise is None:
-            weights = readout_weights(frame.sampling, settings.filter, centre=settings.centre)
-            # What a partial echo lacks was filled with zeros, which carry no noise.
-            self._readout_noise = float(np.linalg.norm(weights[np.any(frame.spokes[0].data, axis=0)]))
-        level = self._readout_noise * float(np.linalg.norm(angular_weights(frame.angles(), settings.weights)))
+        measured = frame.measured()
+        weights = radial_weights(
+            frame.angles(),
+            frame.sampling,
+            weights=settings.weights,
+            radial_filter=settings.filter,
+            centre=settings.centre,
+            measured=measured,
+        )
+        level = float(np.linalg.norm(weights[:, measured]))
         if self._noise_map is None or self._noise_map[0] != level:
             self._noise_map = level, np.full((1, *image_shape(self._scan)), level, np.float32)
             self._noise_map[1].flags.writeable = False
@@ -287,12 +291,13 @@ class Gridder:
 
     def coil_images(self, frame: Frame) -> ComplexArray:
         """Return complex64 (coil, y, x) in units of the object."""
-        data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
-        # Spokes beside k = 0 need weights that back-projection does not know, and a phase in every pixel.
+        data, angles, shifts, measured = frame.data(), frame.angles(), frame.shifts(), frame.measured()
+        # Spokes beside k = 0 and partial echoes need weights that back-projection does not know.
         straight = np.abs(perpendicular_shift(angles, shifts)).max() < _STILL * frame.sampling.spacing
-        if straight and frame_backend(*data.shape[:2]) == "back-projection":
+        even = not np.any(lone_factors(angles, frame.sampling, measured, self._settings.weights) != 1.0)
+        if straight and even and frame_backend(*data.shape[:2]) == "back-projection":
             return self._projected(data, angles, shifts, frame.sampling)
-        key = angles.tobytes() + shifts.tobytes() + repr(frame.sampling).encode()
+        key = angles.tobytes() + shifts.tobytes() + repr(frame.sampling).encode() + measured.tobytes()
         if self._plan is None or self._plan[0] != key:
             settings = self._settings
             weights = radial_weights(
@@ -302,6 +307,7 @@ class Gridder:
                 radial_filter=settings.filter,
                 centre=settings.centre,
                 shifts=shifts,
+                measured=measured,
             )
             points = radial_points(angles, frame.sampling, shifts)
             self._plan = key, GriddedPlan(points, self._shape, factors=weights)
