@@ -255,9 +255,21 @@ class TestStacksOfStars:
             found = frames(self.acquire(flat, seen), self.SCAN3, partitions=5)
         kspace = np.einsum("pz,zsci->psci", kernel, flat)
         kspace[0] = 0
-        expected = np.einsum("zp,psci->zsci", kernel.conj().T, kspace)
+        # With five of six partitions the SD of the noise stays 1.
+        expected = np.einsum("zp,psci->zsci", kernel.conj().T, kspace) * np.sqrt(6 / 5)
         np.testing.assert_allclose(found[0].data(), expected[1].transpose(1, 0, 2), atol=1e-5)
         assert "3 of 18 spokes of the stack were not acquired" in caplog.text
+
+    @pytest.mark.parametrize(("stated", "sd"), [(0, math.sqrt(4 / 6)), (4, 1.0), (2, 1.0)])
+    def test_noise_keeps_its_sd_where_the_scan_says_how_many_partitions_it_acquires(self, stated, sd):
+        rng = np.random.default_rng(5)
+        noise = rng.standard_normal((self.N, 3, 2, 400, 2)).view(np.complex128)[..., 0].astype(np.complex64)
+        items = [
+            spoke(3 * p + s, data=noise[p, s], partition=p, angle_rad=0.4 * s) for p in range(2, 6) for s in range(3)
+        ]
+        found = frames(items, self.SCAN3, partitions=stated, by="flags")
+        data = np.stack([frame.data() for frame in found])
+        assert data.real.std() == pytest.approx(sd, rel=0.02)
 
     def test_partitions_that_are_acquired_make_a_frame(self, volume, caplog):
         scan = dataclasses.replace(self.SCAN3, acquired_partitions=4)

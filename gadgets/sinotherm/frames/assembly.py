@@ -102,8 +102,8 @@ class FrameAssembler:
                 "set frames.by = count, index or flags."
             )
         self.rule: FrameRule = chosen
-        acquired = n_partitions or scan.acquired_partitions or scan.n_partitions
-        self._expected = wanted * acquired if chosen in ("count", "index", "auto") else 0
+        self._acquired = n_partitions or scan.acquired_partitions or scan.n_partitions
+        self._expected = wanted * self._acquired if chosen in ("count", "index", "auto") else 0
         self._count = 0 if chosen == "index" else self._expected
         # Flags of a stack may end each of its partitions; a known count is the better sign.
         self._flags = chosen == "flags" or (chosen == "auto" and not (self._stack and self._count))
@@ -241,7 +241,7 @@ class FrameAssembler:
             yield self._frame(stream, spokes, complete=complete)
             return
         number = stream.number
-        for plane in planes(spokes, self._scan.n_partitions, self._scan.n_planes):
+        for plane in planes(spokes, self._scan.n_partitions, self._scan.n_planes, self._acquired):
             yield from plane
             stream.number = number
             yield self._frame(stream, plane, complete=complete, footprint=_footprint(spokes))

@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 _SAME_ANGLE: Final = 1e-3
 
 
-def planes(spokes: Sequence[Spoke], n_partitions: int, n_planes: int) -> list[list[Spoke]]:
+def planes(spokes: Sequence[Spoke], n_partitions: int, n_planes: int, n_acquired: int) -> list[list[Spoke]]:
     """Return the spokes of every plane of a slab: the centred unitary inverse FFT along the partitions.
 
-    The unitary transform keeps the SD of whitened noise at 1; the object's amplitude is multiplied by
-    sqrt(n_partitions). Partition n//2 is kz = 0, plane n//2 is z = 0; partitions that were not
-    acquired (partial Fourier) count as zero.
+    Partition n//2 is kz = 0, plane n//2 is z = 0; partitions that were not acquired (partial Fourier) count as
+    zero, and the planes are multiplied by sqrt(n_partitions / n_acquired): the SD of whitened noise stays 1, and the
+    object's amplitude becomes n_partitions / sqrt(n_acquired) times itself.
 
     Parameters
     ----------
@@ -33,6 +33,8 @@ def planes(spokes: Sequence[Spoke], n_partitions: int, n_planes: int) -> list[li
         Encoded partitions.
     n_planes
         Planes to keep about the centre (slice oversampling is cut off).
+    n_acquired
+        Partitions that the scan acquires of each slab.
 
     Returns
     -------
@@ -65,7 +67,8 @@ def planes(spokes: Sequence[Spoke], n_partitions: int, n_planes: int) -> list[li
         for place, spoke in zip(_places(stack, star), stack, strict=True):
             data[partition, place] = spoke.data
             received[place] = max(received[place], spoke.received_s)
-    volume = ifft1(data, 0)
+    # The scan's number, so that frames that lost a partition keep their scale; a frame that has more tells better.
+    volume = ifft1(data, 0) * np.float32(math.sqrt(n_partitions / max(n_acquired, len(stacks))))
     n_planes = min(n_planes, n_partitions)
     first = n_partitions // 2 - n_planes // 2
     slab = star[0].slice * n_planes
