@@ -179,6 +179,45 @@ def test_a_new_plane_begins_a_new_frame(caplog):
     assert "1 spokes after the last window are in no other frame" in caplog.text
 
 
+def part(set_=0, phase=0):
+    made = ismrmrd.AcquisitionHeader()
+    made.idx.set, made.idx.phase = set_, phase
+    return made
+
+
+@pytest.mark.parametrize("field", ["set_", "phase"])
+@pytest.mark.parametrize("values", [{}, {"by": "index"}, {"spokes": 8}, {"window": 8}, {"by": "flags"}])
+def test_sets_and_phases_that_take_turns_are_no_image(field, values):
+    scan = dataclasses.replace(SCAN, spokes_per_frame=8)
+    items = [spoke(i, header=part(**{field: i % 2})) for i in range(16)]
+    with pytest.raises(SpokeError, match=r"readout 2 goes from set \d, phase \d to set 0, phase 0 again.*idx\.set"):
+        run(items, scan, **values)
+
+
+@pytest.mark.parametrize("scan", [SCAN, dataclasses.replace(SCAN, spokes_per_frame=4)])
+@pytest.mark.parametrize("field", ["set_", "phase"])
+def test_sets_and_phases_that_follow_each_other_are_frames_and_said_once(field, scan, caplog):
+    items = [spoke(i, header=part(**{field: i // 4 % 2})) for i in range(16)]
+    assert indices(frames(items, scan)) == [list(range(i, i + 4)) for i in range(0, 16, 4)]
+    assert caplog.text.count("follow each other in one series") == 1
+
+
+def test_a_set_that_lost_spokes_does_not_shift_the_frames_after_it(caplog):
+    scan = dataclasses.replace(SCAN, spokes_per_frame=4)
+    lost = [spoke(i, header=part(i // 4)) for i in range(16) if i not in (1, 4, 5, 6)]
+    assert indices(frames(lost, scan)) == [[0, 2, 3], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert "frame 0 has 3 spokes where 4 were expected" in caplog.text
+    assert "partial frame of 1 of 3 spokes: dropped" in caplog.text
+
+
+@pytest.mark.parametrize("values", [{"spokes": 6}, {"window": 6}, {"window": 6, "stride": 3}])
+def test_counts_and_windows_that_are_asked_for_go_across_sets(values, caplog):
+    """Some count frames in ``set``."""
+    items = [spoke(i, header=part(i // 4)) for i in range(24)]
+    assert indices(frames(items, **values)) == indices(frames([spoke(i) for i in range(24)], **values))
+    assert caplog.text.count("goes from set 0, phase 0 to set 1, phase 0") == 1
+
+
 def test_calibration_goes_into_the_meta():
     items = [spoke(i, calibration={"readouts_missing": 3}) for i in range(2)]
     assert frames(items, spokes=2)[0].meta["readouts_missing"] == 3

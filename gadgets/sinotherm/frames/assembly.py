@@ -32,12 +32,19 @@ def _geometry(header: Any) -> bytes:
     return b"" if header is None else ctypes.string_at(ctypes.addressof(header) + _GEOMETRY_START, _GEOMETRY_BYTES)
 
 
+def _part(header: Any) -> tuple[int, int]:
+    """Return the counters of set and cardiac phase of a readout; zeros without a header."""
+    return (0, 0) if header is None else (header.idx.set, header.idx.phase)
+
+
 @dataclass(slots=True, kw_only=True)
 class _Stream:
     """The spokes of one slice and echo that wait for their frame."""
 
     spokes: list[Spoke] = field(default_factory=list)
     geometry: bytes = b""
+    part: tuple[int, int] = (0, 0)
+    short: bool = False
     number: int = 0
     usual: int = 0
     longest: int = 0
@@ -112,6 +119,7 @@ class FrameAssembler:
         self._partial = partial
         self._streams: dict[tuple[int, int], _Stream] = {}
         self._n_waiting = 0
+        self._parts_noted = False
         self.n_frames = 0
         self.n_dropped_spokes = 0
         logger.info("frames by %s", self.described())
@@ -149,7 +157,8 @@ class FrameAssembler:
         Raises
         ------
         SpokeError
-            The scan's images, or the spokes of frames that nothing ends, need more memory than there is a bound for.
+            The scan's images, or the spokes of frames that nothing ends, need more memory than there is a bound for;
+            or readouts of several sets or cardiac phases take turns within frames.
         """
         key = (spoke.slice, spoke.echo)
         stream = self._streams.get(key)
@@ -169,7 +178,10 @@ class FrameAssembler:
                 yield from self._cut(stream)
             elif self._repetitions and spoke.repetition != stream.spokes[0].repetition:
                 yield from self._close(stream)
-        stream.geometry = geometry
+        part = _part(spoke.header)
+        if part != stream.part and (stream.spokes or stream.number):
+            yield from self._turn(stream, spoke, part)
+        stream.geometry, stream.part = geometry, part
         stream.spokes.append(spoke)
         if not self._stack:
             yield spoke
@@ -178,6 +190,33 @@ class FrameAssembler:
         elif (self._count and len(stream.spokes) >= self._count) or (self._flags and spoke.last):
             yield from self._close(stream)
         self._n_waiting += len(stream.spokes) - before
+
+    def _turn(self, stream: _Stream, spoke: Spoke, part: tuple[int, int]) -> Iterator[Spoke | Frame]:
+        """End the running frame where set or cardiac phase change, unless the settings say what ends frames.
+
+        Counters that only tell frames apart do no harm; images of readouts that take turns would be the sum of
+        different ones.
+        """
+        n = len(stream.spokes)
+        short = 0 < 2 * n < max(stream.usual or self._expected, 3)
+        mixed = stream.short and short if self._repetitions else part in {_part(held.header) for held in stream.spokes}
+        words = f"from set {stream.part[0]}, phase {stream.part[1]} to set {part[0]}, phase {part[1]}"
+        if mixed:
+            raise SpokeError(
+                f"readout {spoke.index} goes {words} again within a frame: readouts that take turns are parts of "
+                "different images, and one image of all would be their sum; give each set and phase a scan (file) of "
+                "its own, or write 0 into idx.set and idx.phase where they tell no images apart."
+            )
+        if not self._parts_noted:
+            self._parts_noted = True
+            logger.warning(
+                "readout %d goes %s: frames of all sets and phases follow each other in one series, and thermometry "
+                "compares them all with one baseline; give each a scan of its own if they differ by more than time",
+                *(spoke.index, words),
+            )
+        if n and self._repetitions:
+            yield from self._cut(stream) if short else self._close(stream)
+            stream.short = short
 
     def _check_image(self, spoke: Spoke) -> None:
         columns, rows, _ = self._scan.recon.matrix
@@ -229,7 +268,7 @@ class FrameAssembler:
         stream.spokes, stream.fresh, stream.full = [], 0, False
 
     def _close(self, stream: _Stream, *, complete: bool = True) -> Iterator[Spoke | Frame]:
-        spokes, stream.spokes = stream.spokes, []
+        spokes, stream.spokes, stream.short = stream.spokes, [], False
         expected = stream.usual or self._expected
         if complete and expected and len(spokes) != expected:
             logger.warning("frame %d has %d spokes where %d were expected", stream.number, len(spokes), expected)
