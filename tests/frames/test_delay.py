@@ -104,6 +104,20 @@ def test_what_cannot_be_estimated_is_refused():
         opposed_delay(data, angles, sampling)
     with pytest.raises(SpokeError, match="no signal"):
         ring_delay(np.zeros((1, 8, 64), np.complex64), spoke_angles("golden", 8), sampling)
+    with pytest.raises(SpokeError, match="no signal"):
+        opposed_delay(np.zeros((1, 8, 64), np.complex64), spoke_angles("uniform360", 8), sampling)
+
+
+@pytest.mark.parametrize("schedule", ["uniform180", "uniform360", "golden"])
+@pytest.mark.parametrize("lost", [0, 5, slice(0, 3)])
+def test_spokes_without_signal_are_left_out(schedule, lost):
+    angles = spoke_angles(schedule, 64)
+    data, sampling = ellipse_scan(64, angles, n_coils=3, delay=(1.0, 1.0, 0.0), noise=noise_for_snr(64, 20.0, 3))
+    data[:, lost] = 0
+    stated = np.zeros((64, 2))
+    assert error(ring_delay(data, angles, sampling, shifts=stated), (1.0, 1.0, 0.0)) <= 0.05
+    if schedule == "uniform360":
+        assert error(opposed_delay(data, angles, sampling), (1.0, 1.0, 0.0)) <= 0.05
 
 
 @pytest.mark.data

@@ -113,6 +113,22 @@ def test_what_cannot_be_estimated_is_said_and_left_alone(caplog):
     np.testing.assert_allclose([s.shift for s in out], 0.0)
 
 
+@pytest.mark.parametrize("method", ["ring", "opposed"])
+def test_noise_has_no_delay(method, caplog):
+    """It would be applied to all frames that follow."""
+    angles = spoke_angles("uniform360", 32)
+    _, sampling = ellipse_scan(N, angles[:1])
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        noise = random.standard_normal((3, 32, sampling.n_readout, 2)).view(np.complex128)[..., 0].astype(np.complex64)
+        spokes = [Spoke(data=noise[:, i], sampling=sampling, angle_rad=float(a)) for i, a in enumerate(angles)]
+        caplog.clear()
+        (first, *_) = run(spokes, method=method, limit=5.0)
+        assert first.shift == (0.0, 0.0)
+        assert first.calibration["gradient_delay_samples"] == (0.0, 0.0, 0.0)
+        assert "holds little more than noise" in caplog.text
+
+
 def stated(spokes, delay):
     return [dataclasses.replace(s, shift=tuple(shift_of(s, delay))) for s in spokes]
 

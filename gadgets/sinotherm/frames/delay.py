@@ -36,6 +36,8 @@ _REACH: Final = 12.0
 _MOST_SPOKES: Final = 64
 _CLEARANCE: Final = 3
 _RIDGE: Final = 1e-6
+_LEAST_ENERGY: Final = 0.02
+"""Energy near k = 0, relative to the median spoke's, below which a spoke was not measured or holds noise only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +103,13 @@ def ring_delay(
     SpokeError
         There are no spokes that cross at a useful angle, or no signal.
     """
+    data, angles, shifts = _with_signal(data, angles, sampling, shifts)
     pairs = _crossing_pairs(np.asarray(angles))
     if len(pairs) < 2:
         raise SpokeError(f"{len(angles)} spokes without two crossings: give the gradient delay or turn it off.")
     stated = _in_samples(shifts, len(angles), sampling)
     virtual = _few_coils(data, sampling)
     values, slopes = _centre_of_spokes(virtual, sampling)
-    if not np.any(values):
-        raise SpokeError("the spokes carry no signal near k = 0: give the gradient delay or turn its estimation off.")
     basis = _basis(model)
     coarse = _Crossings(values, slopes, angles, stated, pairs[:: max(1, len(pairs) // _COARSE_PAIRS)], basis)
     grid = np.array(list(itertools.product(*([_COARSE_STEPS] * len(basis)))))
@@ -169,8 +170,9 @@ def opposed_delay(
     Raises
     ------
     SpokeError
-        Fewer opposed pairs than the model needs (1 isotropic, 3 anisotropic).
+        Fewer opposed pairs than the model needs (1 isotropic, 3 anisotropic), or no signal.
     """
+    data, angles, shifts = _with_signal(data, angles, sampling, shifts)
     pairs = opposed_pairs(angles, tolerance=tolerance)
     needed = 1 if model == "isotropic" else 3
     if len(pairs) < needed:
@@ -213,6 +215,24 @@ def _in_samples(shifts: SpokeShifts | None, n_spokes: int, sampling: RadialSampl
     return np.zeros((n_spokes, 2)) if shifts is None else np.asarray(shifts, dtype=np.float64) / sampling.spacing
 
 
+def _with_signal(
+    data: FrameData, angles: SpokeAngles, sampling: RadialSampling, shifts: SpokeShifts | None
+) -> tuple[FrameData, SpokeAngles, SpokeShifts | None]:
+    """Return data, angles and shifts of the spokes that hold a signal: one of zeros agrees with no other."""
+    near = _near(data, sampling)
+    energy = np.sum(np.abs(near) ** 2, axis=(0, 2))
+    if not energy.any():
+        raise SpokeError("the spokes carry no signal near k = 0: give the gradient delay or turn its estimation off.")
+    kept = energy > _LEAST_ENERGY * np.median(energy[energy > 0.0])
+    return data[:, kept], np.asarray(angles)[kept], None if shifts is None else np.asarray(shifts)[kept]
+
+
+def _near(data: FrameData, sampling: RadialSampling) -> FrameData:
+    """Return the samples around k = 0, (coil, spoke, sample)."""
+    middle = round(sampling.centre)
+    return data[:, :, max(0, middle - _MARGIN) : middle + _MARGIN]
+
+
 def _crossing_pairs(angles: SpokeAngles) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return at most `_MAX_PAIRS` pairs that cross at a useful angle, int64 (pair, 2)."""
     first, second = np.triu_indices(len(angles), k=1)
@@ -237,8 +257,7 @@ def _centre_of_spokes(data: FrameData, sampling: RadialSampling) -> tuple[Comple
 
 def _few_coils(data: FrameData, sampling: RadialSampling) -> ComplexArray:
     """Return virtual coils (coil, spoke, readout): few hold the strong signal near k = 0 that tells delays apart."""
-    middle = round(sampling.centre)
-    near = data[:, :, max(0, middle - _MARGIN) : middle + _MARGIN].reshape(len(data), -1)
+    near = _near(data, sampling).reshape(len(data), -1)
     _, vectors = np.linalg.eigh(near @ near.conj().T)
     return np.tensordot(vectors[:, ::-1][:, :_MOST_COILS].conj().T, data, axes=1)
 

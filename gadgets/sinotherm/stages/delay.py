@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _RESOLUTION: Final = 0.02
 """Samples."""
+_MOST_MISMATCH: Final = {"ring": 0.6, "opposed": 0.8}
+"""Mismatch above which an estimate says nothing; noise alone has 0.77 and more by ring, 0.87 by opposed spokes."""
 
 
 class Settings(StageSettings):
@@ -131,6 +133,14 @@ def _estimated(spokes: Sequence[Spoke], settings: Settings) -> dict[int, Gradien
             delay = estimate(data, angles, plane[0].sampling, model=settings.model, shifts=shifts)
         except SpokeError as error:
             logger.warning("no gradient delay applied: %s", error)
+            delay = GradientDelay(x=0.0, y=0.0)
+        if delay.mismatch > _MOST_MISMATCH[settings.method]:
+            logger.warning(
+                "no gradient delay applied: with the estimate x %.2f, y %.2f, xy %.2f samples spokes still differ by "
+                "%.2f of their signal, the bound is %g: the first frame holds little more than noise; begin the scan "
+                "with signal, or set delay.mode = given or off",
+                *(delay.x, delay.y, delay.xy, delay.mismatch, _MOST_MISMATCH[settings.method]),
+            )
             delay = GradientDelay(x=0.0, y=0.0)
         if max(abs(delay.x), abs(delay.y), abs(delay.xy)) > settings.limit:
             logger.warning(
