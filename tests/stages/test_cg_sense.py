@@ -133,6 +133,18 @@ def test_warm_start_and_time_budget():
     assert modulus_error(warm.data[0, 0]) < modulus_error(cold.data[0, 0])
 
 
+def test_frames_that_begin_from_the_last_one_have_no_noise_map():
+    cold, warm = (run(frames(2, noise=1.0), warm_start=warm, replicas=2) for warm in (False, True))
+    assert cold[1].noise_sd is not None
+    for image in warm:
+        assert image.noise_sd is None
+        assert image.meta["noise_map"] == "none: frames begin from the last one"
+    stored = dataclasses.replace(header(), estimates={(0, 0): cold[1].estimates})
+    (later, *_) = run(frames(1, noise=1.0), stored, warm_start=True, replicas=2)
+    assert later.meta["coil_maps"] == cold[1].meta["coil_maps"]
+    assert later.noise_sd is None
+
+
 @pytest.mark.parametrize("values", [{}, {"warm_start": True}, {"regularisation": "tv"}])
 def test_a_time_budget_that_is_too_short_still_gives_images(values, caplog):
     scans = frames(3, n_spokes=48)

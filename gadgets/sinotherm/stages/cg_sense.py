@@ -61,7 +61,9 @@ class Settings(StageSettings):
         0.0, "No iteration but the first begins after this time; 0: no bound.", unit="s", ge=0.0
     )
     warm_start: bool = setting(
-        False, "Start from the last frame: fewer iterations, but frames are then not independent of each other."
+        False,
+        "Start from the last frame: fewer iterations, but frames are then not independent of each other, and there is "
+        "no noise map.",
     )
     replicas: int = setting(
         8, "Pseudo-replicas behind the noise map, made once a slice; 0: no noise map, and no uncertainty.", ge=0, le=256
@@ -168,7 +170,8 @@ def _calibrate(plane: _Plane, scan: ScanHeader, settings: Settings) -> bool:
             )
         amplitude = stored_estimate(scan, "tv_amplitude", slice_=first[0].slice)
         plane.amplitude = None if amplitude is None else float(amplitude[0])
-        plane.noise_sd = stored_estimate(scan, "noise_sd", slice_=first[0].slice)
+        # A map of frames that begin from nothing is none of those that begin from the last one.
+        plane.noise_sd = None if settings.warm_start else stored_estimate(scan, "noise_sd", slice_=first[0].slice)
         rounds = stored_estimate(scan, "noise_rounds", slice_=first[0].slice)
         plane.noise_rounds = 0 if rounds is None else int(rounds[0])
     plane.maps, plane.name = maps, maps_name(maps)
@@ -261,6 +264,12 @@ def _cropped(image: FloatArray | ComplexArray, scan: ScanHeader) -> FloatArray |
     return image[..., top : top + rows, left : left + columns]
 
 
+def _noise_map_note(plane: _Plane, settings: Settings) -> str:
+    if plane.noise_sd is not None:
+        return f"{settings.replicas} pseudo-replicas"
+    return "none: frames begin from the last one" if settings.warm_start else "none"
+
+
 def _image(plane: _Plane, frame: Frame, scan: ScanHeader, settings: Settings) -> FrameImage:
     start = plane.last.get(frame.echo) if settings.warm_start else None
     found = _solve(plane, frame, frame.data(), settings, start)
@@ -276,7 +285,9 @@ def _image(plane: _Plane, frame: Frame, scan: ScanHeader, settings: Settings) ->
     more = rounds - plane.noise_rounds if settings.regularisation == "l2" else plane.noise_rounds - rounds
     # Without a noise scan the data's noise is not 1, and nothing is known of the image's.
     known = all(spoke.noise_known for spoke in frame.spokes) and found.image.any()
-    if settings.replicas and known and (plane.noise_sd is None or more > 0):
+    # A warm start carries the noise of the frames before on, which replicas of one frame do not show.
+    mapped = settings.replicas > 0 and not settings.warm_start
+    if mapped and known and (plane.noise_sd is None or more > 0):
         unhurried = settings.model_copy(update={"iterations": rounds, "time_budget": 0.0})
         plane.noise_sd, plane.noise_rounds = _noise_sd(plane, frame, scan, unhurried), rounds
     meta: dict[str, MetaValue] = {
@@ -288,7 +299,7 @@ def _image(plane: _Plane, frame: Frame, scan: ScanHeader, settings: Settings) ->
         "within_time_budget": found.in_time,
         "coil_maps": plane.name,
         "grid": found.image.shape[-1],
-        "noise_map": "none" if plane.noise_sd is None else f"{settings.replicas} pseudo-replicas",
+        "noise_map": _noise_map_note(plane, settings),
     }
     sampling = frame.sampling
     estimates = {**frame.spokes[-1].estimates, "coil_maps": plane.maps}
