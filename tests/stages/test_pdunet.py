@@ -113,6 +113,22 @@ def test_gridding_goes_beside_the_network(weights):
     assert network.fingerprint == images[3].fingerprint
 
 
+def test_gridding_beside_keeps_the_amplitude_of_partial_echoes(weights):
+    """What one spoke lacks others have measured, half as densely."""
+
+    def partial(data):
+        data = data.copy()
+        data[..., :40] = 0.0
+        return data
+
+    whole, part = (
+        run(weights, [frame(n_spokes=201, change=change)], guard=False)[0] for change in (lambda data: data, partial)
+    )
+    assert (whole.meta["method"], part.meta["method"]) == ("gridding", "gridding")
+    scale = np.vdot(whole.data, part.data) / np.vdot(whole.data, whole.data)
+    assert abs(scale - 1.0) < 0.01
+
+
 def test_the_mean_over_symmetries_is_noted_and_no_baseline_of_another_mean_fits_it(weights):
     scan = [frame(0), frame(1)]
     plain = run(weights, scan, beside=False, guard=False)[0]

@@ -398,13 +398,14 @@ class _Slice:
         """Return the gridding image of the same spokes and maps: ramp filter, weights by the angular gaps."""
         data, angles, shifts = frame.data(), frame.angles(), frame.shifts()
         side = _side(self._scan)
-        weights = radial_weights(angles, frame.sampling, weights="gaps", centre="exact", shifts=shifts)
-        weights = weights.astype(np.float32)
+        measured = frame.measured()
+        weights = radial_weights(
+            angles, frame.sampling, weights="gaps", centre="exact", shifts=shifts, measured=measured
+        ).astype(np.float32)
         images = self._planned(frame).adjoint((data * weights).astype(np.complex64).reshape(len(data), -1))
         level = None
         if all(spoke.noise_known for spoke in frame.spokes):
-            acquired = np.any(data[0], axis=0)
-            level = np.full((side, side), math.sqrt(float(np.sum(weights[:, acquired] ** 2))), np.float32)
+            level = np.full((side, side), math.sqrt(float(np.sum(weights[:, measured] ** 2))), np.float32)
         meta = {"filter": "ramp", "weights": "gaps", "centre_weight": "exact", **note}
         return self._frame_image(frame, combine(images, self._maps), "gridding", "ramp gaps", level, meta)
 
