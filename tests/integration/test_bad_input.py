@@ -459,7 +459,7 @@ def test_files_that_are_no_scans(main: Any, folder: Path, scan: list[bytes], tmp
         "other.h5": "not an MRD file, it has no group /dataset (in it: x)",
         "absent.h5": "no such file",
         ".": "a folder; give the MRD file itself",
-        "empty.h5": "no image came of 0 readouts",
+        "empty.h5": "no readouts, which radial_fbp takes",
     }
     for name, words in expected.items():
         code, text = main("recon", tmp_path / name, "-o", tmp_path / "o.h5", "--set", "publish.endpoint=")
