@@ -136,7 +136,7 @@ def _slices(
                 slices.append(EvaluationSlice(dataset=series.dataset, person=series.person, name=name, image=made))
     for dataset, series_names in refused.items():
         log.warning(
-            "%s: %d series are left out, which are not %s: %s",
+            "%s: %d series are left out, %s are needed: %s",
             dataset,
             len(series_names),
             needed,
