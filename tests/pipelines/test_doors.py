@@ -192,7 +192,10 @@ def test_the_user_of_this_machine_names_them(scan: MrdFile, tmp_path: Path) -> N
     with scan:
         request = ScanRequest(config="<configuration/>", header_xml=scan.header_xml)
         assert len(list(open_target("radial_thermometry", mine)(request)(scan.items()))) >= 2
-        assert (tmp_path / "log" / "audit.jsonl").is_file()
+        (begin, *_) = (tmp_path / "log" / "audit.jsonl").read_text().splitlines()
+        chain = json.loads(begin)["chain"]
+        assert chain["frames"]["spokes"] == 8
+        assert {"whitening", "delay", "compression"} <= chain.keys()
         document = PIPELINE.replace("reconstruct", "radial_thermometry").replace(
             '<property name="publish.endpoint" value=""/>',
             f'<property name="thermometry.log" value="{tmp_path / "b"}"/>',

@@ -261,10 +261,12 @@ def _log(folder) -> list[dict]:
 
 def test_the_log_tells_the_whole_scan(tmp_path) -> None:
     settings = _settings(log=str(tmp_path), regions="spot=circle:24,24,4")
-    list(stage(iter([_image(number) for number in range(4)]), SCAN, settings))
+    scan = replace(SCAN, chain={"frames": {"spokes": 17}, "thermometry": settings.model_dump()})
+    list(stage(iter([_image(number) for number in range(4)]), scan, settings))
     lines = _log(tmp_path)
     assert [line["record"] for line in lines] == ["scan", "frame", "frame", "baseline", "frame", "frame", "end"]
     assert lines[0]["settings"]["regions"] == "spot=circle:24,24,4"
+    assert lines[0]["chain"] == {"frames": {"spokes": 17}}
     assert lines[3]["frames"] == [0, 1]
     assert lines[4]["regions"][0]["region"] == "spot"
 
@@ -568,6 +570,12 @@ def test_qualification_stands_in_every_map(tmp_path) -> None:
     found = list(stage(iter([_image(0)]), SCAN, _settings(qualified=str(record))))
     assert found[1].meta["last_qualified"] == "2026-01-02T03:04:05 (sinotherm qa sign: passed)"
     assert "unqualified" not in found[1].meta
+    other = tmp_path / "sign.json"
+    other.write_text(json.dumps({"time": "2026-02-03", "command": "sinotherm qa stability", "verdict": "NOT passed"}))
+    both = list(stage(iter([_image(0)]), SCAN, _settings(qualified=f"{record},{other}")))
+    dates = "2026-01-02T03:04:05 (sinotherm qa sign: passed); 2026-02-03 (sinotherm qa stability: NOT passed)"
+    assert both[2].meta["last_qualified"] == dates
+    assert both[2].meta["unqualified"] == "the record did not pass (NOT passed)"
     # Delay and coils give no verdict.
     for text in ("[]", '{"time": "2026-01-02T03:04:05", "command": "sinotherm qa coils"}'):
         record.write_text(text)

@@ -94,6 +94,8 @@ class ScanHeader:
     estimates
         Not of the header: what the scan of a stored baseline estimated, by slice and echo. It is used as it
         is, because the baseline's phase is that of images made with it; empty: all is estimated anew.
+    chain
+        Not of the header: every setting of the stages that the scan goes through, by stage, for the audit log.
     """
 
     encoded: EncodingSpace
@@ -118,6 +120,7 @@ class ScanHeader:
     measurement_id: str = ""
     xml: str = ""
     estimates: Mapping[tuple[int, int], Estimates] = field(default_factory=dict, repr=False, compare=False)
+    chain: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def pixel_m(self) -> tuple[float, float]:

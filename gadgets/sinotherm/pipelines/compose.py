@@ -183,7 +183,8 @@ class Chain:
         note = {"pipeline": " > ".join(name for name, _, _ in self.stages)}
         note |= {f"setting {name}": value for name, value in self.values.items()}
         noted = False
-        scan = self._with_stored(scan)
+        chain = {name: settings.model_dump() for name, _, settings in self.stages}
+        scan = dataclasses.replace(self._with_stored(scan), chain=chain)
         for name, module, settings in self.stages:
             if name in _LAST_STAGES and not noted:
                 items = _noted(items, note)

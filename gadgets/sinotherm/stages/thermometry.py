@@ -43,8 +43,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     Frames before the baseline is complete have maps without readings (bit ``NO_BASELINE``). An image that
     stands in for one that the network's guard held back (meta ``in_place_of``) is followed by that
     reconstruction's map without readings (bit ``GUARD``). An alarm that was not up in the frame before
-    also goes to the console, as a text that begins with ``WRN``; at the start, why the record of
-    ``settings.qualified`` does not qualify the scan, and that its commands cannot be taken; at the end, that there
+    also goes to the console, as a text that begins with ``WRN``; at the start, why the records of
+    ``settings.qualified`` do not qualify the scan, and that its commands cannot be taken; at the end, that there
     was no baseline to measure against, or no image at all.
     """
     if settings.phase_sign is None:
@@ -125,6 +125,7 @@ class _Session:
             "larmor_hz": scan.larmor_hz,
             "echo_times_s": scan.echo_times_s,
             "settings": settings.model_dump(),
+            "chain": {stage: values for stage, values in scan.chain.items() if stage != "thermometry"},
         }
         self._record("scan", facts)
         if settings.silent_alarms:
@@ -335,29 +336,38 @@ class _Session:
 
 
 def _qualification(settings: Settings) -> tuple[dict[str, MetaValue], str]:
-    """Return the note of a record of `sinotherm qa`, and why it does not qualify this scan; empty if it does."""
-    path = settings.qualified
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        verdict, sign = record["verdict"], record.get("phase_sign")
-        notes: dict[str, MetaValue] = {"last_qualified": f"{record['time']} ({record['command']}: {verdict})"}
-        problems = [] if verdict == "passed" else [f"the record did not pass ({verdict})"]
-        if sign is not None and sign != (used := settings.phase_sign or 1):
-            problems.append(f"the record says phase_sign = {sign}, the maps are made with {used}, heating as cooling")
-        found_ppm = record.get("prf_coefficient_ppm_per_degC")
-        if found_ppm is not None:
-            used_ppm, error_ppm = 1e6 * settings.prf_coefficient, record.get("prf_coefficient_se_ppm_per_degC") or 0.0
-            if not abs(found_ppm - used_ppm) <= PRF_COEFFICIENT_SPREAD * abs(used_ppm) + 2.0 * error_ppm:
-                problems.append(
-                    f"the record says an alpha of {found_ppm:.4g} ppm/degC, the maps are made with {used_ppm:.4g}"
-                )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(
-            f"thermometry.qualified = {path!r} is not a record of `sinotherm qa stability` or `qa sign` with a verdict "
-            f"({error}); write one with --json."
-        ) from error
-    unqualified = "; ".join(problems)
-    return notes | ({"unqualified": unqualified} if unqualified else {}), unqualified
+    """Return the note of the records of `sinotherm qa`, and why they do not qualify this scan; empty if they do."""
+    dates, problems = [], []
+    for path in settings.qualified:
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            dates.append(f"{record['time']} ({record['command']}: {record['verdict']})")
+            problems += _disagreements(record, settings)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SettingsError(
+                f"thermometry.qualified = {path!r} is not a record of `sinotherm qa stability` or `qa sign` with a "
+                f"verdict ({error}); write one with --json."
+            ) from error
+    notes: dict[str, MetaValue] = {"last_qualified": "; ".join(dates)}
+    if problems:
+        notes["unqualified"] = "; ".join(problems)
+    return notes, "; ".join(problems)
+
+
+def _disagreements(record: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Return why a record of `sinotherm qa` does not qualify a scan with these settings."""
+    verdict, sign = record["verdict"], record.get("phase_sign")
+    problems = [] if verdict == "passed" else [f"the record did not pass ({verdict})"]
+    if sign is not None and sign != (used := settings.phase_sign or 1):
+        problems.append(f"the record says phase_sign = {sign}, the maps are made with {used}, heating as cooling")
+    found_ppm = record.get("prf_coefficient_ppm_per_degC")
+    if found_ppm is not None:
+        used_ppm, error_ppm = 1e6 * settings.prf_coefficient, record.get("prf_coefficient_se_ppm_per_degC") or 0.0
+        if not abs(found_ppm - used_ppm) <= PRF_COEFFICIENT_SPREAD * abs(used_ppm) + 2.0 * error_ppm:
+            problems.append(
+                f"the record says an alpha of {found_ppm:.4g} ppm/degC, the maps are made with {used_ppm:.4g}"
+            )
+    return problems
 
 
 def _command_server(settings: Settings) -> CommandServer:

@@ -122,9 +122,9 @@ class ThermometrySettings(StageSettings):
 
     log: str = setting("", "Folder of the audit log (audit.jsonl and regions.csv); empty: none.", local=EVERY_VALUE)
     log_maps: bool = setting(False, "Keep every map beside the audit log, whatever becomes of the connection.")
-    qualified: str = setting(
-        "",
-        "Record of `sinotherm qa stability` or `qa sign` (JSON) that qualifies the scanner; every map has its date.",
+    qualified: tuple[str, ...] = setting(
+        (),
+        "Records of `sinotherm qa stability` and `qa sign` (JSON) that qualify the scanner; every map has their dates.",
         local=EVERY_VALUE,
     )
     commands: str = setting(
