@@ -158,6 +158,10 @@ def test_every_method_reconstructs(untrained):
     assert found["pdunet-paper"].nrmse == pytest.approx(found["fbp"].nrmse, abs=0.02)
     assert found["pd-paper"].nrmse == pytest.approx(1)
     assert found["cg-sense-tv"].nrmse < found["fbp"].nrmse
+    # A mask takes away error outside the body only.
+    assert found["cg-sense-tv-masked"].nrmse < found["cg-sense-tv"].nrmse
+    assert found["cg-sense-tv-masked"].ssim_whole > found["cg-sense-tv"].ssim_whole
+    assert found["cg-sense-tv-masked"].ssim == pytest.approx(found["cg-sense-tv"].ssim, abs=0.02)
     assert found["fourier-pdunet"].nrmse < 0.3
 
 

@@ -41,7 +41,17 @@ log = logging.getLogger(__name__)
 
 Setting: TypeAlias = Literal["paper", "real"]
 Angles: TypeAlias = Literal["uniform", "golden"]
-METHODS: Final = ("fbp", "gridding", "cg-sense-tv", "pd-paper", "pdunet-paper", "fourier-pdunet", "pdunet", "pdunet-8")
+METHODS: Final = (
+    "fbp",
+    "gridding",
+    "cg-sense-tv",
+    "cg-sense-tv-masked",
+    "pd-paper",
+    "pdunet-paper",
+    "fourier-pdunet",
+    "pdunet",
+    "pdunet-8",
+)
 PAPER_METHODS: Final = ("pd-paper", "pdunet-paper")
 FULL_SPOKES: Final = 402
 TV_STRENGTH: Final = 2e-3
@@ -235,7 +245,7 @@ def methods(
         Weights of methods ``pdunet`` and ``pdunet-8``, which averages its image blocks' corrections over the eight
         symmetries of the square: the name of shipped ones, or a ``.safetensors`` file.
     tv_strength
-        Of method ``cg-sense-tv``.
+        Of methods ``cg-sense-tv`` and ``cg-sense-tv-masked``, which knows where the object has no signal.
 
     Raises
     ------
@@ -254,6 +264,8 @@ def methods(
             found[name] = _gridding
         elif name == "cg-sense-tv":
             found[name] = partial(_cg_sense_tv, strength=tv_strength)
+        elif name == "cg-sense-tv-masked":
+            found[name] = partial(_masked, of=partial(_cg_sense_tv, strength=tv_strength))
         elif name == "pdunet":
             found[name] = _network(network)
         elif name == "pdunet-8":
@@ -272,6 +284,11 @@ def _cg_sense_tv(scan: RadialScan, strength: float) -> ComplexArray:
     return tv_sense(
         scan.samples, scan.angles, scan.sampling, scan.maps, strength=strength, iterations=TV_ITERATIONS
     ).image
+
+
+def _masked(scan: RadialScan, of: Reconstruction) -> ComplexArray:
+    """Return a reconstruction, zero outside the true object's body mask."""
+    return np.where(body_mask(np.abs(scan.truth)), of(scan), 0).astype(np.complex64)
 
 
 def _unfit(name: str, coils: int, spokes: int, size: int) -> str:
@@ -354,7 +371,7 @@ def evaluate(
         A method is unknown, or was named and cannot do a case.
     """
     ready = methods(names or METHODS, network, tv_strength=tv_strength)
-    if "cg-sense-tv" in ready:
+    if any(name.startswith("cg-sense-tv") for name in ready):
         log.info("cg-sense-tv: strength %g (tuned on val: %g), %d rounds", tv_strength, TV_STRENGTH, TV_ITERATIONS)
     slices = magnitude_slices(path, split=split, per_person=per_person)
     split = split or default_split(path)
