@@ -1,5 +1,7 @@
 import json
+from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -173,8 +175,9 @@ def test_when_fat_tells_nothing() -> None:
     assert "fits neither" in watery.problems[0]
     with pytest.raises(DataError, match="two echoes"):
         sign_by_fat(_echoes(1, times)[::2], **both, echo_times_s=times)
-    with pytest.raises(DataError, match="TE of 0"):
-        sign_by_fat(_echoes(1, times), **both, echo_times_s=(0.0, 4.3e-3))
+    for stated, told in (((0.0, 4.3e-3), "state 0, 0.0043 s"), ((3.0e-3,), "state 0.003 s")):
+        with pytest.raises(DataError, match=f"TE above 0, header or settings {told}: give thermometry.echo_times_s"):
+            sign_by_fat(_echoes(1, times), **both, echo_times_s=stated)
     dark = [FrameImage(data=0 * image.data, number=image.number, echo=image.echo) for image in _echoes(1, times)]
     with pytest.raises(DataError, match="no signal"):
         sign_by_fat(dark, **both, echo_times_s=times)
@@ -190,14 +193,21 @@ HEADER = """<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
 <sequenceParameters><TE>3.0</TE><TE>4.3</TE></sequenceParameters></ismrmrdHeader>"""
 
 
+REGIONS = ("--water", "polygon:2,4,7,4,7,11,2,11", "--fat", "polygon:8,4,13,4,13,11,8,11")
+
+
+def _write(path: Path, images: Sequence[FrameImage], header: str = HEADER, series: int = 1) -> None:
+    with ImageWriter(path, header.encode()) as writer:
+        for image in images:
+            made = Image.from_array(image.data)
+            made.contrast, made.image_series_index, made.repetition = image.echo, series, image.number
+            writer.append(made)
+
+
 def test_command_with_fat(tmp_path) -> None:
     path = tmp_path / "echoes.h5"
-    with ImageWriter(path, HEADER.encode()) as writer:
-        for image in _echoes(-1, (3.0e-3, 4.3e-3)):
-            made = Image.from_array(image.data)
-            made.contrast = image.echo
-            writer.append(made)
-    arguments = ["sign", str(path), "--water", "polygon:2,4,7,4,7,11,2,11", "--fat", "polygon:8,4,13,4,13,11,8,11"]
+    _write(path, _echoes(-1, (3.0e-3, 4.3e-3)))
+    arguments = ["sign", str(path), *REGIONS]
     result = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "qa.json")])
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "qa.json").read_text())
@@ -208,9 +218,22 @@ def test_command_with_fat(tmp_path) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 1
     mixed = CliRunner().invoke(app, [*arguments, "--region", "circle:1,1,1"])
     assert isinstance(mixed.exception, SettingsError)
-    with ImageWriter(
-        tmp_path / "silent.h5", HEADER.replace("H1resonanceFrequency_Hz>63870000", "H1resonanceFrequency_Hz>0").encode()
-    ) as writer:
-        writer.append(Image.from_array(_echoes(1, (1e-3, 2e-3))[0].data))
-    silent = CliRunner().invoke(app, ["sign", str(tmp_path / "silent.h5"), *arguments[2:]])
-    assert isinstance(silent.exception, HeaderError)
+
+
+def test_fat_is_judged_by_the_frequency_and_echo_times_of_the_settings(tmp_path) -> None:
+    path = tmp_path / "echoes.h5"
+    # By the header's second TE fat gains -4.9 rad on water, which is +1.4 rad, instead of -1.8 rad.
+    _write(path, _echoes(1, (3.0e-3, 4.3e-3)), HEADER.replace("4.3", "6.6"))
+    assert "phase_sign=-1" in CliRunner().invoke(app, ["sign", str(path), *REGIONS]).stdout
+    stated = CliRunner().invoke(app, ["sign", str(path), *REGIONS, "--set", "thermometry.echo_times_s=0.003,0.0043"])
+    assert stated.exit_code == 0, stated.output
+    assert "phase_sign=1" in stated.stdout
+    silent = HEADER.replace("H1resonanceFrequency_Hz>63870000", "H1resonanceFrequency_Hz>0")
+    _write(tmp_path / "silent.h5", _echoes(1, (3.0e-3, 4.3e-3)), silent)
+    arguments = ["sign", str(tmp_path / "silent.h5"), *REGIONS]
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, HeaderError)
+    assert "give thermometry.larmor_hz" in str(refused.exception)
+    cured = CliRunner().invoke(app, [*arguments, "--set", "thermometry.larmor_hz=63.87e6"])
+    assert cured.exit_code == 0, cured.output
+    assert "phase_sign=1" in cured.stdout

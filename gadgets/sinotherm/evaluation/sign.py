@@ -14,14 +14,16 @@ from sinotherm.core.arrays import FloatArray, MaskArray
 from sinotherm.core.physics import PRF_COEFFICIENT
 from sinotherm.core.record import figures_record, write_record
 from sinotherm.core.scan import FrameImage, TemperatureMap
-from sinotherm.errors import DataError, HeaderError
+from sinotherm.errors import DataError
 from sinotherm.evaluation.measured import first_readout_s, measured, reconstructed
 from sinotherm.evaluation.tables import command_line, print_row, table_cell
 from sinotherm.pipelines.compose import merged
 from sinotherm.pipelines.xml import Values
 from sinotherm.thermometry.fat import fat_phase
+from sinotherm.thermometry.monitor import frequency_and_echo_times
 from sinotherm.thermometry.phase import complex_product
 from sinotherm.thermometry.regions import region_mask
+from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = ["FatSign", "SignFit", "fit_sign", "read_probe", "run_fat_sign", "run_sign", "sign_by_fat"]
 
@@ -240,16 +242,20 @@ def sign_by_fat(
     Raises
     ------
     DataError
-        No frame has both echoes, a TE of theirs is not stated, or a region holds no signal.
+        No frame has both echoes, a TE of theirs is not stated or 0, or a region holds no signal.
     """
     echoes = {(image.number, image.echo): image for image in images if image.slice == images[0].slice}
     pairs = [
         (first, echoes[number, 1]) for (number, echo), first in echoes.items() if not echo and (number, 1) in echoes
     ]
-    if not pairs or len(echo_times_s) < 2:
+    if not pairs:
         raise DataError("the sign follows from fat in two echoes: the scan has one.")
-    if not min(echo_times_s[:2]) > 0.0:
-        raise DataError("one of the first two echoes has a TE of 0 in the header: correct it there.")
+    if len(echo_times_s) < 2 or not min(echo_times_s[:2]) > 0.0:
+        stated = ", ".join(f"{time_s:g}" for time_s in echo_times_s)
+        raise DataError(
+            f"the first two echoes need a TE above 0, header or settings state {stated} s: "
+            "give thermometry.echo_times_s, one for each echo."
+        )
     products = [complex_product(second.data, first.data) for first, second in pairs]
     gained = {
         name: complex(sum(product[mask].sum() for product in products)) for name, mask in (("w", water), ("f", fat))
@@ -272,17 +278,17 @@ def run_fat_sign(path: Path, *, water: str, fat: str, values: Values, json: Path
     Raises
     ------
     HeaderError
-        The header states no f0.
+        Neither header nor settings state f0 and TE.
     """
     scan, images = reconstructed(path, values)
-    if scan.larmor_hz is None:
-        raise HeaderError(f"{path}: the header states no H1resonanceFrequency_Hz, by which fat's shift is known.")
+    settings = ThermometrySettings.parse("thermometry", values.get("thermometry", {}))
+    larmor_hz, echo_times_s = frequency_and_echo_times(scan, settings)
     shape = images[0].data.shape
     masks = {
         name: region_mask(text, (shape[1], shape[2], shape[3]), scan.pixel_m)
         for name, text in (("water", water), ("fat", fat))
     }
-    found = sign_by_fat(images, **masks, larmor_hz=scan.larmor_hz, echo_times_s=scan.echo_times_s)
+    found = sign_by_fat(images, **masks, larmor_hz=larmor_hz, echo_times_s=echo_times_s)
     figures: dict[str, Any] = {
         "phase_sign": found.phase_sign,
         "offset_rad": found.offset_rad,
