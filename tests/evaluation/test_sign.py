@@ -1,5 +1,7 @@
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -60,6 +62,24 @@ def test_probe_times_count_from_the_first_readout(first_s: float) -> None:
     expected = fit_sign(_maps(1.0), MASK, TIMES, PROBE)
     found = fit_sign(_maps(1.0), MASK, TIMES + 10.0, PROBE, first_s=first_s)
     assert found.prf_coefficient == pytest.approx(expected.prf_coefficient, rel=1e-9)
+
+
+@pytest.mark.parametrize("covered", [slice(0, 31), slice(30, 61), slice(15, 46)])
+def test_frames_outside_of_the_log_are_left_out(covered: slice, caplog) -> None:
+    expected = fit_sign(_maps(1.0), MASK, TIMES, PROBE)
+    found = fit_sign(_maps(1.0), MASK, TIMES[covered], PROBE[covered])
+    assert len(found.map_degc) == len(found.probe_degc) == 10
+    assert "10 of 20 frames lie outside" in caplog.text
+    assert found.prf_coefficient == pytest.approx(expected.prf_coefficient, rel=0.02)
+    assert found.heating_degc == np.ptp(found.probe_degc) < expected.heating_degc
+
+
+def test_a_log_of_another_time_tells_nothing() -> None:
+    with pytest.raises(DataError, match=r"covers 0 to 10 s.* at 7.5 to 292.5 s .*: 1 are within it, 3 are needed"):
+        fit_sign(_maps(1.0), MASK, TIMES[:3], PROBE[:3])
+    untimed = [replace(one, footprint=(math.nan,) * 3) for one in _maps(1.0)]
+    with pytest.raises(DataError, match="record the scan with time stamps"):
+        fit_sign(untimed, MASK, TIMES, PROBE)
 
 
 def test_what_is_not_to_be_trusted() -> None:

@@ -1,6 +1,7 @@
 """The receiver's phase sign: with the tissue's PRF coefficient from a heating with a probe in it, or from fat."""
 
 import csv
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from sinotherm.thermometry.regions import region_mask
 from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = ["FatSign", "SignFit", "fit_sign", "read_probe", "run_fat_sign", "run_sign", "sign_by_fat"]
+
+logger = logging.getLogger(__name__)
 
 _DAY_S: Final = 86_400.0
 COEFFICIENT_LIMITS: Final = (-0.012e-6, -0.008e-6)
@@ -53,7 +56,7 @@ class SignFit:
     heating_degc
         Range of the probe during the scan.
     probe_degc, map_degc
-        float64 (frame,): change by probe and by a map of α = −0.01 ppm/°C and sign +1.
+        float64 (frame,): change by probe and by a map of α = −0.01 ppm/°C and sign +1, of the frames that were used.
     """
 
     phase_sign: int
@@ -127,7 +130,7 @@ def fit_sign(
     *,
     first_s: float = math.nan,
 ) -> SignFit:
-    """Fit sign and α.
+    """Fit sign and α to the frames that have a reading at the probe and lie within its log.
 
     Parameters
     ----------
@@ -143,7 +146,7 @@ def fit_sign(
     Raises
     ------
     DataError
-        Fewer than three frames with readings at the probe.
+        Fewer than three frames with readings at the probe, or fewer than three of them within the log.
     """
     start = maps[0].footprint[0]
     if math.isfinite(first_s):
@@ -157,7 +160,19 @@ def fit_sign(
     if len(points) < 3:
         raise DataError(f"{len(points)} frames have a reading at the probe: draw the region in tissue that has signal.")
     when, measured_degc = np.array(points).T
-    truth = np.interp(when, times_s, probe_degc)
+    # Outside its log, nobody knows the probe's temperature: its last value held on would change alpha.
+    truth = np.interp(when, times_s, probe_degc, left=math.nan, right=math.nan)
+    known = np.isfinite(truth)
+    if not known.all():
+        logged = f"the probe's log covers {times_s[0]:g} to {times_s[-1]:g} s"
+        if known.sum() < 3:
+            span = f"{when[0]:g} to {when[-1]:g} s after the first readout"
+            raise DataError(
+                f"{logged}, and the frames with a reading at the probe lie at {span}: {known.sum()} are within it, "
+                "3 are needed; let time_s count from the first readout, and record the scan with time stamps."
+            )
+        logger.warning("%s: %d of %d frames lie outside and are left out", logged, (~known).sum(), len(known))
+    truth, measured_degc = truth[known], measured_degc[known]
     x, y = truth - truth.mean(), measured_degc - measured_degc.mean()
     power = float(x @ x)
     slope = float(x @ y) / power if power > 0.0 else math.nan
@@ -357,6 +372,9 @@ def _page(found: SignFit, path: Path, title: str) -> None:
     span = np.array([found.probe_degc.min(), found.probe_degc.max()])
     slope = found.phase_sign * found.prf_coefficient / PRF_COEFFICIENT
     axis.plot(span, slope * span, label=f"alpha {1e6 * found.prf_coefficient:.4f} ppm/°C, sign {found.phase_sign:+d}")
-    axis.set(xlabel="probe, change in °C", ylabel="map with alpha −0.01 ppm/°C and sign +1, change in °C")
+    axis.set(
+        xlabel=f"probe, change in °C ({len(found.map_degc)} frames)",
+        ylabel="map with alpha −0.01 ppm/°C and sign +1, change in °C",
+    )
     axis.legend()
     figure.savefig(path)
