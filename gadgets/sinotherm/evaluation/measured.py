@@ -14,7 +14,7 @@ from sinotherm.wire.file import MrdFile
 
 __all__ = ["first_readout_s", "measured", "reconstructed"]
 
-_Made = TypeVar("_Made")
+_Made = TypeVar("_Made", FrameImage, TemperatureMap)
 
 _FROM_READOUTS: Final[Values] = {
     "reconstruction": {"method": "gridding"},
@@ -24,7 +24,10 @@ _FROM_READOUTS: Final[Values] = {
 
 
 def reconstructed(path: Path, values: Values) -> tuple[ScanHeader, list[FrameImage]]:
-    """Return the header of a file and the image of every frame and echo.
+    """Return the header of a file and the image of every frame and echo, of one reconstruction.
+
+    What goes beside another reconstruction (a second series of complex images, gridding beside a network) has
+    a baseline and noise of its own and is left out, unless there is nothing else.
 
     Parameters
     ----------
@@ -78,4 +81,4 @@ def _made(path: Path, values: Values, kind: type[_Made], *, without: tuple[str, 
         raise DataError(
             f"{path}: no complete frame; thermometry needs frames, `sinotherm info` says what is in the file."
         )
-    return scan, found
+    return scan, [item for item in found if "beside" not in item.meta] or found
