@@ -20,7 +20,12 @@ def _maps(*, sd: float = 0.3, drift_per_h: float = 0.0, field_per_h: float = 5.0
     random = np.random.default_rng(0)
     n = 40
     times = np.linspace(0.0, 60.0 * minutes, n + 1)
-    values = {"gradient_delay_samples": (0.1, -0.2, 0.0)} | meta
+    values = {
+        "gradient_delay_samples": (0.1, -0.2, 0.0),
+        "gradient_delay_source": "ring",
+        "gradient_delay_mismatch": 0.01,
+        "streak_prone_coils": (),
+    } | meta
     for number in range(n):
         hours = times[number] / 3600.0
         change = (sd * random.standard_normal((1, 20, 20)) + drift_per_h * hours).astype(np.float32)
@@ -59,6 +64,7 @@ def test_a_stable_scanner_passes():
         ({"field_per_h": float("nan")}, "field_drift_degC_per_h"),
         ({"minutes": 5.0}, "duration_min"),
         ({"gradient_delay_samples": (1.5, 0.0, 0.0)}, "gradient_delay_samples"),
+        ({"gradient_delay_samples": (1.5, 0.0, 0.0), "gradient_delay_source": "given"}, "gradient_delay_samples"),
         ({"streak_prone_coils": (3,)}, "streak_prone_coils"),
         ({"streak_prone_coils": 3}, "streak_prone_coils"),
     ],
@@ -67,6 +73,27 @@ def test_each_limit_fails_by_its_cause(changes, figure):
     found = stability(list(_maps(**changes)))
     assert not found.passed
     assert not _row(found, figure)["passed"]
+
+
+def _without(maps, *names):
+    return [replace(one, meta={name: value for name, value in one.meta.items() if name not in names}) for one in maps]
+
+
+@pytest.mark.parametrize("figure", ["gradient_delay_samples", "streak_prone_coils"])
+def test_what_nobody_looked_for_is_not_judged(figure):
+    found = stability(_without(_maps(), figure))
+    assert (_row(found, figure)["value"], _row(found, figure)["passed"]) == (None, None)
+    assert found.passed
+
+
+def test_an_estimate_of_the_delay_that_failed_does_not_pass():
+    # The delay stage leaves the spokes where they are then, and says so by zeros without a mismatch.
+    found = stability(_without(_maps(gradient_delay_samples=(0.0, 0.0, 0.0)), "gradient_delay_mismatch"))
+    row = _row(found, "gradient_delay_samples")
+    assert (row["value"], row["passed"]) == (None, False)
+    assert not found.passed
+    given = _maps(gradient_delay_samples=(0.3,), gradient_delay_source="given")
+    assert _row(stability(_without(given, "gradient_delay_mismatch")), "gradient_delay_samples")["value"] == 0.3
 
 
 def test_what_cannot_be_judged():

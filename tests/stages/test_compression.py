@@ -66,7 +66,9 @@ def test_number_by_energy():
 
 def test_few_coils_and_off_change_nothing():
     spokes = scan(n_coils=4)
-    assert run(spokes) == spokes
+    assert run(spokes, streak_limit=0.0) == spokes
+    single = scan(n_coils=1)
+    assert run(single) == single
     many = scan()
     assert run(many, method="off") == many
     assert run([]) == []
@@ -117,11 +119,16 @@ def test_the_plane_with_the_most_signal_tells(caplog):
 
 
 @pytest.mark.parametrize("white", [False, True])
-def test_a_scan_without_streaks_is_untouched(white):
+def test_a_scan_without_streaks_keeps_its_data_and_says_that_it_has_none(white):
     spokes = scan(n_coils=8)
     if white:
         spokes, _ = whitened(spokes)
-    assert all(one is other for one, other in zip(run(spokes), spokes, strict=True))
+    for one, other in zip(run(["text", *spokes])[1:], spokes, strict=True):
+        assert one.data is other.data
+        assert one.estimates is other.estimates
+        assert one.calibration == {**other.calibration, "streak_prone_coils": ()}
+    assert run(scan())[0].calibration["streak_prone_coils"] == ()
+    assert all(one is other for one, other in zip(run(spokes, streak_limit=0.0), spokes, strict=True))
 
 
 def test_how_long_spokes_wait():

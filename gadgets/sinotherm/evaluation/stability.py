@@ -10,7 +10,7 @@ import numpy as np
 
 from sinotherm.core.arrays import FloatArray
 from sinotherm.core.record import figures_record, write_record
-from sinotherm.core.scan import TemperatureMap
+from sinotherm.core.scan import MetaValue, TemperatureMap
 from sinotherm.errors import DataError
 from sinotherm.evaluation.measured import measured
 from sinotherm.evaluation.tables import command_line, print_row, table_cell
@@ -39,7 +39,7 @@ class Stability:
     Attributes
     ----------
     rows
-        One a figure: name, value (``None``: not known), limits, passed.
+        One a figure: name, value (``None``: not known), limits, passed (``None``: not judged, as nobody looked for it).
     times_s, mean_degc, field_degc
         float64 (frame,): course of the mean change after, and of the field before drift correction.
     sd_degc
@@ -57,8 +57,8 @@ class Stability:
 
     @property
     def passed(self) -> bool:
-        """Whether every figure lies within its limits."""
-        return all(row["passed"] for row in self.rows)
+        """Whether every figure that is judged lies within its limits."""
+        return all(row["passed"] is not False for row in self.rows)
 
 
 def _within(value: float | None, low: float | None, high: float | None) -> bool:
@@ -96,8 +96,8 @@ def stability(maps: Sequence[TemperatureMap]) -> Stability:
     scores = np.concatenate([(found.change_degc[0] / found.sigma_degc[0])[everywhere] for found in frames])
     hours = times / 3600.0
     meta = frames[-1].meta
-    delay = meta.get("gradient_delay_samples")
-    streaky = meta.get("streak_prone_coils", ())
+    # Images of another reconstruction do not say what was sought in their spokes, and a setting may leave it out.
+    unsought = {"gradient_delay_samples", "streak_prone_coils"} - set(meta)
     values: dict[str, float | None] = {
         "duration_min": float(maps[-1].footprint[2] - maps[0].footprint[0]) / 60.0,
         "bias_degC": float(mean.mean()),
@@ -105,10 +105,8 @@ def stability(maps: Sequence[TemperatureMap]) -> Stability:
         "residual_drift_degC_per_h": float(np.polyfit(hours, mean, 1)[0]),
         "field_drift_degC_per_h": float(np.polyfit(hours, field, 1)[0]) if np.isfinite(field).all() else None,
         "z_score_sd": float(scores.std()),
-        "gradient_delay_samples": max((abs(float(part)) for part in delay), default=0.0)
-        if isinstance(delay, tuple)
-        else 0.0,
-        "streak_prone_coils": float(len(streaky)) if isinstance(streaky, tuple) else 1.0,
+        "gradient_delay_samples": _largest_delay(meta),
+        "streak_prone_coils": _streaky(meta),
     }
     rows = [
         {
@@ -116,7 +114,7 @@ def stability(maps: Sequence[TemperatureMap]) -> Stability:
             "value": value if value is None or math.isfinite(value) else None,
             "limit_low": LIMITS[name][0],
             "limit_high": LIMITS[name][1],
-            "passed": _within(value, *LIMITS[name]),
+            "passed": None if name in unsought else _within(value, *LIMITS[name]),
         }
         for name, value in values.items()
     ]
@@ -125,6 +123,22 @@ def stability(maps: Sequence[TemperatureMap]) -> Stability:
 
 def _first(value: Any) -> float:
     return float(value[0]) if isinstance(value, tuple) and value else math.nan
+
+
+def _largest_delay(meta: Mapping[str, MetaValue]) -> float | None:
+    """Return the largest part of the gradient delay, samples; ``None`` where it is not known.
+
+    An estimate that fails leaves the spokes where they are: its zeros, without a mismatch, are no measurement.
+    """
+    delay = meta.get("gradient_delay_samples")
+    found = meta.get("gradient_delay_source") == "given" or "gradient_delay_mismatch" in meta
+    return max(abs(float(part)) for part in delay) if found and isinstance(delay, tuple) else None
+
+
+def _streaky(meta: Mapping[str, MetaValue]) -> float | None:
+    """Return how many coils were left out; ``None`` where none was looked for."""
+    coils = meta.get("streak_prone_coils")
+    return None if coils is None else float(len(coils)) if isinstance(coils, tuple) else 1.0
 
 
 def run_stability(path: Path, *, values: Values, json: Path | None, report: Path | None) -> bool:

@@ -72,16 +72,16 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         return
     held: list[Item] = []
     note: dict[str, MetaValue] = {}
+    compression: CoilCompression | None
     if matrix is None:
         held, spokes = first_frame(items, scan, settings.spokes)
         compression, streaky = _decided(spokes, scan, settings)
-        if compression is None:
-            yield from released(held, items)
-            return
-        if not np.isnan(compression.energy):
+        if compression is not None and not np.isnan(compression.energy):
             note["coil_compression_energy"] = round(compression.energy, 5)
-        if streaky:
+        if settings.streak_limit > 0.0:
+            # None found is another thing than none looked for.
             note["streak_prone_coils"] = streaky
+        if streaky:
             logger.warning(
                 "coils %s of %d are left out: their streaks stand out, by compression.streak_limit = %g; "
                 "sinotherm qa coils shows those of every coil",
@@ -90,14 +90,19 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     else:
         check_stored("coils", matrix.shape[1:], (n_coils,))
         compression = CoilCompression(matrix=matrix)
-    note |= {"coil_compression": settings.method, "coil_compression_coils": (n_coils, len(compression.matrix))}
-    logger.info("coil compression: %s", note)
+    if compression is not None:
+        note |= {"coil_compression": settings.method, "coil_compression_coils": (n_coils, len(compression.matrix))}
+        logger.info("coil compression: %s", note)
     for item in released(held, items):
         if isinstance(item, Spoke):
+            noted = {**item.calibration, **note}
+            if compression is None:
+                yield dataclasses.replace(item, calibration=noted)
+                continue
             yield dataclasses.replace(
                 item,
                 data=compression.apply(item.data),
-                calibration={**item.calibration, **note},
+                calibration=noted,
                 estimates={**item.estimates, "coil_compression": compression.matrix},
             )
         else:
