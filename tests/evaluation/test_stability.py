@@ -75,6 +75,19 @@ def test_each_limit_fails_by_its_cause(changes, figure):
     assert not _row(found, figure)["passed"]
 
 
+def test_a_phantom_that_moved_away_does_not_pass_on_the_frames_before():
+    maps = list(_maps())
+    for one in maps[:5] + maps[9:]:
+        one.change_degc[:] = np.nan
+    found = stability(maps)
+    assert _row(found, "frames_without_reading_percent")["value"] == pytest.approx(100.0 * 31 / 35)
+    assert _row(found, "duration_min")["value"] == pytest.approx(12.0 * 9 / 40)
+    assert not found.passed
+    few = list(_maps())
+    few[20].change_degc[:] = np.nan
+    assert stability(few).passed
+
+
 def _without(maps, *names):
     return [replace(one, meta={name: value for name, value in one.meta.items() if name not in names}) for one in maps]
 

@@ -1,5 +1,6 @@
 """Acceptance of a scanner for thermometry: stability of an unheated phantom over ten minutes."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = ["LIMITS", "Stability", "run_stability", "stability"]
 
 LIMITS: Final[Mapping[str, tuple[float | None, float | None]]] = {
     "duration_min": (10.0, None),
+    "frames_without_reading_percent": (None, 5.0),
     "bias_degC": (-0.1, 0.1),
     "temporal_sd_degC": (None, 0.5),
     "residual_drift_degC_per_h": (-0.5, 0.5),
@@ -78,6 +80,8 @@ def stability(maps: Sequence[TemperatureMap]) -> Stability:
     frames = [found for found in maps if np.isfinite(found.change_degc).any()]
     if len(frames) < 3:
         raise DataError(f"{len(frames)} frames with readings: a stability scan needs 3 and 10 minutes.")
+    # Those before are the baseline.
+    served = list(itertools.dropwhile(lambda found: found is not frames[0], maps))
     changes = np.stack([found.change_degc[0] for found in frames])
     everywhere = np.isfinite(changes).all(axis=0)
     if not everywhere.any():
@@ -99,7 +103,8 @@ def stability(maps: Sequence[TemperatureMap]) -> Stability:
     # Images of another reconstruction do not say what was sought in their spokes, and a setting may leave it out.
     unsought = {"gradient_delay_samples", "streak_prone_coils"} - set(meta)
     values: dict[str, float | None] = {
-        "duration_min": float(maps[-1].footprint[2] - maps[0].footprint[0]) / 60.0,
+        "duration_min": float(frames[-1].footprint[2] - maps[0].footprint[0]) / 60.0,
+        "frames_without_reading_percent": 100.0 * (1.0 - len(frames) / len(served)),
         "bias_degC": float(mean.mean()),
         "temporal_sd_degC": float(np.median(sd[everywhere])),
         "residual_drift_degC_per_h": float(np.polyfit(hours, mean, 1)[0]),
