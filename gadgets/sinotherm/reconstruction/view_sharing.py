@@ -11,20 +11,20 @@ from jaxtyping import Complex64, Float64
 
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import DataError, SettingsError
-from sinotherm.operators.density import readout_weights
+from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 
 __all__ = ["frames_shared", "view_sharing"]
 
 
-def frames_shared(sampling: RadialSampling, n_spokes: int, matrix: int, most: int) -> np.ndarray:
-    """Return how many frames share each sample, odd int64 (readout,).
+def frames_shared(radius: np.ndarray, n_spokes: int, matrix: int, most: int) -> np.ndarray:
+    """Return how many frames share the samples at distances κ ≥ 0 from k = 0, cycles per pixel: odd int64, as radius.
 
     At radius κ the sampling theorem asks for π·κ·N spokes over 180°.
     """
     if most < 1 or most % 2 == 0:
         raise SettingsError(f"{most} frames shared at most: give an odd number of 1 or more.")
-    needed = np.ceil(math.pi * np.abs(sampling.positions) * matrix / n_spokes)
+    needed = np.ceil(math.pi * radius * matrix / n_spokes)
     return np.minimum(2 * (np.maximum(needed, 1).astype(np.int64) // 2) + 1, most)
 
 
@@ -41,14 +41,16 @@ def view_sharing(
 
     Parameters
     ----------
-    data, angles, shifts
-        Samples, rad, and cycles per pixel of every frame; neighbouring frames must have other angles
-        (golden schedules), or sharing gains nothing.
+    data, angles
+        Samples and rad of every frame; neighbouring frames must have other angles (golden schedules), or
+        sharing gains nothing.
     matrix
         N, pixels.
     most
         Frames that share the end of the spoke at most, odd. At the ends of the series the window
         is not centred.
+    shifts
+        Offsets of the spokes (gradient delay), cycles per pixel: rings and density weights follow the samples.
 
     Raises
     ------
@@ -59,24 +61,33 @@ def view_sharing(
     if angles.shape != (n_frames, n_spokes):
         raise DataError(f"angles of shape {angles.shape}: {(n_frames, n_spokes)} is needed.")
     most = min(most, n_frames if n_frames % 2 else n_frames - 1)
-    shared = frames_shared(sampling, n_spokes, matrix, most)
-    per_radian = readout_weights(sampling, centre="exact")
     plan = FinufftPlan((matrix, matrix), n_coils)
     images = np.empty((n_frames, n_coils, matrix, matrix), np.complex64)
     for frame in range(n_frames):
         first = min(max(frame - most // 2, 0), n_frames - most)
         window = slice(first, first + most)
-        distance = np.abs(np.arange(first, first + most) - frame)
-        taken = _taken(distance, shared)
-        weights = taken * per_radian * (math.pi / (n_spokes * taken.sum(axis=0)))
-        offsets = None if shifts is None else shifts[window].reshape(-1, 2)
-        points = radial_points(angles[window].reshape(-1), sampling, offsets).reshape(-1, 2)
-        weighted = data[window] * weights[:, None, None, :].astype(np.float32)
-        plan.set_points(points).adjoint(weighted.swapaxes(0, 1).reshape(n_coils, -1), out=images[frame])
+        nearest = np.argsort(np.abs(np.arange(first, first + most) - frame), kind="stable")
+        offsets = None if shifts is None else shifts[window]
+        points = radial_points(angles[window], sampling, offsets)
+        shared = frames_shared(np.hypot(points[..., 0], points[..., 1]), n_spokes, matrix, most)
+        weights = _weights(nearest, shared, angles[window], sampling, offsets)
+        weighted = data[window] * weights[:, None].astype(np.float32)
+        plan.set_points(points.reshape(-1, 2)).adjoint(weighted.swapaxes(0, 1).reshape(n_coils, -1), out=images[frame])
     return images
 
 
-def _taken(distance: np.ndarray, shared: np.ndarray) -> np.ndarray:
-    """Return which frames of a window join at each sample, float64 (frame, readout): the nearest ones."""
-    rank = np.argsort(np.argsort(distance, kind="stable"), kind="stable")
-    return (rank[:, None] < shared[None, :]).astype(np.float64)
+def _weights(
+    nearest: np.ndarray,
+    shared: np.ndarray,
+    angles: Float64[np.ndarray, "frame spoke"],
+    sampling: RadialSampling,
+    shifts: Float64[np.ndarray, "frame spoke 2"] | None,
+) -> Float64[np.ndarray, "frame spoke readout"]:
+    """Return the density weights of a window: in each ring those of the frames that share it, the nearest ones."""
+    weights = np.zeros(shared.shape)
+    for n_frames in np.unique(shared):
+        taken = nearest[:n_frames]
+        offsets = None if shifts is None else shifts[taken].reshape(-1, 2)
+        found = radial_weights(angles[taken].reshape(-1), sampling, centre="exact", shifts=offsets)
+        weights[taken] = np.where(shared[taken] == n_frames, found.reshape(shared[taken].shape), weights[taken])
+    return weights
