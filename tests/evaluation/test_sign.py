@@ -74,6 +74,25 @@ def test_frames_outside_of_the_log_are_left_out(covered: slice, caplog) -> None:
     assert found.heating_degc == np.ptp(found.probe_degc) < expected.heating_degc
 
 
+def test_every_frame_counts_the_same_voxels(caplog) -> None:
+    maps = _maps(1.0)
+    for one in maps:
+        # Half of the region heats more than the probe, and loses its readings once it is hot.
+        one.change_degc[0, 3] *= 1.15
+        one.change_degc[0, 4] *= 0.85
+        if one.number >= 14:
+            one.change_degc[0, 3] = np.nan
+    found = fit_sign(maps, MASK, TIMES, PROBE)
+    assert found.prf_coefficient == pytest.approx(-0.01e-6, rel=0.01)
+    assert len(found.map_degc) == 14
+    assert "6 of 20 frames lack a voxel of the region" in caplog.text
+    maps = _maps(1.0)
+    for one in maps:
+        one.change_degc[0, 3 if one.number % 2 else 4] = np.nan
+    with pytest.raises(DataError, match="20 frames have a reading at the probe, 0 of them in all voxels that most"):
+        fit_sign(maps, MASK, TIMES, PROBE)
+
+
 def test_a_log_of_another_time_tells_nothing() -> None:
     with pytest.raises(DataError, match=r"covers 0 to 10 s.* at 7.5 to 292.5 s .*: 1 are within it, 3 are needed"):
         fit_sign(_maps(1.0), MASK, TIMES[:3], PROBE[:3])

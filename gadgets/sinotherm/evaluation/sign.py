@@ -130,7 +130,9 @@ def fit_sign(
     *,
     first_s: float = math.nan,
 ) -> SignFit:
-    """Fit sign and α to the frames that have a reading at the probe and lie within its log.
+    """Fit sign and α to the frames that lie within the probe's log.
+
+    Those count that read every voxel of the region that most of them read.
 
     Parameters
     ----------
@@ -146,20 +148,28 @@ def fit_sign(
     Raises
     ------
     DataError
-        Fewer than three frames with readings at the probe, or fewer than three of them within the log.
+        Fewer than three frames with readings of the same voxels, or fewer than three of them within the log.
     """
     start = maps[0].footprint[0]
     if math.isfinite(first_s):
         # Midnight may lie between the two.
         start -= (start - first_s) % _DAY_S
-    points = [
-        (found.footprint[1] - start, float(np.nanmean(found.change_degc[mask])))
-        for found in maps
-        if np.isfinite(found.change_degc[mask]).any()
-    ]
-    if len(points) < 3:
-        raise DataError(f"{len(points)} frames have a reading at the probe: draw the region in tissue that has signal.")
-    when, measured_degc = np.array(points).T
+    inside = np.array([found.change_degc[mask] for found in maps], dtype=np.float64)
+    read = np.isfinite(inside)
+    some = read.any(axis=1)
+    # The mean must be of the same voxels in every frame: the hottest of them may lose their readings first.
+    voxels = 2 * read.sum(axis=0) > some.sum()
+    used = read[:, voxels].all(axis=1) & voxels.any()
+    if used.sum() < 3:
+        count = f"{some.sum()} frames have a reading at the probe"
+        same = f", {used.sum()} of them in all voxels that most of them read" if some.sum() >= 3 else ""
+        raise DataError(f"{count}{same}, 3 are needed: draw the region in tissue that has signal.")
+    if not used[some].all():
+        logger.warning(
+            "%d of %d frames lack a voxel of the region and are left out", *((some & ~used).sum(), some.sum())
+        )
+    when = np.array([found.footprint[1] - start for found in maps])[used]
+    measured_degc = inside[np.ix_(used, voxels)].mean(axis=1)
     # Outside its log, nobody knows the probe's temperature: its last value held on would change alpha.
     truth = np.interp(when, times_s, probe_degc, left=math.nan, right=math.nan)
     known = np.isfinite(truth)
