@@ -221,6 +221,21 @@ def test_library_keeps_its_frames_and_the_best_is_found() -> None:
     assert best_match(np.zeros(SHAPE, np.complex64), library)[1] == 0.0
 
 
+def test_library_keeps_a_frame_that_is_unlike_the_rest_but_none_that_is_not_finite() -> None:
+    random = np.random.default_rng(4)
+    builder = BaselineBuilder(8, library=True)
+    for number in range(8):
+        data = 0.01 * random.standard_normal(SHAPE) + (2.0 if number == 3 else 1.0)
+        builder.add(_image(number, np.full(SHAPE, np.nan) if number == 5 else data))
+    baseline = builder.build(SCAN)
+    assert baseline.frames == (0, 1, 2, 3, 4, 6, 7)
+    assert baseline.rejected == (5,)
+    assert len(baseline.library) == 7
+    assert np.abs(baseline.library[3]).mean() == pytest.approx(2.0, abs=0.02)
+    # Where the body lies is told by those that belong together.
+    assert np.abs(baseline.data).mean() == pytest.approx(1.0, abs=0.02)
+
+
 @pytest.mark.parametrize("name", ["b.h5", "b.npz"])
 def test_a_full_disk_leaves_the_stored_baseline_as_it_was(tmp_path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def full(path: Path, content: bytes) -> None:

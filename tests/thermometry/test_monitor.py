@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter, shift
 
 from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.core.physics import radian_per_degc
@@ -795,6 +796,34 @@ def test_library_takes_the_most_similar_frame() -> None:
             scores.append(found.meta["baseline_score"])
             assert abs((found.temperature_degc[0] - 37.0 - series.heat(number))[HOT].mean()) < 0.35
     assert min(scores) > 0.6
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_library_reads_a_rare_state_of_breathing_against_itself(stated: bool) -> None:
+    """Every fifth frame lies 2 pixels higher and has another field; noise by formula, or by the library's frames."""
+    large = gaussian_filter(np.hypot(*((np.mgrid[:96, :96] - 48) / 24)) < 1, 1.0)
+    large = large * (1 + 0.4 * np.sin(np.mgrid[:96, :96][0] / 3) * np.cos(np.mgrid[:96, :96][1] / 4))
+    states = [shift(large, (dy, 0.0), order=3)[16:80, 16:80] * np.exp(0.8j * dy * Y**3) for dy in (0.0, 2.0)]
+    series = Series(start=10)
+    monitor = SliceMonitor(SCAN, _settings(baseline_mode="library", baseline_frames=10, drift_order=-1))
+    for number in range(16):
+        signal = states[number % 5 == 2] * np.exp(-0.3j * PER_DEGC * number * (1.0 + X - 0.5 * Y))
+        image = series.image(number, signal=signal, **({} if stated else {"noise_sd": None}))
+        found, statistics = monitor.frame([image])
+        if number >= 10:
+            valid = found.validity[0] == 0
+            errors = found.change_degc[0] - series.heat(number) / np.where(BODY, 1.0, np.inf)
+            assert valid[HOT].all()
+            assert 0.8 < (errors / found.sigma_degc[0])[valid].std() < 1.1
+            assert found.meta["motion_shift_px"] < 0.1
+            assert statistics.alarms == ()
+    assert found.meta["baseline_frames"] == tuple(range(10))
+    assert found.meta["baseline_rejected"] == ()
+    # What lies as in no frame of the library is motion still.
+    image = series.image(16, signal=np.roll(states[0], 3, axis=1))
+    found, statistics = monitor.frame([image])
+    assert not np.isfinite(found.change_degc).any()
+    assert any(text.startswith("motion: ") for text in statistics.alarms)
 
 
 def test_motion_takes_the_reading() -> None:

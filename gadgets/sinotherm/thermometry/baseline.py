@@ -43,11 +43,11 @@ class Baseline:
     Attributes
     ----------
     data
-        complex64 (coil, slice, y, x): mean of the frames.
+        complex64 (coil, slice, y, x): mean of the frames; of a library's, those that belong together.
     n_effective
         Independent frames in the mean (sliding windows share spokes).
     frames
-        Numbers of the frames in the mean; ``rejected`` those left out as outliers.
+        Numbers of the frames in the mean or the library; ``rejected`` those left out as outliers.
     time_s
         Centre of the last frame, s.
     noise_sd
@@ -193,6 +193,8 @@ class BaselineBuilder:
     def build(self, scan: ScanHeader) -> Baseline:
         """Return the mean of the frames that belong together; those that lack spokes do not.
 
+        A library keeps the others as well: they may be a state of breathing, and only a frame like them takes one.
+
         Raises
         ------
         BaselineError
@@ -204,24 +206,26 @@ class BaselineBuilder:
         usual = prints[spokes.index(max(spokes, key=spokes.count))]
         for other in prints:
             check_fingerprint({name: fact for name, fact in usual.items() if name != "spokes"}, other)
+        spoilt = [not np.isfinite(image.data).all() for image in self.images]
+        whole = [count == usual.get("spokes") and not bad for count, bad in zip(spokes, spoilt, strict=True)]
         apart = outliers([image.data for image in self.images])
-        wrong = [out or count != usual.get("spokes") for out, count in zip(apart, spokes, strict=True)]
-        kept = [image for image, out in zip(self.images, wrong, strict=True) if not out]
-        spoilt = sum(not np.isfinite(image.data).all() for image in self.images)
-        if not kept or 2 * spoilt > len(self.images):
+        alike = [good and not out for good, out in zip(whole, apart, strict=True)]
+        kept = [image for image, good in zip(self.images, alike, strict=True) if good]
+        if not kept or 2 * sum(spoilt) > len(self.images):
             raise BaselineError(
-                f"{spoilt} of {len(self.images)} pre-heating frames hold values that are not finite: "
+                f"{sum(spoilt)} of {len(self.images)} pre-heating frames hold values that are not finite: "
                 "check the receive chain."
             )
-        data = np.asarray(np.mean([image.data for image in kept], axis=0, dtype=np.complex64))
+        used = whole if self._library else alike
+        states = [image for image, good in zip(self.images, used, strict=True) if good]
         return Baseline(
-            data=data,
+            data=np.asarray(np.mean([image.data for image in kept], axis=0, dtype=np.complex64)),
             n_effective=effective_frames(kept),
-            frames=tuple(image.number for image in kept),
-            rejected=tuple(image.number for image, out in zip(self.images, wrong, strict=True) if out),
+            frames=tuple(image.number for image in states),
+            rejected=tuple(image.number for image, good in zip(self.images, used, strict=True) if not good),
             time_s=kept[-1].footprint[1],
             noise_sd=kept[-1].noise_sd,
-            library=tuple(image.data for image in kept) if self._library else (),
+            library=tuple(image.data for image in states) if self._library else (),
             fingerprint=usual,
             estimates=kept[-1].estimates,
         )

@@ -46,8 +46,8 @@ class Reading:
         doubt; there is no drift fit to correct with.
     fits, problems
         Drift fit of each slice plane, and what went wrong.
-    score
-        Similarity of the baseline chosen from a library; ``None`` without one.
+    chosen, score
+        Place of the baseline chosen from a library, and its similarity; 0 and ``None`` without one.
     """
 
     change: FloatArray
@@ -59,6 +59,7 @@ class Reading:
     no_drift: MaskArray
     fits: Sequence[DriftFit]
     problems: Sequence[str]
+    chosen: int
     score: float | None
 
 
@@ -141,7 +142,8 @@ class EchoMeasurement:
         That is so for images that do not state their noise, and for frames that each lie on other spokes,
         whose streaks differ: the formula holds for noise alone. A frame that is a change of a reference is
         compared with it: those of the baseline have each their own, and the differences between references
-        are no part of the error of a later frame.
+        are no part of the error of a later frame. One of a library is compared with the most similar other one, as
+        later ones are: breathing is no part of their error, and each of the two has half of the variance.
         """
         method = self._settings.sigma
         by_time = method == "temporal" or (
@@ -150,16 +152,21 @@ class EchoMeasurement:
         if not by_time or len(self.baseline.frames) < 2:
             return
         products: list[ComplexArray] = []
+        library, shared = self.baseline.library, np.float32(1.0)
         for image in frames:
             if image.number in self.baseline.rejected:
                 continue
-            product = complex_product(image.data, self.baseline.data if image.reference is None else image.reference)
+            against = self.baseline.data if image.reference is None else image.reference
+            if library and image.reference is None:
+                others = (*library[: len(products)], *library[len(products) + 1 :])
+                against, shared = others[best_match(image.data, others)[0]], np.float32(math.sqrt(0.5))
+            product = complex_product(image.data, against)
             phase = np.angle(product)
             for plane, estimator in enumerate(self._drift):
                 fit = estimator.fit(product[plane], phase[plane], self._scale)
                 product[plane] *= np.exp(np.complex64(-1j / self._scale) * fit.field_degc)
             products.append(product)
-        self.baseline = replace(self.baseline, phase_sd_rad=temporal_phase_sd(products, self._trusted))
+        self.baseline = replace(self.baseline, phase_sd_rad=shared * temporal_phase_sd(products, self._trusted))
 
     def lose(self) -> None:
         """Frames are missing between the last one and the next: what it shows may be a turn away."""
@@ -171,16 +178,13 @@ class EchoMeasurement:
         """σ_T up to which a voxel is followed, °C: noise alone makes a phase jump that is more uncertain."""
         return _CERTAIN_RAD * abs(self._scale)
 
-    def read(self, image: FrameImage, *, usable: bool = True) -> Reading:
-        """Return the temperature change of a frame.
+    def withdraw(self) -> None:
+        """Forget the last frame: it has moved, say, and later ones may not go on from it."""
+        for unwrapper in self._unwrappers:
+            unwrapper.withdraw()
 
-        Parameters
-        ----------
-        image
-            The frame.
-        usable
-            Whether later frames may go on from this one; one that has moved is measured and forgotten.
-        """
+    def read(self, image: FrameImage) -> Reading:
+        """Return the temperature change of a frame."""
         data = image.data
         if not np.isfinite(data).all():
             # What is not a number is no signal.
@@ -199,7 +203,7 @@ class EchoMeasurement:
         phase, wrapped = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         field, variance, no_drift, fits, problems = self._drift_field(product, phase)
         for unwrapper, plane in zip(self._unwrappers, planes, strict=True):
-            if not usable or no_drift[plane].any():
+            if no_drift[plane].any():
                 unwrapper.withdraw()
         unfiltered = change = phase * scale - field
         if self._settings.neighbours > 1:
@@ -221,6 +225,7 @@ class EchoMeasurement:
             no_drift=no_drift,
             fits=fits,
             problems=problems,
+            chosen=self._chosen,
             score=score,
         )
 

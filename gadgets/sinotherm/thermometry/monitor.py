@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -90,8 +90,8 @@ class _Service:
         bool (slice, y, x): voxels that noise alone cannot take out of the limits of signal and uncertainty.
     level
         Signal below this is noise.
-    motion
-        Watch of each slice plane.
+    watches
+        Those of `motion`, made when first asked for.
     """
 
     name: str
@@ -102,7 +102,16 @@ class _Service:
     fat: MaskArray
     steady: MaskArray
     level: float
-    motion: list[MotionWatch]
+    watches: dict[tuple[int, int], list[MotionWatch]] = field(default_factory=dict)
+
+    def motion(self, echo: int, chosen: int) -> list[MotionWatch]:
+        """Return the watch of each slice plane, against the baseline or the state that was chosen of its library."""
+        if (echo, chosen) not in self.watches:
+            found = self.echoes[echo]
+            library = found.baseline.library
+            size = magnitude(library[chosen]) if library else found.magnitude
+            self.watches[echo, chosen] = [MotionWatch(plane) for plane in size]
+        return self.watches[echo, chosen]
 
     @property
     def first(self) -> EchoMeasurement:
@@ -356,7 +365,6 @@ class SliceMonitor:
             fat=fat,
             steady=np.zeros(shape, dtype=bool),
             level=level,
-            motion=[MotionWatch(plane) for plane in size],
         )
 
     def _start(self, service: _Service, image: FrameImage, *, follows: bool = True) -> _Service:
@@ -653,11 +661,14 @@ class SliceMonitor:
     ) -> tuple[TemperatureMap, FrameStatistics]:
         settings, image, body = self._settings, images[0], service.body
         size = magnitude(np.where(np.isfinite(image.data), image.data, np.complex64(0.0)))
-        motion = [watch.compare(plane) for watch, plane in zip(service.motion, size, strict=True)]
+        readings = [service.echoes[other.echo].read(other) for other in images]
+        watches = service.motion(image.echo, readings[0].chosen)
+        motion = [watch.compare(plane) for watch, plane in zip(watches, size, strict=True)]
         moved = [self._moved(number, found) if body[number].any() else "" for number, found in enumerate(motion)]
         share = float(np.median(size[body]) / np.median(service.echoes[image.echo].magnitude[body]))
-        usable = not any(moved) and share >= settings.alarm_signal
-        readings = [service.echoes[other.echo].read(other, usable=usable) for other in images]
+        if any(moved) or share < settings.alarm_signal:
+            for other in images:
+                service.echoes[other.echo].withdraw()
         for echo in service.echoes.keys() - {other.echo for other in images}:
             service.echoes[echo].lose()
         change, unfiltered, sigma = self._combined(images, readings)
