@@ -24,6 +24,13 @@ def test_millimetres_count_from_the_centre_pixel() -> None:
     )
 
 
+def test_a_circle_in_millimetres_is_one_on_pixels_that_are_not_square() -> None:
+    y, x = np.mgrid[: SHAPE[1], : SHAPE[2]]
+    np.testing.assert_array_equal(
+        region_mask("circle:3,-8,12mm", SHAPE, (0.001, 0.004))[0], np.hypot(x - 28, 4.0 * (y - 18)) <= 12.0
+    )
+
+
 def test_polygon_agrees_with_matplotlib() -> None:
     from matplotlib.path import Path as Outline
 

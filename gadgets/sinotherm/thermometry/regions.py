@@ -46,23 +46,24 @@ def _numbers(text: str, shape: str) -> np.ndarray:
 
 
 def _coordinates(text: str, shape: str, pixel_m: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
-    """Return the numbers of a shape in pixels, float64 (n,): x and y in turn, and a circle's radius last."""
+    """Return the numbers of a shape in pixels, float64 (n,): x and y in turn, and a circle's radii along them last."""
     numbers = _numbers(text, shape)
+    if shape == "circle":
+        # Pixels that are not square make an ellipse of it.
+        numbers = numbers[[0, 1, 2, 2]]
     if not text.strip().endswith("mm"):
         return numbers
     scale = 1e-3 / np.array(pixel_m)
     if shape == "circle":
-        return np.array(
-            [numbers[0] * scale[0] + size[1] // 2, numbers[1] * scale[1] + size[0] // 2, numbers[2] * scale.mean()]
-        )
+        return np.concatenate([numbers[:2] * scale + np.array([size[1] // 2, size[0] // 2]), numbers[2:] * scale])
     return np.ravel(numbers.reshape(-1, 2) * scale + np.array([size[1] // 2, size[0] // 2]))
 
 
 def _circle(text: str, pixel_m: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
-    numbers = _coordinates(text, "circle", pixel_m, size)
+    x0, y0, along_x, along_y = _coordinates(text, "circle", pixel_m, size)
     y, x = np.ogrid[: size[0], : size[1]]
-    # Half a pixel of slack in rounding only: a radius of 1 takes the centre and its four neighbours.
-    return (x - numbers[0]) ** 2 + (y - numbers[1]) ** 2 <= numbers[2] ** 2 + 1e-9
+    # Slack for rounding only: a radius of 1 takes the centre and its four neighbours.
+    return (x - x0) ** 2 + ((y - y0) * (along_x / along_y)) ** 2 <= along_x**2 + 1e-9
 
 
 def _polygon(text: str, pixel_m: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
