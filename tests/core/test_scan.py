@@ -24,6 +24,15 @@ def test_pixels_of_the_reconstructed_space():
         header.trajectory = "spiral"
 
 
+def test_pixels_of_images_of_another_matrix():
+    space = EncodingSpace(matrix=(4, 2, 1), fov_m=(0.7 / 3.0, 0.3, 0.005))
+    header = ScanHeader(encoded=space, recon=space, trajectory="radial")
+    assert header.pixel_of((1, 1, 2, 4), None) == header.pixel_m
+    assert header.pixel_of((1, 1, 2, 4), (float(np.float32(0.7 / 3.0)), 0.3)) == header.pixel_m
+    assert header.pixel_of((4, 8), None) == pytest.approx((0.7 / 24.0, 0.075))
+    assert header.pixel_of((4, 8), (0.4, 0.2)) == pytest.approx((0.05, 0.05))
+
+
 def test_a_frame_is_its_spokes():
     spokes = tuple(spoke(i, header=f"header {i}", received_s=float(i), shift=(0.1 * i, -0.1)) for i in range(4))
     frame = Frame(spokes=spokes, number=7)

@@ -240,6 +240,7 @@ def _write(path: Path, images: Sequence[FrameImage], header: str = HEADER, serie
         for image in images:
             made = Image.from_array(image.data)
             made.contrast, made.image_series_index, made.repetition = image.echo, series, image.number
+            made.field_of_view[:] = (400.0, 400.0, 5.0)
             writer.append(made)
 
 
@@ -253,6 +254,11 @@ def test_command_with_fat(tmp_path) -> None:
     jsonschema.validate(record, json.loads((files("sinotherm.schemas") / "qa_sign_fat.json").read_text()))
     assert record["phase_sign"] == -1
     assert "thermometry.phase_sign=-1" in result.stdout
+    # In millimetres of the field of view that the images state, not of the header's.
+    arguments[-3:] = ["polygon:-150,-100,-25,-100,-25,75,-150,75mm", "--fat", "polygon:0,-100,125,-100,125,75,0,75mm"]
+    same = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "mm.json")])
+    assert same.exit_code == 0, same.output
+    assert json.loads((tmp_path / "mm.json").read_text())["offset_rad"] == record["offset_rad"]
     arguments[-1] = arguments[-3]
     assert CliRunner().invoke(app, arguments).exit_code == 1
     mixed = CliRunner().invoke(app, [*arguments, "--region", "circle:1,1,1"])

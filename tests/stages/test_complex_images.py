@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import ismrmrd
@@ -46,6 +47,15 @@ def test_complex_images_become_ours(dtype):
     assert made.fingerprint["method"] == "foreign_9"
     assert made.fingerprint["coils"] == "2"
     assert "300.000" in made.fingerprint["geometry"]
+    assert made.fov_m == pytest.approx((0.3, 0.2))
+
+
+@pytest.mark.parametrize("size", [0.0, math.nan, math.inf, -1.0])
+def test_a_field_of_view_that_is_none_is_not_taken(size):
+    item = image()
+    item.field_of_view[:] = (300.0, size, 5.0)
+    (made,) = run([item])
+    assert made.fov_m is None
 
 
 def test_frames_count_per_slice_and_contrast():

@@ -12,6 +12,7 @@ from sinotherm.core.physics import radian_per_degc
 from sinotherm.core.scan import EncodingSpace, FrameImage, FrameStatistics, NoReading, ScanHeader, Spoke, TemperatureMap
 from sinotherm.errors import BaselineError, DataError, HeaderError, SettingsError
 from sinotherm.thermometry.baseline import Baseline
+from sinotherm.thermometry.drift import periphery_mask
 from sinotherm.thermometry.fat import fat_phase
 from sinotherm.thermometry.monitor import SliceMonitor
 from sinotherm.thermometry.settings import ThermometrySettings
@@ -467,6 +468,47 @@ def test_neighbours_smooth_and_the_unfiltered_map_is_kept() -> None:
     found, _ = _run(monitor, series, range(8))[-1]
     cold = (HEAT < 0.01) & (np.hypot(X / 0.7, Y / 0.6) < 1.0)
     assert np.nanstd(found.change_degc[0][cold]) < 0.5 * np.nanstd(found.unfiltered_degc[0][cold])
+
+
+@pytest.mark.parametrize("fov_m", [None, (0.2, 0.2), (0.4, 0.1)])
+def test_volumes_and_millimetres_are_those_of_the_images(fov_m, caplog) -> None:
+    """Foreign images of twice the header's matrix, which state its field of view, another one, or none."""
+    n = 2 * N
+    across, down = (size / n for size in fov_m or (0.2, 0.2))
+    y, x = (np.mgrid[:n, :n] - n // 2) * np.array([down, across])[:, None, None]
+    body, disc = np.hypot(x / (60 * across), y / (60 * down)) < 1.0, np.hypot(x, y) <= 0.0201
+    random = np.random.default_rng(5)
+    monitor = SliceMonitor(SCAN, _settings(regions="hot=circle:0,0,20.1mm", drift_order=0))
+    for number in range(6):
+        data = body * np.exp(1j * PER_DEGC * 8.0 * disc * (number >= 4))
+        data = data + SD * (random.standard_normal((n, n)) + 1j * random.standard_normal((n, n)))
+        image = FrameImage(
+            data=data.astype(np.complex64)[None, None], number=number, noise_sd=np.full((1, n, n), SD), fov_m=fov_m
+        )
+        found, statistics = monitor.frame([image])
+    (row,) = statistics.regions
+    assert row["voxels"] == disc.sum()
+    assert row["volume_above_43_ml"] == pytest.approx(disc.sum() * across * down * 0.005 * 1e6)
+    assert found.fov_m == fov_m
+    assert ("state no field of view" in caplog.text) == (fov_m is None)
+    # The rim in which the drift is fitted has its width in millimetres as well.
+    rim = periphery_mask(body.astype(float), 0.05, (across, down))
+    assert found.meta["drift_voxels"] == pytest.approx(rim.sum(), rel=0.2)
+    monitor.configure(_settings(regions="hot=circle:0,0,20.1mm;other=circle:0,0,10mm", cold_mask="circle:40,0,12mm"))
+    found, statistics = monitor.frame([replace(image, number=6)])
+    assert statistics.regions[1]["voxels"] == (np.hypot(x, y) <= 0.01 + 1e-9).sum()
+    assert found.meta["drift_voxels"] == pytest.approx((np.hypot(x - 0.04, y) <= 0.012).sum(), rel=0.2)
+
+
+def test_a_new_baseline_of_another_field_of_view_has_other_volumes() -> None:
+    series, volumes = Series(start=99), []
+    monitor = SliceMonitor(SCAN, _settings(body_temperature_degc=44.0))
+    for number in range(10):
+        if number == 5:
+            monitor.renew_baseline(range(5, 9))
+        _, statistics = monitor.frame([series.image(number, fov_m=(0.2, 0.2) if number < 5 else (0.4, 0.2))])
+        volumes += [row["volume_above_43_ml"] for row in statistics.regions]
+    assert volumes[-1] == pytest.approx(2.0 * volumes[0])
 
 
 def test_noise_of_foreign_images_from_the_pre_heating_frames() -> None:

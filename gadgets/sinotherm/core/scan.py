@@ -127,6 +127,21 @@ class ScanHeader:
         """Size of a reconstructed pixel (x, y), m."""
         return self.recon.fov_m[0] / self.recon.matrix[0], self.recon.fov_m[1] / self.recon.matrix[1]
 
+    def pixel_of(self, shape: tuple[int, ...], fov_m: tuple[float, float] | None) -> tuple[float, float]:
+        """Return the size of a pixel (x, y), m, of images (…, y, x) of any matrix: foreign ones may be interpolated.
+
+        Parameters
+        ----------
+        shape
+            Shape of the images.
+        fov_m
+            Field of view (x, y) that they state, m; ``None``: they lie in that of the header.
+        """
+        ours = self.recon.fov_m[:2]
+        # Image headers hold single precision: what is but rounded draws no other regions.
+        stated = ours if fov_m is None or np.allclose(fov_m, ours, rtol=1e-6, atol=0.0) else fov_m
+        return stated[0] / shape[-1], stated[1] / shape[-2]
+
     @property
     def n_planes(self) -> int:
         """Images of a slab: the reconstructed matrix, but no more than partitions (planes are not interpolated)."""
@@ -317,6 +332,8 @@ class FrameImage:
         What a baseline must agree on: f0, TE, geometry, coils, angle scheme, delays, maps, method.
     estimates
         What was estimated from the scan's data to make it: that of its spokes, and coil maps.
+    fov_m
+        Field of view (x, y) that a foreign image states, m; ``None``: that of the scan's header.
     footprint, header, received_s
         As in `Frame`.
     meta
@@ -335,6 +352,7 @@ class FrameImage:
     sinogram: Sinogram | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     estimates: Estimates = field(default_factory=dict, repr=False, compare=False)
+    fov_m: tuple[float, float] | None = None
     footprint: tuple[float, float, float] = (float("nan"),) * 3
     header: Any = None
     received_s: float = float("nan")
@@ -372,6 +390,8 @@ class TemperatureMap:
         Thermal dose, minutes; ``None`` without body temperature.
     validity
         uint16 bits of `NoReading`; 0 = valid.
+    fov_m
+        As in `FrameImage`.
     """
 
     change_degc: MapArray
@@ -382,6 +402,7 @@ class TemperatureMap:
     temperature_degc: MapArray | None = None
     unfiltered_degc: MapArray | None = None
     cem43_min: MapArray | None = None
+    fov_m: tuple[float, float] | None = None
     footprint: tuple[float, float, float] = (float("nan"),) * 3
     header: Any = None
     received_s: float = float("nan")

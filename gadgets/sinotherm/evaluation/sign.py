@@ -310,7 +310,7 @@ def run_fat_sign(path: Path, *, water: str, fat: str, values: Values, json: Path
     larmor_hz, echo_times_s = frequency_and_echo_times(scan, settings)
     shape = images[0].data.shape
     masks = {
-        name: region_mask(text, (shape[1], shape[2], shape[3]), scan.pixel_m)
+        name: region_mask(text, (shape[1], shape[2], shape[3]), scan.pixel_of(shape, images[0].fov_m))
         for name, text in (("water", water), ("fat", fat))
     }
     found = sign_by_fat(images, **masks, larmor_hz=larmor_hz, echo_times_s=echo_times_s)
@@ -345,7 +345,7 @@ def run_sign(path: Path, *, probe: Path, region: str, values: Values, json: Path
     scan, maps = measured(path, merged(values, fixed))
     maps = [found for found in maps if found.slice == maps[0].slice]
     shape = maps[0].change_degc.shape
-    mask = region_mask(region, (shape[0], shape[1], shape[2]), scan.pixel_m)
+    mask = region_mask(region, (shape[0], shape[1], shape[2]), scan.pixel_of(shape, maps[0].fov_m))
     first_s = first_readout_s(path, values)
     found = fit_sign(maps, mask, times_s, probe_degc, first_s=first_s)
     figures: dict[str, Any] = {

@@ -379,6 +379,7 @@ def foreign_image(image: Any, *, number: int, time_s: float) -> FrameImage:
     """
     head = image.getHead()
     geometry = [*head.position, *head.read_dir, *head.phase_dir, *head.slice_dir, *head.field_of_view]
+    across_m = (1e-3 * head.field_of_view[0], 1e-3 * head.field_of_view[1])
     method = f"foreign_{head.image_series_index}"
     meta: dict[str, MetaValue] = {"method": method, "source_series": head.image_series_index}
     said = {name: str(image.meta.get(META_PREFIX + name, "")) for name in ("beside", "guard", "in_place_of")}
@@ -399,6 +400,8 @@ def foreign_image(image: Any, *, number: int, time_s: float) -> FrameImage:
             "coils": str(head.channels),
             "geometry": " ".join(f"{value:.3f}" for value in geometry),
         },
+        # 0 is none stated.
+        fov_m=across_m if all(0.0 < size < math.inf for size in across_m) else None,
         footprint=(time_s, time_s, time_s),
         header=head,
         received_s=getattr(image, "received_s", math.nan),

@@ -90,6 +90,8 @@ class _Service:
         bool (slice, y, x): voxels that noise alone cannot take out of the limits of signal and uncertainty.
     level
         Signal below this is noise.
+    pixel_m
+        Size of a pixel (x, y), m.
     watches
         Those of `motion`, made when first asked for.
     """
@@ -102,6 +104,7 @@ class _Service:
     fat: MaskArray
     steady: MaskArray
     level: float
+    pixel_m: tuple[float, float]
     watches: dict[tuple[int, int], list[MotionWatch]] = field(default_factory=dict)
 
     def motion(self, echo: int, chosen: int) -> list[MotionWatch]:
@@ -152,6 +155,7 @@ class SliceMonitor:
         self._forced = False
         self._notice = ""
         self._shape: tuple[int, int, int] | None = None
+        self._pixel_m = scan.pixel_m
         self._seen = 0
         self._service: _Service | None = None
         self.generation = 0
@@ -227,7 +231,7 @@ class SliceMonitor:
             service = self._service
             regions = self._drawn(new, service)
             if new.cold_mask != self._settings.cold_mask:
-                cold = self._cold_mask(new, service.first.magnitude, service.level, service.fat)
+                cold = self._cold_mask(new, service.first.magnitude, service.level, service.fat, service.pixel_m)
                 for echo in service.echoes.values():
                     echo.set_cold_mask(cold, one_sided=new.cold_mask == "auto")
             self._regions = regions
@@ -284,12 +288,11 @@ class SliceMonitor:
 
     def _finish(self, before: FrameImage | None = None) -> None:
         """Put the baseline of the frames collected into service; ``before``: with frames missing up to this one."""
-        service = self._serve(
-            {echo: builder.build(self._scan) for echo, builder in self._builders.items()}, follows=before is None
-        )
+        last = next(iter(self._builders.values())).images[-1]
+        made = {echo: builder.build(self._scan) for echo, builder in self._builders.items()}
+        service = self._serve(made, last, follows=before is None)
         for echo, builder in self._builders.items():
             service.echoes[echo].use_pre_heating(builder.images)
-        last = next(iter(self._builders.values())).images[-1]
         missing = 0 if before is None else before.number - last.number - 1
         self._start(service, last, follows=missing <= self._settings.dose_gap_frames)
         self._builders, self._renewal = {}, range(0)
@@ -314,7 +317,7 @@ class SliceMonitor:
                 for other in images
             }
             # What was heated before the first frame that can serve is not known.
-            return self._start(self._serve(first), image, follows=self._seen == 1)
+            return self._start(self._serve(first, image), image, follows=self._seen == 1)
         if self._stored is None:
             return None
         missing = [other.echo for other in images if other.echo not in self._stored]
@@ -325,11 +328,11 @@ class SliceMonitor:
             facts = {name: fact for name, fact in fingerprint_of(other, self._scan).items() if name != "spokes"}
             check_fingerprint(self._stored[other.echo].fingerprint, facts)
         stored = {other.echo: self._stored[other.echo] for other in images}
-        return self._start(self._serve(stored, follows=False), image, follows=False)
+        return self._start(self._serve(stored, image, follows=False), image, follows=False)
 
-    def _serve(self, baselines: Mapping[int, Baseline], *, follows: bool = True) -> _Service:
-        """Make ready to measure against baselines, which the frames follow directly or do not."""
-        settings, pixel = self._settings, self._scan.pixel_m
+    def _serve(self, baselines: Mapping[int, Baseline], image: FrameImage, *, follows: bool = True) -> _Service:
+        """Make ready to measure images like this one against baselines, which they follow directly or do not."""
+        settings, pixel = self._settings, self._scan.pixel_of(image.data.shape, image.fov_m)
         echo, first = next(iter(baselines.items()))
         size = magnitude(first.data)
         shape = (size.shape[0], size.shape[1], size.shape[2])
@@ -338,8 +341,8 @@ class SliceMonitor:
         if not body.any():
             raise BaselineError("the baseline holds no signal, or values that are not finite: check the receive chain.")
         heated = region_mask(settings.heated, shape, pixel) if settings.referenceless else None
-        fat = self._fat_mask(first, self._echo_time(echo), size, level)
-        cold = self._cold_mask(settings, size, level, fat)
+        fat = self._fat_mask(first, self._echo_time(echo), size, level, pixel)
+        cold = self._cold_mask(settings, size, level, fat, pixel)
         return _Service(
             name=first.name,
             echoes={
@@ -365,6 +368,7 @@ class SliceMonitor:
             fat=fat,
             steady=np.zeros(shape, dtype=bool),
             level=level,
+            pixel_m=pixel,
         )
 
     def _start(self, service: _Service, image: FrameImage, *, follows: bool = True) -> _Service:
@@ -394,13 +398,15 @@ class SliceMonitor:
         )
         return service
 
-    def _fat_mask(self, baseline: Baseline, echo_time_s: float, size: FloatArray, level: float) -> MaskArray:
+    def _fat_mask(
+        self, baseline: Baseline, echo_time_s: float, size: FloatArray, level: float, pixel_m: tuple[float, float]
+    ) -> MaskArray:
         text = self._settings.fat
         shape = (size.shape[0], size.shape[1], size.shape[2])
         if not text:
             return np.zeros(shape, dtype=bool)
         if text != "auto":
-            return region_mask(text, shape, self._scan.pixel_m)
+            return region_mask(text, shape, pixel_m)
         if len(baseline.data) != 1:
             raise DataError(
                 f"{len(baseline.data)} coil images: fat is found in combined images only; "
@@ -411,11 +417,18 @@ class SliceMonitor:
             [find_fat(plane, shown, level, offset) for plane, shown in zip(baseline.data[0], size, strict=True)]
         )
 
-    def _cold_mask(self, settings: ThermometrySettings, size: FloatArray, level: float, fat: MaskArray) -> MaskArray:
+    def _cold_mask(
+        self,
+        settings: ThermometrySettings,
+        size: FloatArray,
+        level: float,
+        fat: MaskArray,
+        pixel_m: tuple[float, float],
+    ) -> MaskArray:
         if settings.cold_mask == "auto":
-            return np.stack([periphery_mask(plane, level, self._scan.pixel_m) for plane in size])
+            return np.stack([periphery_mask(plane, level, pixel_m) for plane in size])
         shape = (size.shape[0], size.shape[1], size.shape[2])
-        given = fat if settings.cold_mask == "fat" else region_mask(settings.cold_mask, shape, self._scan.pixel_m)
+        given = fat if settings.cold_mask == "fat" else region_mask(settings.cold_mask, shape, pixel_m)
         return given & (size > level)
 
     def _echo_time(self, echo: int) -> float:
@@ -433,7 +446,7 @@ class SliceMonitor:
     ) -> dict[str, RegionStatistics]:
         """Return the regions of the settings; one that has not changed keeps its dose."""
         shape = (service.body.shape[0], service.body.shape[1], service.body.shape[2])
-        pixel = self._scan.pixel_m
+        pixel = service.pixel_m
         # The planes of a slab are not interpolated; volumes that come as images have those of their matrix.
         scan = self._scan
         plane_m = scan.plane_m if scan.n_partitions > 1 else scan.recon.fov_m[2] / max(1, scan.recon.matrix[2])
@@ -445,6 +458,7 @@ class SliceMonitor:
             old = self._regions.get(name)
             same = old is not None and not anew and np.array_equal(old.mask, mask)
             regions[name] = old if old is not None and same else RegionStatistics(name, mask, voxel_ml)
+            regions[name].voxel_ml = voxel_ml
         return regions
 
     def _time(self, image: FrameImage) -> float:
@@ -565,12 +579,19 @@ class SliceMonitor:
     def _check_drawings(self, image: FrameImage) -> None:
         """Refuse a region that cannot be drawn at the first frame, not when the baseline is complete."""
         self._shape = (image.data.shape[1], image.data.shape[2], image.data.shape[3])
+        self._pixel_m = self._scan.pixel_of(self._shape, image.fov_m)
+        if image.fov_m is None and self._shape[:0:-1] != self._scan.recon.matrix[:2]:
+            logger.warning(
+                "the images have %d x %d pixels, the header says %d x %d, and they state no field of view: they are "
+                "taken to show all of the header's",
+                *(self._shape[2], self._shape[1], *self._scan.recon.matrix[:2]),
+            )
         self._try_drawings(self._settings)
 
     def _try_drawings(self, settings: ThermometrySettings) -> None:
         if self._shape is not None:
             for text in settings.drawings:
-                region_mask(text, self._shape, self._scan.pixel_m)
+                region_mask(text, self._shape, self._pixel_m)
 
     def _misfit(self, service: _Service, images: Sequence[FrameImage]) -> str:
         """Return why the baseline does not fit these images (f0 changed in mid-scan …), or an empty text."""
@@ -612,6 +633,7 @@ class SliceMonitor:
             temperature_degc=nothing if absolute else None,
             unfiltered_degc=nothing,
             cem43_min=dose if absolute else None,
+            fov_m=image.fov_m,
             footprint=image.footprint,
             header=image.header,
             received_s=image.received_s,
@@ -709,6 +731,7 @@ class SliceMonitor:
             temperature_degc=temperature,
             unfiltered_degc=np.where(valid, unfiltered, np.float32(np.nan)),
             cem43_min=dose,
+            fov_m=image.fov_m,
             footprint=image.footprint,
             header=image.header,
             received_s=image.received_s,

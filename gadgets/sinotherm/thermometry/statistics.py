@@ -35,7 +35,7 @@ class RegionStatistics:
     def __init__(self, name: str, mask: MaskArray, voxel_ml: float) -> None:
         self.name = name
         self.mask = mask
-        self._voxel_ml = voxel_ml
+        self.voxel_ml = voxel_ml
         self._dose: DoseIntegrator | None = None
 
     @property
@@ -114,8 +114,8 @@ class RegionStatistics:
                 for limit in (41, 43):
                     above = int((found >= limit).sum())
                     row[f"voxels_above_{limit}"] = above
-                    if math.isfinite(self._voxel_ml):
-                        row[f"volume_above_{limit}_ml"] = above * self._voxel_ml
+                    if math.isfinite(self.voxel_ml):
+                        row[f"volume_above_{limit}_ml"] = above * self.voxel_ml
             gone = np.zeros(0, dtype=np.uint16) if lost is None else lost[self.mask & (lost != 0)]
             if len(gone) > _LOST_SHARE * (len(found) + len(gone)):
                 counts = {bit: int(((gone & bit) != 0).sum()) for bit in NoReading}
