@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from sinotherm.errors import DataError, SettingsError
 from sinotherm.thermometry.background import Background
@@ -30,6 +31,47 @@ def test_heating_is_read_without_a_baseline(harmonic: bool, order: int) -> None:
     np.testing.assert_allclose(found[HEATED], HEAT[HEATED], atol=0.02)
     noisy = _reading(background, 0.02)
     assert abs((noisy - HEAT)[HEATED].mean()) < 0.02
+
+
+@pytest.mark.parametrize(
+    "field",
+    [12.0 * (X**2 - Y**2), 9.0 * X * Y - 20.0 * X, 6.0 * (X**3 - 3.0 * X * Y**2), 9.0 * (3.0 * X**2 * Y - Y**3)],
+)
+@pytest.mark.parametrize("radius", [0.15, 0.25, 0.42])
+def test_harmonic_fields_have_no_bias(field: np.ndarray, radius: float) -> None:
+    """Of those that obey Laplace's equation exactly; over the widest ring they turn several times."""
+    heated = np.hypot(X - 0.1, Y) < radius
+    image = (BODY * np.exp(1j * field)).astype(np.complex64)
+    reference, _ = Background(heated, harmonic=True, order=3).reference(image[None])
+    assert np.abs(np.angle(image * reference[0].conj())[heated]).max() < 2e-3
+
+
+def test_harmonic_field_of_higher_orders() -> None:
+    """What the harmonic polynomials lack the solution has: a source beside the body."""
+    field = np.log((X - 1.2) ** 2 + Y**2) * 3.0
+    image = (BODY * np.exp(1j * field)).astype(np.complex64)
+    reference, _ = Background(HEATED, harmonic=True, order=3).reference(image[None])
+    assert np.abs(np.angle(image * reference[0].conj())[HEATED]).max() < 0.02
+
+
+def test_polynomial_of_a_phase_that_turns_often_over_the_ring() -> None:
+    heated = np.hypot(X - 0.1, Y) < 0.42
+    image = (BODY * np.exp(1j * (0.4 + 12.0 * (X**2 - Y**2) - 15.0 * Y))).astype(np.complex64)
+    reference, _ = Background(heated, harmonic=False, order=2).reference(image[None])
+    assert np.abs(np.angle(image * reference[0].conj())[heated]).max() < 2e-3
+
+
+@pytest.mark.parametrize("smooth", [0.0, 1.0])
+def test_scatter_of_the_harmonic_reading_is_that_of_the_image(smooth: float) -> None:
+    random, errors, noise = np.random.default_rng(4), [], 0.05
+    background = Background(HEATED, harmonic=True, order=3)
+    for _ in range(20):
+        parts = gaussian_filter(random.standard_normal((2, N, N)), (0.0, smooth, smooth))
+        parts *= noise / parts.std()
+        image = BODY * np.exp(1j * FIELD) + parts[0] + 1j * parts[1]
+        reference, _ = background.reference(image[None].astype(np.complex64))
+        errors.append(np.angle(image * reference[0].conj())[HEATED])
+    assert 0.83 < np.std(errors) / noise < 1.1
 
 
 def test_first_order_cannot_follow_curvature() -> None:

@@ -20,6 +20,14 @@ __all__ = ["Background"]
 RING_PX: Final = 6
 _STEPS: Final = 4
 _LEAST: Final = 1e-12
+_LEAST_POWER: Final = 1e-300
+
+
+def _harmonics(x: FloatArray, y: FloatArray) -> FloatArray:
+    """Return real and imaginary part of (x + iy)ⁿ, n ≤ 3, float64 (term, …); the grid's own Laplacian of each is 0."""
+    z = x + 1j * y
+    powers = [z**n for n in range(1, 4)]
+    return np.stack([np.ones_like(x), *(part for power in powers for part in (power.real, power.imag))])
 
 
 class Background:
@@ -34,7 +42,7 @@ class Background:
         True: the field obeys Laplace's equation where the susceptibility is uniform; solved from the
         region's border. Salomir et al. 2012, 10.1109/TMI.2011.2168421.
     order
-        Order of the polynomial; the harmonic mode takes out the first order before it solves.
+        Order of the polynomial; the harmonic mode takes out the harmonic ones up to the third before it solves.
 
     Raises
     ------
@@ -50,14 +58,19 @@ class Background:
                 "the heated region touches the border of the image: draw it so that a ring surrounds it."
             )
         self._heated = heated
-        self._order = 1 if harmonic else order
         inner = ndimage.binary_dilation(heated, iterations=1)
         self._ring = ndimage.binary_dilation(inner, iterations=RING_PX) & ~inner
         rows, columns = np.nonzero(heated)
         self._centre = np.array([columns.mean(), rows.mean()])
         self._scale = max(np.ptp(columns), np.ptp(rows)) / 2.0 + RING_PX
         y, x = np.mgrid[: heated.shape[0], : heated.shape[1]]
-        self._terms = monomials((x - self._centre[0]) / self._scale, (y - self._centre[1]) / self._scale, self._order)
+        x, y = (x - self._centre[0]) / self._scale, (y - self._centre[1]) / self._scale
+        self._terms = _harmonics(x, y) if harmonic else monomials(x, y, order)
+        self._both_x = self._ring[:, 1:] & self._ring[:, :-1]
+        self._both_y = self._ring[1:] & self._ring[:-1]
+        steps = (np.diff(self._terms, axis=2)[:, self._both_x], np.diff(self._terms, axis=1)[:, self._both_y])
+        # The first term is the constant.
+        self._rises = np.concatenate(steps, axis=1)[1:].T
         self._design = np.ascontiguousarray(self._terms[:, self._ring].T)
         self._inside = self._terms[:, heated].astype(np.float32)
         self._frame = ndimage.find_objects(self._ring.astype(np.int8))[0]
@@ -92,8 +105,9 @@ class Background:
         """Return |x|·exp(i·background) inside the region and 0 outside, and the variance of the background.
 
         complex64 (1, y, x), and float32 (y, x), rad². The harmonic function is a mean over the border, wide inside
-        and narrow near the rim, and what the first order lacks it puts back: no variance is stated. In white and in
-        smooth noise (SD of the kernel up to 2 pixels) the scatter was 0.83 to 1.01 of that of the image alone.
+        and narrow near the rim, and what the polynomial lacks it puts back: no variance is stated. In white and in
+        smooth noise (SD of the kernel up to 2 pixels), in regions of 5 to 19 pixels radius, the scatter was 0.79 to
+        1.04 of that of the image alone.
 
         Without signal in the ring there is no background, and it is 0 everywhere.
 
@@ -122,25 +136,27 @@ class Background:
         return inside[None].astype(np.complex64), variance
 
     def _polynomial(self, plane: ComplexArray) -> FloatArray:
-        """Fit the ring's phase, rising in order from its mean gradient, so that no unwrapping is needed."""
-        weights = np.where(self._ring, np.abs(plane) ** 2, 0.0)[self._ring]
-        both_x = self._ring[:, 1:] & self._ring[:, :-1]
-        both_y = self._ring[1:] & self._ring[:-1]
-        slope_x = np.angle(np.vdot(plane[:, :-1][both_x], plane[:, 1:][both_x]))
-        slope_y = np.angle(np.vdot(plane[:-1][both_y], plane[1:][both_y]))
+        """Fit the ring's phase: its steps from pixel to pixel first, then what these leave of it.
+
+        Over the ring it may turn often, as long as the steps stay below half a turn and what they leave does.
+        """
+        plane = plane.astype(np.complex128)
+        ring = plane[self._ring]
+        ends = [(plane[:, :-1][self._both_x], plane[:, 1:][self._both_x])]
+        ends.append((plane[:-1][self._both_y], plane[1:][self._both_y]))
+        before, after = (np.concatenate(parts) for parts in zip(*ends, strict=True))
+        power = np.abs(before) ** 2, np.abs(after) ** 2
+        # The step's variance is the sum of those of its ends.
+        root = np.sqrt(power[0] * power[1] / np.maximum(power[0] + power[1], _LEAST_POWER))
         coefficients = np.zeros(len(self._terms))
-        coefficients[1:3] = slope_x * self._scale, slope_y * self._scale
-        start = np.einsum("t,tyx->yx", coefficients, self._terms)
-        coefficients[0] = np.angle(
-            np.sum(np.abs(plane[self._ring]) * plane[self._ring] * np.exp(-1j * start[self._ring]))
-        )
-        design = self._terms[:, self._ring].T
-        for order in range(1, self._order + 1):
-            used = (order + 1) * (order + 2) // 2
-            weighted = design[:, :used] * np.sqrt(weights)[:, None]
-            for _ in range(_STEPS):
-                residual = np.angle(plane[self._ring] * np.exp(-1j * (design @ coefficients)))
-                coefficients[:used] += np.linalg.lstsq(weighted, residual * np.sqrt(weights), rcond=None)[0]
+        coefficients[1:] = np.linalg.lstsq(
+            self._rises * root[:, None], np.angle(after * before.conj()) * root, rcond=None
+        )[0]
+        coefficients[0] = np.angle(np.sum(np.abs(ring) * ring * np.exp(-1j * (self._design @ coefficients))))
+        root = np.abs(ring)
+        for _ in range(_STEPS):
+            residual = np.angle(ring * np.exp(-1j * (self._design @ coefficients)))
+            coefficients += np.linalg.lstsq(self._design * root[:, None], residual * root, rcond=None)[0]
         return np.einsum("t,tyx->yx", coefficients, self._terms)
 
     def _variance(self, flattened: ComplexArray) -> FloatArray:
@@ -161,7 +177,8 @@ class Background:
         from scipy.ndimage import uniform_filter
 
         factors, link, border = self._laplace  # type: ignore[misc]
-        # The border is noise as well: its complex neighbours outside of the region steady it.
+        # The border is noise as well: its complex neighbours outside of the region steady it. They lie further out,
+        # so that a slope would shift it: the polynomial has taken out the most.
         outer = np.where(self._heated, 0.0, flattened)
         smooth = uniform_filter(outer.real, 3) + 1j * uniform_filter(outer.imag, 3)
         values = np.angle(smooth[border])
