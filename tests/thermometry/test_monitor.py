@@ -766,6 +766,24 @@ def test_referenceless_modes_read_the_heated_region_only(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["polynomial", "harmonic"])
+def test_a_plane_without_a_heated_region_has_no_reading_and_ends_no_scan(mode: str, tmp_path) -> None:
+    series = Series(noise=0.005)
+    mask = np.zeros((3, N, N), bool)
+    mask[1] = np.hypot(X - 0.1, Y + 0.1) < 0.34
+    np.save(tmp_path / "mask.npy", mask)
+    monitor = SliceMonitor(SCAN, _settings(baseline_mode=mode, heated=f"file:{tmp_path}/mask.npy", regions=""))
+    for number in range(8):
+        images = [series.image(number) for _ in range(3)]
+        volume = np.concatenate([image.data for image in images], axis=1)
+        noise = np.concatenate([image.noise_sd for image in images])
+        found, statistics = monitor.frame([replace(images[0], data=volume, noise_sd=noise)])
+        assert statistics.alarms == ()
+    assert (found.validity[[0, 2]] & NoReading.NO_BASELINE).all()
+    assert not found.validity[1][mask[1]].any()
+    assert abs((found.change_degc[1] - series.heat(7))[HOT].mean()) < 0.4
+
+
+@pytest.mark.parametrize("mode", ["polynomial", "harmonic"])
 def test_referenceless_modes_read_a_region_that_is_hot_for_the_most_part(mode: str) -> None:
     series = Series(noise=0.005)
     heat = 54.0 * np.exp(-((np.hypot(X, Y) / 0.28) ** 8))

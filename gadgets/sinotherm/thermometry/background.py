@@ -36,7 +36,7 @@ class Background:
     Parameters
     ----------
     heated
-        bool (y, x): region that may be heated.
+        bool (y, x): region that may be heated; not empty.
     harmonic
         False: polynomial of ``order`` through the ring. Rieke et al. 2004, 10.1002/mrm.20124.
         True: the field obeys Laplace's equation where the susceptibility is uniform; solved from the

@@ -104,13 +104,16 @@ class EchoMeasurement:
             TemporalUnwrapper(known=follows and heated is None, drifts=heated is None) for _ in self.magnitude
         ]
         self._chosen = 0
-        self._backgrounds: list[Background] = []
+        self._backgrounds: list[Background | None] = []
         self._trusted = self.magnitude > level
         self._level = level
         if heated is not None:
             harmonic = settings.baseline_mode == "harmonic"
             order = settings.background_order
-            self._backgrounds = [Background(plane, harmonic=harmonic, order=order) for plane in heated]
+            # A plane that the region leaves out has nothing to read.
+            self._backgrounds = [
+                Background(plane, harmonic=harmonic, order=order) if plane.any() else None for plane in heated
+            ]
             self._trusted = self._trusted & heated
             # Where the background was fitted on, the rim of the region differs from it by its own heat alone.
             self._rim = heated & ~binary_erosion(heated, np.ones((1, 3, 3), bool), iterations=2)
@@ -236,8 +239,11 @@ class EchoMeasurement:
         """
         baseline, exact = self.baseline, np.float32(0.0)
         if self._backgrounds:
-            planes = [background.reference(data[:, plane]) for plane, background in enumerate(self._backgrounds)]
-            return np.stack([one for one, _ in planes], axis=1), np.stack([one for _, one in planes]), math.inf, None
+            reference, variance = np.zeros_like(data), np.zeros(data.shape[1:], dtype=np.float32)
+            for plane, background in enumerate(self._backgrounds):
+                if background is not None:
+                    reference[:, plane], variance[plane] = background.reference(data[:, plane])
+            return reference, variance, math.inf, None
         if not baseline.library:
             return baseline.data, exact, baseline.n_effective, None
         best, score = best_match(data, baseline.library)
@@ -257,8 +263,8 @@ class EchoMeasurement:
         missing = np.zeros(phase.shape, dtype=bool)
         fits: list[DriftFit] = []
         problems: list[str] = []
-        for plane in range(len(self._backgrounds)):
-            if not product[plane].any():
+        for plane, background in enumerate(self._backgrounds):
+            if background is not None and not product[plane].any():
                 missing[plane] = True
                 problems.append("no signal in the ring round the heated region: draw it inside tissue; no reading")
         for plane, estimator in enumerate(self._drift):
