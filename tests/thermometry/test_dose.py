@@ -81,3 +81,22 @@ def test_frames_that_never_came_are_a_gap() -> None:
     np.testing.assert_allclose(dose.minutes, 0.0)
     assert dose.lower_bound.all()
     assert dose.read.all()
+
+
+@pytest.mark.parametrize("by", [-2.0, 0.7, 2.0])
+def test_a_dose_carried_over_to_another_temperature_is_a_lower_bound(by: float) -> None:
+    courses = np.array([np.full(5, 39.0), np.linspace(38.0, 47.0, 5), np.full(5, 46.0), np.full(5, np.nan)])
+    carried, right = (DoseIntegrator(np.full(4, 37.0 + shift), 0.0, max_gap_frames=9) for shift in (0.0, by))
+    for frame, values in enumerate(courses.T):
+        carried.update(values, 60.0 * frame)
+        right.update(values + by, 60.0 * frame)
+    carried.shift(by)
+    # Exact where it lay on one side of 43 °C throughout: above for a rise, below for a fall.
+    exact = 2 if by > 0.0 else 0
+    assert carried.minutes[exact] == pytest.approx(right.minutes[exact])
+    assert (carried.minutes <= right.minutes * (1.0 + 1e-12)).all()
+    np.testing.assert_array_equal(carried.lower_bound, [True, True, True, False])
+    for dose in (carried, right):
+        dose.minutes[:] = 0.0
+        dose.update(courses[:, -1] + by, 600.0)
+    np.testing.assert_allclose(carried.minutes, right.minutes)

@@ -511,6 +511,43 @@ def test_a_new_baseline_of_another_field_of_view_has_other_volumes() -> None:
     assert volumes[-1] == pytest.approx(2.0 * volumes[0])
 
 
+@pytest.mark.parametrize("began", [39.0, 35.0])
+def test_a_body_temperature_commanded_anew_carries_the_dose_over(began: float) -> None:
+    series = Series(noise=1e-4)
+    right, changed = (SliceMonitor(SCAN, _settings(body_temperature_degc=value)) for value in (37.0, began))
+    for number in range(12):
+        if number == 8:
+            # What is put right before the next frame changes nothing.
+            changed.configure(_settings(body_temperature_degc=41.0))
+            changed.configure(_settings(body_temperature_degc=37.0))
+        image = series.image(number)
+        (expected, rows), (found, statistics) = (one.frame([image]) for one in (right, changed))
+        told = [text for text in statistics.alarms if text.startswith("dose carried over: ")]
+        assert len(told) == (number == 8)
+        assert all(f"body temperature of {began:g} degC, now 37;" in text for text in told)
+    read = np.isfinite(expected.cem43_min[0])
+    assert read.any()
+    assert (found.cem43_min[0] <= expected.cem43_min[0] * 1.001)[read].all()
+    assert found.meta["dose_lower_bound_voxels"] == read.sum()
+    assert expected.meta["dose_lower_bound_voxels"] == 0
+    row, exact = statistics.regions[0], rows.regions[0]
+    assert row["cem43_lower_bound"] is True
+    assert 0.3 < row["cem43_t50_min"] / exact["cem43_t50_min"] < 1.0 + 1e-9
+
+
+def test_a_body_temperature_commanded_before_the_first_reading_is_that_of_the_dose() -> None:
+    series = Series(noise=1e-4)
+    right, changed = (SliceMonitor(SCAN, _settings(body_temperature_degc=value)) for value in (37.0, 39.0))
+    for number in range(9):
+        if number == 4:
+            changed.configure(_settings(body_temperature_degc=37.0))
+        image = series.image(number)
+        (expected, _), (found, statistics) = (one.frame([image]) for one in (right, changed))
+        assert statistics.alarms == ()
+    np.testing.assert_array_equal(found.cem43_min, expected.cem43_min)
+    assert found.meta["dose_lower_bound_voxels"] == 0
+
+
 def test_noise_of_foreign_images_from_the_pre_heating_frames() -> None:
     series = Series(start=30)
     series.start = 30

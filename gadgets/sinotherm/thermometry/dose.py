@@ -123,3 +123,13 @@ class DoseIntegrator:
         self.read |= valid
         self.last_degc[valid] = temperature_degc[valid]
         self.last_s[valid] = time_s
+
+    def shift(self, by_degc: float) -> None:
+        """Carry the dose over to temperatures that all were this much higher, °C; what there is, is a lower bound.
+
+        A degree multiplies the rate by 2 above 43 °C and by 4 below, and how long it was on which side is not kept: the
+        dose becomes the least that it can have been (temperatures near `CAP_DEGC` aside).
+        """
+        self.minutes *= (2.0 if by_degc > 0.0 else 4.0) ** by_degc
+        self.last_degc += by_degc
+        self.lower_bound |= self.minutes > 0.0

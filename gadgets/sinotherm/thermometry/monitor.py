@@ -153,7 +153,7 @@ class SliceMonitor:
         self._builders: dict[int, BaselineBuilder] = {}
         self._renewal = range(0)
         self._forced = False
-        self._notice = ""
+        self._notices: list[str] = []
         self._shape: tuple[int, int, int] | None = None
         self._pixel_m = scan.pixel_m
         self._seen = 0
@@ -164,6 +164,7 @@ class SliceMonitor:
         self._count = FrameCount(settings.stale_intervals)
         self._regions: dict[str, RegionStatistics] = {}
         self._dose: DoseIntegrator | None = None
+        self._dose_body_degc = math.nan
         self._late = False
         self._hot: MaskArray = np.zeros((1, 1, 1), dtype=bool)
         self._larmor_hz, self._echo_times = frequency_and_echo_times(scan, settings)
@@ -284,7 +285,7 @@ class SliceMonitor:
         """Take no commanded baseline, which the next frame tells."""
         self._builders, self._renewal = {}, range(0)
         kept = "there is none" if self._service is None else "the old one serves on"
-        self._notice = f"new baseline refused: {kept}; {why}"
+        self._notices.append(f"new baseline refused: {kept}; {why}")
 
     def _finish(self, before: FrameImage | None = None) -> None:
         """Put the baseline of the frames collected into service; ``before``: with frames missing up to this one."""
@@ -376,7 +377,7 @@ class SliceMonitor:
         self._regions = self._drawn(self._settings, service)
         old, new = (self._service or service).body.shape, service.body.shape
         if old != new:
-            self._notice = (
+            self._notices.append(
                 f"dose begun anew: (slice, y, x) = {old} became {new}, and the dose has no voxels there; "
                 "add what was reached before, and check the regions"
             )
@@ -484,9 +485,25 @@ class SliceMonitor:
                 max_gap_frames=self._settings.dose_gap_frames,
                 lower_bound=self._late,
             )
+            self._dose_body_degc = body
         for region in self._regions.values():
             if not region.has_dose:
                 region.begin_dose(self._dose)
+
+    def _carry_dose_over(self) -> None:
+        """Make the dose one of the body temperature that is set now, and tell where that has changed since it began."""
+        body, before = self._settings.body_temperature_degc, self._dose_body_degc
+        if self._dose is None or body is None or body == before:
+            return
+        if self._dose.read.any():
+            self._notices.append(
+                f"dose carried over: it was that of a body temperature of {before:g} degC, now {body:g}; "
+                "what had been reached is shown as the least that it can have been"
+            )
+        self._dose.shift(body - before)
+        for region in self._regions.values():
+            region.shift_dose(body - before)
+        self._dose_body_degc = body
 
     @property
     def _longest_s(self) -> float:
@@ -552,6 +569,7 @@ class SliceMonitor:
         if ordinal >= self._renewal.stop if self._renewal else waits:
             # Frames of the window were missing: what came of it must do.
             self._complete(before=image)
+        self._carry_dose_over()
         if withheld:
             return self._no_map(image, NoReading.GUARD, Observation(guard=withheld), stale, said)
         service, problem = self._service, ""
@@ -655,9 +673,9 @@ class SliceMonitor:
             signal_share=settings.alarm_signal,
             wrap_share=settings.alarm_wrap,
         )
-        notice, self._notice = self._notice, ""
+        notices, self._notices = self._notices, []
         timed = settings.body_temperature_degc is None or math.isfinite(self._time(image))
-        raised = (*alarms(seen, limits), *filter(None, (stale, notice, "" if timed else _NO_TIME)))
+        raised = (*alarms(seen, limits), *filter(None, (stale, *notices, "" if timed else _NO_TIME)))
         for text in raised:
             logger.warning("frame %d: %s", image.number, text)
         return raised

@@ -59,6 +59,11 @@ class RegionStatistics:
             lower_bound=bool(voxels.lower_bound[self.mask].any()),
         )
 
+    def shift_dose(self, by_degc: float) -> None:
+        """Carry the dose of its curves over to temperatures that all were this much higher, °C."""
+        if self._dose is not None:
+            self._dose.shift(by_degc)
+
     def row(
         self,
         values: FloatArray,
