@@ -57,6 +57,21 @@ def test_a_pipeline_file_is_sent_as_its_text(unstamped: Path, tmp_path: Path) ->
         assert REQUESTS[-1].config == "other.xml"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "iso-8859-1", "utf-16"])
+def test_a_pipeline_file_of_another_encoding_travels_as_utf_8(unstamped: Path, tmp_path: Path, encoding: str) -> None:
+    text = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?><configuration>Körper</configuration>'
+    (tmp_path / "mine.xml").write_text(text, encoding=encoding)
+    with serving() as server:
+        run(unstamped, "-o", tmp_path / "a.h5", "--to", f"127.0.0.1:{server.address[1]}", "-c", tmp_path / "mine.xml")
+    assert REQUESTS[-1].config == (text if encoding == "utf-8-sig" else "<configuration>Körper</configuration>")
+
+
+def test_a_pipeline_file_that_is_no_xml_is_told(unstamped: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.xml").write_bytes(b"<configuration>\xff</configuration>")
+    with pytest.raises(DataError, match=r"the pipeline .*mine\.xml \(.* bytes\) is not XML"):
+        run(unstamped, "-o", tmp_path / "a.h5", "-c", tmp_path / "mine.xml")
+
+
 def test_a_pace_without_a_clock_needs_tr(unstamped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "a.h5"
     with serving() as server:

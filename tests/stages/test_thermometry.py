@@ -560,6 +560,9 @@ def test_commands_that_cannot_be_taken(tmp_path, caplog: pytest.LogCaptureFixtur
         list(stage(iter(()), SCAN, _settings(commands="tcp://0.0.0.0:5999")))
     with pytest.raises(SettingsError, match="commands_key_file"):
         list(stage(iter(()), SCAN, _settings(commands=endpoint, commands_key_file=str(tmp_path / "absent"))))
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError, match=r"commands_key_file = '.*binary'.* it must be a text file \(UTF-8\)"):
+        list(stage(iter(()), SCAN, _settings(commands=endpoint, commands_key_file=str(tmp_path / "binary"))))
     (tmp_path / "key").write_text("secret\n")
     list(stage(iter(()), SCAN, _settings(commands=f"{endpoint}2", commands_key_file=str(tmp_path / "key"))))
 

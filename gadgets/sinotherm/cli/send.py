@@ -46,9 +46,7 @@ def command(
         speed = {"scanner": 1.0, "fast": float("inf")}[pace] if pace in ("scanner", "fast") else float(pace)
     except ValueError:
         raise SettingsError(f"--pace {pace}: scanner, fast, or a number (times faster than the scanner).") from None
-    pipeline = (
-        Path(config).read_text(encoding="utf-8") if config.endswith(".xml") and Path(config).is_file() else config
-    )
+    pipeline = _document(Path(config)) if config.endswith(".xml") and Path(config).is_file() else config
     with MrdFile(scan, dataset=dataset) as file:
         repetition_time_s = tr
         if tr is None:
@@ -71,3 +69,16 @@ def command(
                         typer.echo(f"series {series}: {count} images")
             if not writer.counts:
                 raise DataError(f"{scan}: no image came back from {to}; the server's log says why.")
+
+
+def _document(path: Path) -> str:
+    """Return the text of a pipeline's file; one in another encoding, which it declares, becomes one of UTF-8."""
+    from xml.etree.ElementTree import tostring
+
+    from sinotherm.core.documents import parse_document
+
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return tostring(parse_document(raw, f"the pipeline {path}"), encoding="unicode")

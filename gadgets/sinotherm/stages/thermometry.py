@@ -374,6 +374,9 @@ def _command_server(settings: Settings) -> CommandServer:
     """Return the server of the commands."""
     try:
         key = Path(settings.commands_key_file).read_text(encoding="utf-8").strip() if settings.commands_key_file else ""
-    except OSError as error:
-        raise SettingsError(f"thermometry.commands_key_file = {settings.commands_key_file!r}: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"thermometry.commands_key_file = {settings.commands_key_file!r}: {error}; it must be a text file (UTF-8) "
+            "that holds the key."
+        ) from error
     return CommandServer(settings.commands, key=key)
