@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from sinotherm.cli.interruption import interruptible
+from sinotherm.cli.interruption import interruptible, shielding
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -26,3 +26,37 @@ def test_a_second_signal_interrupts_at_once():
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_shield_lets_what_runs_come_to_its_end(number):
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    got = []
+
+    def take(item):
+        signal.raise_signal(number)
+        got.append(item)
+
+    with shielding() as shield:
+        assert list(shield.items(iter(range(3)))) == [0, 1, 2]
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                shield.run(take, 1)
+        # Anywhere else at once.
+        with pytest.raises(KeyboardInterrupt):
+            take(2)
+    assert got == [1, 1]
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_second_signal_passes_the_shield_and_an_error_is_not_hidden():
+    def twice():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ZeroDivisionError
+
+    with shielding() as shield:
+        with pytest.raises(ZeroDivisionError):
+            shield.run(twice)
+        assert shield.run(int, "3") == 3

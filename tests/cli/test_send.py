@@ -1,3 +1,5 @@
+import contextlib
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from mrd_handlers import REQUESTS, serving
 from mrd_peers import free_port
 from sinotherm.cli.send import command
 from sinotherm.errors import DataError, HeaderError, PeerError, SettingsError, WireError
-from sinotherm.wire.file import AcquisitionWriter, read_images
+from sinotherm.wire.file import AcquisitionWriter, ImageWriter, read_images
 from sinotherm.wire.messages import Readout
 
 app = typer.Typer()
@@ -89,6 +91,31 @@ def test_a_servers_failure_is_ours(unstamped: Path, tmp_path: Path) -> None:
     with serving() as server, pytest.raises(PeerError, match="deliberate failure"):
         run(unstamped, "-o", out, "--to", f"127.0.0.1:{server.address[1]}", "-c", "fail")
     assert len(read_images(out)[1].headers) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("method", ["append", "close"])
+def test_a_signal_within_a_write_takes_effect_after_it(
+    unstamped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, method: str
+) -> None:
+    inner = getattr(ImageWriter, method)
+
+    def interrupted(self: ImageWriter, *arguments: Any) -> None:
+        # HDF5 swallows what is raised in the Python that it calls.
+        with contextlib.suppress(KeyboardInterrupt):
+            if self.counts or method == "append":
+                signal.raise_signal(number)
+            inner(self, *arguments)
+
+    monkeypatch.setattr(ImageWriter, method, interrupted)
+    monkeypatch.setattr("sinotherm.wire.file._FLUSH_S", 0.0)
+    out = tmp_path / "a.h5"
+    with serving() as server:
+        result = CliRunner().invoke(
+            app, [str(unstamped), "-o", str(out), "--to", f"127.0.0.1:{server.address[1]}", "-c", "frames"]
+        )
+    assert result.exit_code == 130
+    assert len(read_images(out)[1].headers) == (1 if method == "append" else 3)
 
 
 def refusing(request: Any) -> Any:

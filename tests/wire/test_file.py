@@ -514,6 +514,68 @@ def test_a_disk_that_cannot_make_room_beforehand_or_lock_is_written_to(
     assert len(read_images(tmp_path / "a.h5")[1].headers) == 1
 
 
+_CALLS = [
+    *((h5py.Group, name) for name in ("require_group", "require_dataset", "create_dataset")),
+    *((h5py.Dataset, name) for name in ("resize", "__setitem__", "flush")),
+    (h5py.File, "flush"),
+]
+
+
+@contextmanager
+def interrupted_after(n_calls: int) -> Iterator[None]:
+    """Interrupt, as Ctrl-C would, after so many calls of h5py."""
+    left = [n_calls]
+
+    def counting(inner: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = inner(*arguments, **options)
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, name in _CALLS:
+            patch.setattr(kind, name, counting(getattr(kind, name)))
+        yield
+
+
+@pytest.mark.parametrize("n_calls", range(1, 33))
+def test_an_interrupted_write_of_images_is_made_good(tmp_path: Path, n_calls: int) -> None:
+    writer = ImageWriter(tmp_path / "a.h5", XML)
+    for index in range(3):
+        for series in (1, 2):
+            writer.append(image(index, series=series))
+    with interrupted_after(n_calls), pytest.raises(KeyboardInterrupt):
+        writer.flush()
+    writer.append(image(3))
+    writer.close()
+    assert writer.counts == {1: 4, 2: 3}
+    with MrdFile(tmp_path / "a.h5") as file:
+        assert file.header_xml == XML
+    for series, found in read_images(tmp_path / "a.h5").items():
+        assert [head.image_index for head in found.headers] == list(range(writer.counts[series]))
+        assert [meta["index"] for meta in found.meta] == [str(index) for index in range(writer.counts[series])]
+        np.testing.assert_array_equal(found.data, [image(n, series=series).data for n in range(writer.counts[series])])
+
+
+@pytest.mark.parametrize("n_calls", range(1, 15))
+def test_an_interrupted_write_of_readouts_is_made_good(tmp_path: Path, n_calls: int) -> None:
+    with AcquisitionWriter(tmp_path / "a.h5", XML) as writer:
+        for number in range(3):
+            writer.append(readout(number))
+            writer.append(waveform(number))
+        with interrupted_after(n_calls), pytest.raises(KeyboardInterrupt):
+            writer.flush()
+    with MrdFile(tmp_path / "a.h5") as file:
+        for number, got in enumerate(file.readouts()):
+            same(got, readout(number))
+        assert [got.time_stamp for got in file.waveforms()] == [0, 1, 2]
+        assert file.n_readouts == 3
+
+
 def test_damaged_images_are_refused(tmp_path: Path) -> None:
     with ImageWriter(tmp_path / "a.h5") as writer:
         writer.append(image(1))

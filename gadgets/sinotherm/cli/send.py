@@ -29,9 +29,14 @@ def command(
     tick_ms: Annotated[float, typer.Option(help="Unit of the time stamps, ms (Siemens: 2.5).")] = 2.5,
     dataset: Annotated[str, typer.Option(help="Group of the scan in the file.")] = "dataset",
 ) -> None:
-    """Stream an MRD file to a server and store the images that come back."""
+    """Stream an MRD file to a server and store the images that come back.
+
+    Ctrl-C and SIGTERM keep the images received so far.
+    """
+    import functools
     import logging
 
+    from sinotherm.cli.interruption import shielding
     from sinotherm.cli.progress import counted
     from sinotherm.errors import DataError, SettingsError, SinothermError
     from sinotherm.frames.header import scan_header
@@ -47,7 +52,7 @@ def command(
     except ValueError:
         raise SettingsError(f"--pace {pace}: scanner, fast, or a number (times faster than the scanner).") from None
     pipeline = _document(Path(config)) if config.endswith(".xml") and Path(config).is_file() else config
-    with MrdFile(scan, dataset=dataset) as file:
+    with MrdFile(scan, dataset=dataset) as file, shielding() as shield:
         repetition_time_s = tr
         if tr is None:
             try:
@@ -55,15 +60,17 @@ def command(
             except SinothermError as error:
                 logging.getLogger(__name__).warning("TR is not known: %s", error)
         stamped = speed == float("inf") or file.has_time_stamps
-        items = paced(file.items(), speed, stamped=stamped, repetition_time_s=repetition_time_s, tick_s=tick_ms / 1e3)
+        read = shield.items(file.items())
+        items = paced(read, speed, stamped=stamped, repetition_time_s=repetition_time_s, tick_s=tick_ms / 1e3)
         connection = connect(host.strip("[]"), int(port), patience=Patience(tick_s=tick_ms / 1e3))
         with ImageWriter(output, file.header_xml) as writer:
             try:
+                store = functools.partial(shield.run, writer.append)
                 counted_items = counted(items, total=file.n_readouts + file.n_waveforms, what="readouts")
-                stream(connection, pipeline, file.header_xml, counted_items, writer.append)
+                stream(connection, pipeline, file.header_xml, counted_items, store)
             finally:
                 try:
-                    writer.close()
+                    shield.run(writer.close)
                 finally:
                     for series, count in sorted(writer.counts.items()):
                         typer.echo(f"series {series}: {count} images")

@@ -363,6 +363,8 @@ class _Writer(ABC):
     HDF5 does not survive a write that fails: it tries again at every later chance, and can end the process by a
     segmentation fault. So room on the disk is made sure of before HDF5 writes, and a file of which a write failed
     all the same is closed at once.
+
+    A write that was interrupted (Ctrl-C) is made once more, over what it left: every row has its place.
     """
 
     def __init__(self, path: str | Path, header_xml: bytes, dataset: str) -> None:
@@ -370,18 +372,21 @@ class _Writer(ABC):
         self._header_xml = header_xml
         self._dataset = dataset
         self._file: Any = None
+        self._group: Any = None
         _check_target(self.path, self._needed([len(header_xml)]))
 
     def _begin(self) -> None:
-        with _creating(self.path):
-            self._file = h5py.File(self.path, "w")
+        if self._file is None:
+            with _creating(self.path):
+                self._file = h5py.File(self.path, "w")
         with self._writing():
             self._make_room([len(self._header_xml)])
-            self._group = self._file.create_group(self._dataset)
+            group = self._file.require_group(self._dataset)
             if self._header_xml:
-                xml = self._group.create_dataset("xml", (1,), dtype=h5py.special_dtype(vlen=bytes))
+                xml = group.require_dataset("xml", (1,), dtype=h5py.special_dtype(vlen=bytes))
                 xml[0] = self._header_xml.partition(b"\0")[0]
             self._file.flush()
+        self._group = group
 
     def __enter__(self) -> Self:
         return self
@@ -408,7 +413,7 @@ class _Writer(ABC):
         DataError
             It cannot be written; the file is closed, with what there was room for.
         """
-        if self._file is None:
+        if self._group is None:
             self._begin()
         with self._writing():
             self._write()
@@ -445,8 +450,7 @@ class _Writer(ABC):
         return sum(sizes) + len(sizes) * _ROW_OVERHEAD_BYTES + (1 + n_series) * _SERIES_OVERHEAD_BYTES
 
     @staticmethod
-    def _append(table: Any, rows: np.ndarray) -> None:
-        start = len(table)
+    def _append(table: Any, rows: np.ndarray, start: int) -> None:
         table.resize(start + len(rows), axis=0)
         table[start:] = rows
         # The table would write as it is collected, where an error goes unseen.
@@ -476,7 +480,7 @@ class AcquisitionWriter(_Writer):
     def __init__(self, path: str | Path, header_xml: bytes, *, dataset: str = "dataset") -> None:
         self._readouts: list[Readout] = []
         self._waveforms: list[Any] = []
-        self._n_readouts = 0
+        self._n_readouts = self._n_waveforms = 0
         super().__init__(path, header_xml, dataset)
 
     def append(self, item: Any) -> None:
@@ -503,7 +507,7 @@ class AcquisitionWriter(_Writer):
             for index, readout in enumerate(self._readouts):
                 rows["traj"][index] = np.ascontiguousarray(readout.trajectory, dtype=np.float32).ravel()
                 rows["data"][index] = np.ascontiguousarray(readout.data, dtype=np.complex64).view(np.float32).ravel()
-            self._append(self._table(self._group, "data", acquisition_dtype), rows)
+            self._append(self._table(self._group, "data", acquisition_dtype), rows, self._n_readouts)
             self._n_readouts += len(rows)
             self._readouts.clear()
         if self._waveforms:
@@ -512,7 +516,8 @@ class AcquisitionWriter(_Writer):
             rows["head"] = np.frombuffer(heads, dtype=waveform_dtype["head"])
             for index, waveform in enumerate(self._waveforms):
                 rows["data"][index] = np.ascontiguousarray(waveform.data, dtype=np.uint32).ravel()
-            self._append(self._table(self._group, "waveforms", waveform_dtype), rows)
+            self._append(self._table(self._group, "waveforms", waveform_dtype), rows, self._n_waveforms)
+            self._n_waveforms += len(rows)
             self._waveforms.clear()
 
 
@@ -591,29 +596,31 @@ class ImageWriter(_Writer):
             self._make_room([image.n_bytes for image in self._waiting], len(batches))
         except OSError:
             # As many as there is room for, in the order in which they came.
-            for image in self._waiting:
-                self._make_room([image.n_bytes])
-                self._write_series([image])
+            while self._waiting:
+                self._make_room([self._waiting[0].n_bytes])
+                self._write_series(self._waiting[:1])
+                del self._waiting[0]
                 self._file.flush()
         else:
-            for images in batches.values():
+            for series, images in batches.items():
                 self._write_series(images)
-        self._waiting.clear()
+                self._waiting = [image for image in self._waiting if image.series != series]
         self._waiting_bytes = 0
         self._flushed_s = monotonic()
 
     def _write_series(self, images: Sequence[_WaitingImage]) -> None:
         """Append images of one series to its tables."""
         series = images[0].series
+        start = self.counts.get(series, 0)
         stack = np.stack([image.pixels for image in images])
         stored = _STORED_COMPLEX.get(stack.dtype, stack.dtype)
         group = self._group.require_group(f"image_{series}")
-        header = self._table(group, "header", image_header_dtype)
-        self._append(header, np.frombuffer(b"".join(image.head for image in images), dtype=image_header_dtype))
+        heads = np.frombuffer(b"".join(image.head for image in images), dtype=image_header_dtype)
+        self._append(self._table(group, "header", image_header_dtype), heads, start)
         texts = np.array([image.attributes.decode() for image in images], dtype=object)
-        self._append(self._table(group, "attributes", h5py.special_dtype(vlen=str)), texts)
-        self._append(self._table(group, "data", stored, stack.shape[1:], rows=1), stack.view(stored))
-        self.counts[series] = self.counts.get(series, 0) + len(images)
+        self._append(self._table(group, "attributes", h5py.special_dtype(vlen=str)), texts, start)
+        self._append(self._table(group, "data", stored, stack.shape[1:], rows=1), stack.view(stored), start)
+        self.counts[series] = start + len(images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
