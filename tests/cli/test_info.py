@@ -130,8 +130,12 @@ def test_a_file_of_images(tmp_path, app):
         image = ismrmrd.Image.from_array(np.zeros((1, 1, 4, 6), np.float32), transpose=False)
         image.image_series_index = 3
         writer.append(image)
+        image = ismrmrd.Image.from_array(np.zeros((1, 1, 5, 6), np.int16), transpose=False)
+        image.image_series_index = 3
+        writer.append(image)
     text = screen(app, path)
     assert "series 3 1 images, 1 x 1 x 4 x 6 float32" in text
+    assert "series 3 1 images, 1 x 1 x 5 x 6 int16" in text
     assert "nothing: there is no complete frame" in text
 
 

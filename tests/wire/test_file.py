@@ -388,14 +388,35 @@ def test_we_read_images_of_the_package(tmp_path: Path) -> None:
     assert series[0].meta[1]["index"] == "1"
 
 
-def test_a_series_has_one_shape_and_type(tmp_path: Path) -> None:
-    with ImageWriter(tmp_path / "a.h5") as writer:
-        writer.append(image(1))
-        with pytest.raises(DataError, match=r"image 2 of series 1 is float64 .* give each product a series"):
-            writer.append(image(2, dtype="f8"))
-        with pytest.raises(DataError, match="series of its own"):
-            writer.append(image(3, shape=(1, 1, 2, 2)))
-    assert read_images(tmp_path / "a.h5")[1].data.shape == (1, 1, 1, 3, 4)
+def test_images_of_another_shape_or_type_have_tables_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, small = (1, 1, 3, 4), (1, 1, 2, 2)
+    layouts = [("f4", whole), ("f8", whole), ("f4", small), ("f4", whole), ("f8", whole), ("f4", small)]
+    images = [image(n, dtype=dtype, shape=shape) for n, (dtype, shape) in enumerate(layouts)]
+    with ImageWriter(tmp_path / "a.h5", XML) as writer:
+        for n, part in enumerate(images):
+            writer.append(part)
+            writer.append(image(n, series=10))
+            if n == 3:
+                writer.flush()
+    assert writer.counts == {1: 6, 10: 6}
+    assert [record.message for record in caplog.records] == [
+        "image 1 of series 1 is float64 (1, 1, 3, 4) and the first was float32 (1, 1, 3, 4) (channel, z, y, x): "
+        "it goes into image_1_1",
+        "image 2 of series 1 is float32 (1, 1, 2, 2) and the first was float32 (1, 1, 3, 4) (channel, z, y, x): "
+        "it goes into image_1_2",
+    ]
+    found = read_images(tmp_path / "a.h5")
+    assert list(found) == [1, 10]
+    assert found[10].others == ()
+    for start, series in enumerate((found[1], *found[1].others)):
+        assert [head.image_index for head in series.headers] == [start, start + 3]
+        np.testing.assert_array_equal(series.data, [images[start].data, images[start + 3].data])
+    with ismrmrd.Dataset(tmp_path / "a.h5", mode="r") as file:
+        np.testing.assert_array_equal(file.read_image("image_1_2", 1).data, images[5].data)
+    with MrdFile(tmp_path / "a.h5") as ours:
+        assert len(list(ours.items())) == 12
 
 
 def test_images_reach_the_disk_while_the_scan_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

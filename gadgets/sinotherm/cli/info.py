@@ -161,7 +161,8 @@ def _series(path: Path, dataset: str, problems: list[str]) -> list[dict[str, Any
             "type": str(series.data.dtype),
             "product": next((meta.get("sinotherm_product") for meta in series.meta), None),
         }
-        for number, series in sorted(read_images(path, dataset=dataset, problems=problems).items())
+        for number, first in sorted(read_images(path, dataset=dataset, problems=problems).items())
+        for series in (first, *first.others)
     ]
 
 
@@ -256,7 +257,7 @@ def _complex_series(figures: dict[str, Any]) -> str:
         # A sinogram is complex, but no image of the body.
         if one["type"].startswith("complex") and not str(one["product"]).startswith("sinogram")
     ]
-    return ", ".join(map(str, series))
+    return ", ".join(map(str, dict.fromkeys(series)))
 
 
 def _lacking(figures: dict[str, Any]) -> list[str]:

@@ -1,18 +1,20 @@
 """MRD files (HDF5), read and written in blocks: a hundred times faster than one readout at a time.
 
 Layout as ``ismrmrd.Dataset`` writes it: ``/dataset/xml``, ``/dataset/data`` (head, traj, data),
-``/dataset/waveforms`` and ``/dataset/image_<series>/{header,attributes,data}``.
+``/dataset/waveforms`` and ``/dataset/image_<series>/{header,attributes,data}``. Images of a series that are of
+another shape or type than its first are in ``image_<series>_1``, ``image_<series>_2`` …
 """
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -27,6 +29,8 @@ from sinotherm.errors import DataError, FileFormatError
 from sinotherm.wire.messages import Readout, image_from_parts, image_pixels, parse_meta, written_meta
 
 __all__ = ["AcquisitionWriter", "ImageSeries", "ImageWriter", "MrdFile", "read_images"]
+
+logger = logging.getLogger(__name__)
 
 _BLOCK_BYTES: Final = 4 << 20
 _BLOCK_ROWS: Final = 512
@@ -521,11 +525,20 @@ class AcquisitionWriter(_Writer):
             self._waveforms.clear()
 
 
+def _group_name(series: int, layout: int) -> str:
+    return f"image_{series}_{layout}" if layout else f"image_{series}"
+
+
 class _WaitingImage(NamedTuple):
     series: int
+    layout: int
     head: bytes
     attributes: bytes
     pixels: np.ndarray
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.series, self.layout
 
     @property
     def n_bytes(self) -> int:
@@ -533,9 +546,11 @@ class _WaitingImage(NamedTuple):
 
 
 class ImageWriter(_Writer):
-    """Writes images into ``image_<series>``, each series of one shape and type; without an image, no file.
+    """Writes images into ``image_<series>``; without an image, no file.
 
-    Images reach the disk at least once a second, so that a killed process loses no finished image.
+    A table holds one shape and type: the images of a series that are of another go into ``image_<series>_1`` and
+    so on, with a warning. Images reach the disk at least once a second, so that a killed process loses no finished
+    image.
 
     Parameters
     ----------
@@ -549,11 +564,19 @@ class ImageWriter(_Writer):
 
     def __init__(self, path: str | Path, header_xml: bytes = b"", *, dataset: str = "dataset") -> None:
         self._waiting: list[_WaitingImage] = []
-        self._layouts: dict[int, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        self._layouts: dict[int, list[tuple[np.dtype[Any], tuple[int, ...]]]] = {}
+        self._written: dict[tuple[int, int], int] = {}
         self._waiting_bytes = 0
         self._flushed_s = monotonic()
-        self.counts: dict[int, int] = {}
         super().__init__(path, header_xml, dataset)
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Images in the file by series."""
+        counts: dict[int, int] = {}
+        for (series, _), count in self._written.items():
+            counts[series] = counts.get(series, 0) + count
+        return counts
 
     def append(self, image: Any) -> None:
         """Append an ``ismrmrd.Image`` to the series of its header.
@@ -561,20 +584,23 @@ class ImageWriter(_Writer):
         Raises
         ------
         DataError
-            Its shape or type is not that of the series.
+            Its pixels are not what its header says, or the file cannot be written.
         """
         series = int(image.image_series_index)
         pixels = image_pixels(image)
-        layout = self._layouts.setdefault(series, (pixels.dtype, pixels.shape))
-        if layout != (pixels.dtype, pixels.shape):
-            raise DataError(
-                f"image {image.image_index} of series {series} is {pixels.dtype} {pixels.shape}, the series is "
-                f"{layout[0]} {layout[1]} (channel, z, y, x): give each product a series of its own."
-            )
+        layout = (pixels.dtype, pixels.shape)
+        layouts = self._layouts.setdefault(series, [])
+        if layout not in layouts:
+            layouts.append(layout)
+            if len(layouts) > 1:
+                logger.warning(
+                    "image %d of series %d is %s %s and the first was %s %s (channel, z, y, x): it goes into %s",
+                    *(image.image_index, series, *layout, *layouts[0], _group_name(series, len(layouts) - 1)),
+                )
         head = image.getHead()
         attributes = written_meta(image.meta)
         head.attribute_string_len = len(attributes)
-        self._waiting.append(_WaitingImage(series, bytes(head), attributes, pixels))
+        self._waiting.append(_WaitingImage(series, layouts.index(layout), bytes(head), attributes, pixels))
         self._waiting_bytes += pixels.nbytes
         if self._waiting_bytes >= _BLOCK_BYTES or monotonic() - self._flushed_s >= _FLUSH_S:
             self.flush()
@@ -589,38 +615,38 @@ class ImageWriter(_Writer):
         return f"{sum(self.counts.values())} images are"
 
     def _write(self) -> None:
-        batches: dict[int, list[_WaitingImage]] = {}
+        batches: dict[tuple[int, int], list[_WaitingImage]] = {}
         for image in self._waiting:
-            batches.setdefault(image.series, []).append(image)
+            batches.setdefault(image.place, []).append(image)
         try:
             self._make_room([image.n_bytes for image in self._waiting], len(batches))
         except OSError:
             # As many as there is room for, in the order in which they came.
             while self._waiting:
                 self._make_room([self._waiting[0].n_bytes])
-                self._write_series(self._waiting[:1])
+                self._write_batch(self._waiting[:1])
                 del self._waiting[0]
                 self._file.flush()
         else:
-            for series, images in batches.items():
-                self._write_series(images)
-                self._waiting = [image for image in self._waiting if image.series != series]
+            for place, images in batches.items():
+                self._write_batch(images)
+                self._waiting = [image for image in self._waiting if image.place != place]
         self._waiting_bytes = 0
         self._flushed_s = monotonic()
 
-    def _write_series(self, images: Sequence[_WaitingImage]) -> None:
-        """Append images of one series to its tables."""
-        series = images[0].series
-        start = self.counts.get(series, 0)
+    def _write_batch(self, images: Sequence[_WaitingImage]) -> None:
+        """Append images of one series and layout to its tables."""
+        place = images[0].place
+        start = self._written.get(place, 0)
         stack = np.stack([image.pixels for image in images])
         stored = _STORED_COMPLEX.get(stack.dtype, stack.dtype)
-        group = self._group.require_group(f"image_{series}")
+        group = self._group.require_group(_group_name(*place))
         heads = np.frombuffer(b"".join(image.head for image in images), dtype=image_header_dtype)
         self._append(self._table(group, "header", image_header_dtype), heads, start)
         texts = np.array([image.attributes.decode() for image in images], dtype=object)
         self._append(self._table(group, "attributes", h5py.special_dtype(vlen=str)), texts, start)
         self._append(self._table(group, "data", stored, stack.shape[1:], rows=1), stack.view(stored), start)
-        self.counts[series] = start + len(images)
+        self._written[place] = start + len(images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -635,17 +661,20 @@ class ImageSeries:
         ``ismrmrd.Meta`` of each image.
     data
         (frame, channel, z, y, x) of the stored type.
+    others
+        The images of the series that are of another shape or type, one entry for each.
     """
 
     headers: tuple[Any, ...]
     meta: tuple[Any, ...]
     data: np.ndarray
+    others: tuple["ImageSeries", ...] = ()
 
 
 def read_images(
     path: str | Path, *, dataset: str = "dataset", problems: list[str] | None = None
 ) -> dict[int, ImageSeries]:
-    """Return the image series of an MRD file by number (groups ``image_<number>``).
+    """Return the image series of an MRD file by number (groups ``image_<number>``, ``image_<number>_1`` …).
 
     Parameters
     ----------
@@ -669,10 +698,12 @@ def read_images(
     with _open(path) as file:
         group = _group(file, path, dataset)
         with _reading(f"{path}: {group.name}"):
-            names = [name for name in group if re.fullmatch(r"image_\d+", name)]
-        for name in names:
+            names = [match for name in group if (match := re.fullmatch(r"image_(\d+)(?:_(\d+))?", name))]
+        for name in sorted(names, key=lambda name: (int(name[1]), int(name[2] or 0))):
             try:
-                found[int(name.removeprefix("image_"))] = _series(group, name, path)
+                series, number = _series(group, name[0], path), int(name[1])
+                first = found.get(number)
+                found[number] = replace(first, others=(*first.others, series)) if first else series
             except DataError as error:
                 if problems is None:
                     raise
