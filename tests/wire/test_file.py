@@ -161,9 +161,19 @@ _HEAD = ismrmrd.hdf5.acquisition_header_dtype
 WRONG_HEAD = np.dtype([("head", np.dtype([(name, "S3") for name in _HEAD.names])), *ARRAYS])
 
 
+def columns(**types: Any) -> Any:
+    return np.dtype([("head", _HEAD), *((name, types.get(name, dtype)) for name, dtype in ARRAYS)])
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
+        *(
+            (lambda file, name=name, of=of: rewrite(file, columns(**{name: of})), f"the column {name} of .* is of type")
+            for name in ("traj", "data")
+            for of in (h5py.special_dtype(vlen=str), h5py.special_dtype(vlen=bytes), "f4", "S4", ("f4", (2, 2)))
+        ),
+        (lambda file: rewrite(file, columns(data=h5py.special_dtype(vlen=np.dtype("c8")))), "array of numbers in each"),
         (lambda file: file.__delitem__("dataset/xml"), "no header"),
         (lambda file: file["dataset/xml"].__setitem__(0, b" "), "no header"),
         (lambda file: rewrite(file, "f4"), "not a table of head, traj, data"),
@@ -188,6 +198,39 @@ def test_a_waveform_of_the_wrong_length_is_refused(tmp_path: Path) -> None:
         file["dataset/waveforms"][0] = row
     with MrdFile(tmp_path / "a.h5") as got, pytest.raises(FileFormatError, match="waveform 0 holds 5 values"):
         list(got.items())
+
+
+@pytest.mark.parametrize("of", [None, h5py.special_dtype(vlen=str), "u4"])
+def test_readouts_do_not_need_a_table_of_waveforms(tmp_path: Path, caplog: pytest.LogCaptureFixture, of: Any) -> None:
+    package_file(tmp_path / "a.h5", [readout(1), readout(2)])
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        if of is None:
+            file.create_group("dataset/waveforms")
+        else:
+            dtype = np.dtype([("head", ismrmrd.hdf5.waveform_header_dtype), ("data", of)])
+            file["dataset"].create_dataset("waveforms", (1,), dtype=dtype)
+    with MrdFile(tmp_path / "a.h5") as got:
+        assert got.n_waveforms == 0
+        items = got.items()
+        assert [next(items).header.scan_counter for _ in range(2)] == [1, 2]
+        with pytest.raises(FileFormatError, match="/dataset/waveforms is"):
+            next(items)
+    assert "no waveforms: " in caplog.text
+
+
+def test_readouts_of_fixed_length_and_other_numbers_are_read(tmp_path: Path) -> None:
+    parts = [readout(1), readout(2)]
+    package_file(tmp_path / "a.h5", parts)
+    rows = np.empty(2, columns(traj=("f8", (12,)), data=("f8", (24,))))
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["dataset/data"]
+        for row, part in zip(rows, parts, strict=True):
+            row["head"] = np.frombuffer(bytes(part.header), _HEAD)[0]
+            row["traj"], row["data"] = part.trajectory.ravel(), part.data.view(np.float32).ravel()
+        file["dataset/data"] = rows
+    with MrdFile(tmp_path / "a.h5") as got:
+        for one, other in zip(got.readouts(), parts, strict=True):
+            same(one, other)
 
 
 def test_an_empty_header_table_is_no_header(tmp_path: Path) -> None:
@@ -608,6 +651,33 @@ def test_damaged_images_are_refused(tmp_path: Path) -> None:
         del file["dataset/image_1/attributes"]
     with pytest.raises(FileFormatError, match="lacks one of"):
         read_images(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((1, 1, 1, 3, 4), "f2"), np.array([b"a"]), np.zeros(1), np.zeros((1,) * 6)])
+def test_images_of_no_type_of_mrd_are_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+    with ImageWriter(tmp_path / "a.h5", XML) as writer:
+        writer.append(image(1))
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["dataset/image_1/data"]
+        file["dataset/image_1/data"] = pixels
+    with pytest.raises(FileFormatError, match=r"image_1/data is .* axes; images are \(frame, channel, z, y, x\) of "):
+        read_images(tmp_path / "a.h5")
+    with MrdFile(tmp_path / "a.h5") as got, pytest.raises(FileFormatError, match="images are"):
+        list(got.items())
+
+
+@pytest.mark.parametrize("stored", [">f4", ">c8", "i4", "<i8"])
+def test_images_of_another_byte_order_or_width_are_read(tmp_path: Path, stored: str) -> None:
+    with ImageWriter(tmp_path / "a.h5", XML) as writer:
+        writer.append(image(1))
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["dataset/image_1/data"]
+        file["dataset/image_1/data"] = image(1).data[None].astype(stored)
+    np.testing.assert_array_equal(read_images(tmp_path / "a.h5")[1].data[0], image(1).data)
+    with MrdFile(tmp_path / "a.h5") as got:
+        (found,) = got.items()
+    np.testing.assert_array_equal(found.data, image(1).data)
+    assert found.data.dtype.isnative
 
 
 def test_unreadable_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

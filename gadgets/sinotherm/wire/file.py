@@ -26,7 +26,7 @@ import numpy as np
 from ismrmrd.hdf5 import acquisition_dtype, image_header_dtype, waveform_dtype
 
 from sinotherm.errors import DataError, FileFormatError
-from sinotherm.wire.messages import Readout, image_from_parts, image_pixels, parse_meta, written_meta
+from sinotherm.wire.messages import IMAGE_DTYPES, Readout, image_from_parts, image_pixels, parse_meta, written_meta
 
 __all__ = ["AcquisitionWriter", "ImageSeries", "ImageWriter", "MrdFile", "read_images"]
 
@@ -43,6 +43,8 @@ _STORED_COMPLEX: Final = {
     np.dtype("<c8"): np.dtype([("real", "<f4"), ("imag", "<f4")]),
     np.dtype("<c16"): np.dtype([("real", "<f8"), ("imag", "<f8")]),
 }
+_PIXELS: Final = {*IMAGE_DTYPES.values(), np.dtype("<i8")}
+"""Of images; ismrmrd-python writes the integers of type 4 as 64 bits."""
 _DAMAGE: Final = (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError)
 """What h5py raises over a damaged file; a name of damaged letters is a ValueError."""
 _SERIES_OVERHEAD_BYTES: Final = 1 << 15
@@ -140,6 +142,15 @@ def _headers(heads: np.ndarray, dtype: np.dtype[Any], kind: Any, where: str) -> 
     return [kind.from_buffer_copy(packed, start) for start in range(0, len(packed), dtype.itemsize)]
 
 
+def _holds_arrays(column: np.dtype[Any]) -> bool:
+    """Return whether each row of a column is an array of real numbers, of any length or of a fixed one."""
+    base = h5py.check_vlen_dtype(column)
+    if base is None:
+        return column.base.kind in "iuf" and len(column.shape) == 1
+    # Of texts, the base is a Python type.
+    return isinstance(base, np.dtype) and base.kind in "iuf"
+
+
 class MrdFile:
     """An MRD file's header, readouts, waveforms and images, read in blocks of a few MB.
 
@@ -163,7 +174,7 @@ class MrdFile:
             self._group = _group(self._file, self.path, dataset)
             self.header_xml: bytes = self._read_header()
             self._readouts = self._table("data", ("head", "traj", "data"))
-            self._waveforms = self._table("waveforms", ("head", "data"))
+            self._waveforms, self._waveforms_error = self._waveform_table()
         except FileFormatError:
             self._file.close()
             raise
@@ -187,7 +198,7 @@ class MrdFile:
 
     @property
     def n_waveforms(self) -> int:
-        """Waveforms in the file."""
+        """Waveforms in the file; 0 where their table cannot be read."""
         return 0 if self._waveforms is None else len(self._waveforms)
 
     @property
@@ -209,14 +220,28 @@ class MrdFile:
             raise FileFormatError(f"{self.path}: not an MRD file, it has no header in {self._group.name}/xml.")
         return header
 
+    def _waveform_table(self) -> tuple[Any, FileFormatError | None]:
+        """Return the table, and why it cannot be read: that matters to who wants waveforms only."""
+        try:
+            return self._table("waveforms", ("head", "data")), None
+        except FileFormatError as error:
+            logger.warning("no waveforms: %s", error)
+            return None, error
+
     def _table(self, name: str, fields: tuple[str, ...]) -> Any:
         with _reading(f"{self.path}: {self._group.name}/{name}"):
             table = self._group.get(name)
             if table is None:
                 return None
-            names = table.dtype.names if isinstance(table, h5py.Dataset) and table.ndim == 1 else None
-        if names is None or not set(fields) <= set(names):
+            dtype = table.dtype if isinstance(table, h5py.Dataset) and table.ndim == 1 else np.dtype(np.void)
+        if not set(fields) <= set(dtype.names or ()):
             raise FileFormatError(f"{self.path}: {self._group.name}/{name} is not a table of {', '.join(fields)}.")
+        for field in fields:
+            if field != "head" and not _holds_arrays(dtype[field]):
+                raise FileFormatError(
+                    f"{self.path}: the column {field} of {self._group.name}/{name} is of type {dtype[field]}; MRD has "
+                    "an array of numbers in each row there."
+                )
         return table
 
     def _rows(self, table: Any, start: int, stop: int) -> np.ndarray:
@@ -275,9 +300,11 @@ class MrdFile:
         Raises
         ------
         FileFormatError
-            A block cannot be read, or an array is not as long as its header says.
+            The table or a block of it cannot be read, or an array is not as long as its header says.
         """
         table = self._waveforms
+        if self._waveforms_error is not None:
+            raise self._waveforms_error
         if table is None:
             return
         for start, block in self._blocks(table):
@@ -350,11 +377,17 @@ def _image_rows(group: Any, path: Path, rows: slice) -> tuple[list[Any], list[by
         for dtype, stored in _STORED_COMPLEX.items():
             if pixels.dtype == stored:
                 pixels = pixels.view(dtype)
+        pixels = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)
         attributes = [text if isinstance(text, bytes) else str(text).encode() for text in texts]
     if not len(heads) == len(attributes) == len(pixels):
         raise FileFormatError(
             f"{path}: {group.name} holds {len(heads)} headers, {len(attributes)} attributes and {len(pixels)} "
             "images; the file is truncated or damaged."
+        )
+    if pixels.dtype not in _PIXELS or not 2 <= pixels.ndim <= 5:
+        raise FileFormatError(
+            f"{path}: {group.name}/data is {pixels.dtype} of {pixels.ndim} axes; images are (frame, channel, z, y, x) "
+            f"of {', '.join(sorted(str(dtype) for dtype in _PIXELS))}."
         )
     return _headers(heads, image_header_dtype, ismrmrd.ImageHeader, f"{path}: {group.name}"), attributes, pixels
 

@@ -238,12 +238,12 @@ def image_from_parts(header: Any, attributes: bytes, pixels: np.ndarray, *, rece
     attributes
         Its meta as MRD meta XML.
     pixels
-        (channel, z, y, x) of the type that the header says; type 4 is widened to int64, the only
+        (channel, z, y, x) of the type that the header says; int32 is widened to int64, the only
         form in which ismrmrd-python holds it.
     received_s
         Monotonic clock at its last byte, s, which the image keeps as an attribute; NaN from a file.
     """
-    if header.data_type == ismrmrd.DATATYPE_INT:
+    if pixels.dtype == np.int32:
         pixels = pixels.astype(np.int64)
     image = ismrmrd.Image(header, meta=parse_meta(attributes), data=pixels)
     image.received_s = received_s
