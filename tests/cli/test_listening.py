@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from mrd_peers import CLOSE, config_name, converse, free_port, text_message
 from sinotherm.cli import node, serve
+from sinotherm.cli.listening import listen
 from sinotherm.errors import SettingsError, WireError
+from sinotherm.wire.server import Server
 
 
 def run(command: Any, *arguments: str) -> Any:
@@ -66,6 +68,18 @@ def test_a_node_reports_to_its_parent() -> None:
     result, answer = run_until(signal.SIGTERM, parts, node.command, "thermometry")
     assert result.exit_code == 0
     assert [number for number, _ in answer] == [8]
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_process_whose_scans_still_compute_ends_at_once(monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    monkeypatch.setattr("logging.shutdown", lambda: None)
+    monkeypatch.setattr(Server, "run", lambda _: left)
+    server = Server(lambda _: iter, port=0)
+    with server._listener:
+        listen(server)
+    assert codes == ([1] if left else [])
 
 
 def test_what_cannot_start_says_so() -> None:

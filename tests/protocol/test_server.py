@@ -341,7 +341,11 @@ def test_stopping_in_the_middle_of_a_scan_loses_nothing_that_was_sent(parent: bo
         peer.close()
 
 
-def test_a_scan_that_does_not_stop_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("parent", [False, True])
+@pytest.mark.parametrize("terminated", [False, True])
+def test_a_scan_that_does_not_stop_is_told_and_left_behind(
+    caplog: pytest.LogCaptureFixture, parent: bool, terminated: bool
+) -> None:
     begun, release = threading.Event(), threading.Event()
 
     def stubborn(_: ScanRequest) -> Any:
@@ -352,18 +356,27 @@ def test_a_scan_that_does_not_stop_is_left_behind(caplog: pytest.LogCaptureFixtu
 
         return process
 
-    server = Server(stubborn, port=0, patience=USUAL)
-    thread = threading.Thread(target=server.run, kwargs={"grace_s": 0.3})
+    server = Server(stubborn, port=0, patience=USUAL, parent=parent)
+    left: list[int] = []
+    thread = threading.Thread(target=lambda: left.append(server.run(grace_s=0.3)))
     thread.start()
     peer = dial(server.address[1])
-    peer.sock.sendall(config_name("frames") + HEADER + frame(1))
+    header = text_message(3, HEADER[6:] + b"\0") if terminated else HEADER
+    peer.sock.sendall(config_name("frames") + header + frame(1))
     assert begun.wait(20)
     server.stop()
     thread.join(20)
     assert not thread.is_alive()
+    assert left == [1]
     assert "did not end within 0.3 s" in caplog.text
+    words = b"the server was stopped and a frame took more than 0.3 s: the images finished so far were sent."
+    if parent:
+        assert peer.message() == (8, words)
+        with pytest.raises(EOFError):
+            peer.message()
+    else:
+        assert peer.until_close() == [(5, b"ERR " + words + (b"\0" if terminated else b""))]
     release.set()
-    peer.until_close()
     peer.close()
 
 

@@ -37,7 +37,7 @@ def command(
     """Serve MRD clients: gadgetron_ismrmrd_client, FIRE and OpenRecon consoles, `sinotherm send`.
 
     One scan a connection, several at once. The client names a pipeline or sends its XML. SIGTERM ends
-    the scans under way with the frames finished so far.
+    the scans under way with the frames finished so far; after 30 s it ends those that still compute, and exits with 1.
 
     First a tiny simulated scan goes through radial_thermometry with the settings of --set, so that a patient's
     finds everything loaded and compiled.

@@ -150,6 +150,8 @@ class Connection:
         Called by `stop`, so that whoever waits for messages ends.
     vacant
         The peer closed the connection before it had sent anything.
+    terminated
+        The peer ends its texts with NUL.
     """
 
     def __init__(self, sock: socket.socket, *, patience: Patience | None = None, limits: Limits | None = None) -> None:
@@ -159,7 +161,7 @@ class Connection:
         self._decoder = Decoder(limits=limits)
         self._stopping = threading.Event()
         self._torn = False
-        self._heard = self.vacant = False
+        self._heard = self.vacant = self.terminated = False
         # Kernel time-outs cost nothing a call; Python's would poll before each one.
         sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(_POLL_S))
@@ -509,7 +511,7 @@ def _send(connection: Connection, item: Any, request: ScanRequest, outcome: Outc
         outcome.unsent += 1
 
 
-def tell(connection: Connection, error: BaseException, *, parent: bool, terminated: bool = False) -> None:
+def tell(connection: Connection, error: BaseException, *, parent: bool) -> None:
     """Report a failure so that the peer shows it; the last that a client is told.
 
     Parameters
@@ -520,12 +522,10 @@ def tell(connection: Connection, error: BaseException, *, parent: bool, terminat
         The failure.
     parent
         The peer is a Gadgetron that we are an external node of.
-    terminated
-        The peer ends its texts with NUL.
     """
     text = str(error) if isinstance(error, SinothermError) else f"internal error, {type(error).__name__}: {error}"
     try:
-        connection.send(Error(text=text) if parent else Text(text=f"ERR {text}", terminated=terminated))
+        connection.send(Error(text=text) if parent else Text(text=f"ERR {text}", terminated=connection.terminated))
         if not parent:
             connection.send(Close())
     except PeerGoneError:
@@ -568,10 +568,9 @@ def converse(
         What was sent, and the error, if there was one; it has been logged.
     """
     outcome, inbox, release = Outcome(), None, None
-    terminated = request is not None and request.terminated
     try:
         request = request or _handshake(connection)
-        terminated = request.terminated
+        connection.terminated = request.terminated
         if admit is not None:
             release = admit()
         connection.silence_s = connection.patience.silence_s
@@ -595,7 +594,7 @@ def converse(
         # Whoever has read the end of this scan may begin the next.
         release()
     if outcome.error is not None and not (request is None and connection.vacant):
-        tell(connection, outcome.error, parent=parent, terminated=terminated)
+        tell(connection, outcome.error, parent=parent)
     (inbox or Inbox(connection)).drain()
     try:
         if close and (outcome.error is None or parent):

@@ -16,6 +16,8 @@ __all__ = ["Server"]
 logger = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.1
+_FAREWELL_S: Final = 3.0
+"""Within this time those that are left behind are told, all at once: one that takes nothing holds up no other."""
 _OPENING: Final = 32
 """Connections beyond the scans: they have yet to say what they want, or are being refused."""
 
@@ -82,8 +84,14 @@ class Server:
         """End `run`: scans under way end with the frames finished so far. Safe in a signal handler."""
         self._stopping.set()
 
-    def run(self, *, grace_s: float = 30.0) -> None:
-        """Serve until `stop`, then give scans under way ``grace_s`` seconds to end."""
+    def run(self, *, grace_s: float = 30.0) -> int:
+        """Serve until `stop`, then give scans under way ``grace_s`` seconds to end.
+
+        Returns
+        -------
+        int
+            Scans that did not: their peers are told and left, their threads still compute.
+        """
         with self._listener:
             while not self._stopping.is_set():
                 try:
@@ -101,8 +109,23 @@ class Server:
         until = monotonic() + grace_s
         for thread in self._active:
             thread.join(max(0.0, until - monotonic()))
-            if thread.is_alive():
-                logger.error("%s did not end within %g s of the stop", thread.name, grace_s)
+        late = {thread: connection for thread, connection in self._active.items() if thread.is_alive()}
+        overdue = WireError(
+            f"the server was stopped and a frame took more than {grace_s:g} s: the images finished so far were sent."
+        )
+        leaving = []
+        for thread, connection in late.items():
+            logger.error("%s did not end within %g s of the stop", thread.name, grace_s)
+            leaving.append(threading.Thread(target=self._leave, args=(connection, overdue), daemon=True))
+            leaving[-1].start()
+        until = monotonic() + _FAREWELL_S
+        for leaver in leaving:
+            leaver.join(max(0.0, until - monotonic()))
+        return len(late)
+
+    def _leave(self, connection: Connection, error: WireError) -> None:
+        tell(connection, error, parent=self._parent)
+        connection.close()
 
     def _begin(self, connection: Connection, peer: str) -> None:
         self._active = {thread: active for thread, active in self._active.items() if thread.is_alive()}
