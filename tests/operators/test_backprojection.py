@@ -5,7 +5,7 @@ import pytest
 
 from operator_checks import direct_sum, relative_error
 from sinotherm.core.geometry import RadialSampling
-from sinotherm.errors import SpokeError
+from sinotherm.errors import DataError, SpokeError
 from sinotherm.operators import backprojection
 from sinotherm.operators.backprojection import BackProjector, interleave_coils
 from sinotherm.operators.crew import Crew
@@ -144,3 +144,13 @@ def test_spokes_that_do_not_fit_are_refused() -> None:
         projector.add(np.zeros((3, 8), np.complex64), 0.0)
     with pytest.raises(SpokeError, match="8 samples"):
         projector.add(np.zeros((2, 9), np.complex64), 0.0)
+    for angle in (np.nan, np.inf):
+        with pytest.raises(SpokeError, match="not finite"):
+            projector.add(np.zeros((2, 8), np.complex64), angle)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (2, 6, 6), (3, 6, 7), (5, 6, 7)])
+def test_maps_of_another_shape_are_refused(shape: tuple[int, int, int]) -> None:
+    projector = BackProjector((6, 7), 4, RadialSampling(n_readout=24, spacing=1 / 24, centre=12.0))
+    with pytest.raises(DataError, match=r"\(6, 7, 4\) is needed"):
+        projector.combine(interleave_coils(np.ones(shape, np.complex64)))

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from operator_checks import random_complex, relative_error
-from sinotherm.errors import SettingsError
+from sinotherm.errors import DataError, SettingsError
 from sinotherm.operators.coils import adaptive_maps, combine, espirit_maps, maps_name, rss
 
 
@@ -53,6 +53,12 @@ def test_rss_and_combination_by_their_definitions() -> None:
     np.testing.assert_allclose(rss(images), np.linalg.norm(images, axis=0), rtol=1e-6)
     expected = sum(maps[c].conj() * images[c] for c in range(3))
     assert relative_error(combine(images.astype(np.complex64), maps.astype(np.complex64)), expected) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (1, 8, 8), (3, 8, 8)])
+def test_maps_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=rf"\(2, 8, 8\) and maps of shape \({shape[0]}, {shape[1]}, {shape[2]}\)"):
+        combine(np.ones((2, 8, 8), np.complex64), np.ones(shape, np.complex64))
 
 
 def test_maps_are_named_by_content() -> None:

@@ -99,6 +99,46 @@ def test_maps_of_another_shape_are_refused() -> None:
         plan.profile(np.ones((2, 8, 9), np.complex64))
 
 
+def test_arrays_of_another_shape_are_refused() -> None:
+    points = points_of(3, 16, 8.0)
+    plan = GriddedPlan(points, (8, 6))
+    images, samples = np.ones((2, 8, 6), np.complex64), np.ones((2, 48), np.complex64)
+    for call in (
+        lambda: plan.forward(np.ones((2, 80, 80), np.complex64)),
+        lambda: plan.forward(images[0]),
+        lambda: plan.forward(images, samples[:1]),
+        lambda: plan.adjoint(samples[:, :5]),
+        lambda: plan.adjoint(samples, images[:1]),
+        lambda: GriddedPlan(points, (8, 6), factors=np.ones(5)),
+    ):
+        with pytest.raises(DataError, match="is needed"):
+            call()
+    with pytest.raises(DataError, match="not finite"):
+        GriddedPlan(np.full((5, 2), np.nan), (8, 6))
+
+
+def test_arrays_that_do_not_fit_a_sinogram_are_refused() -> None:
+    points = points_of(3, 16, 8.0)
+    operator = GriddedSinogram(points, (8, 6), centre=8.0, mirrored=np.zeros(3, bool))
+    profile = operator.plan.profile(np.ones((2, 8, 6), np.complex64))
+    weighting = operator.weighting(np.ones((3, 16)))
+    image, sinograms = np.ones((8, 6), np.complex64), np.ones((2, 3, 16), np.complex64)
+    assert operator.forward(image, profile).shape == sinograms.shape
+    for call in (
+        lambda: operator.forward(image[:4], profile),
+        lambda: operator.forward(image, profile[:, :4]),
+        lambda: operator.normal(image[:4], profile, weighting),
+        lambda: operator.normal(image, profile[:, :4], weighting),
+        lambda: operator.normal(image, profile, weighting[:9]),
+        lambda: operator.back(sinograms[:1], profile, weighting),
+        lambda: operator.back(sinograms, profile[:, :4], weighting),
+        lambda: operator.back(sinograms, profile, weighting[:9]),
+        lambda: GriddedSinogram(points, (8, 6), centre=8.0, mirrored=np.zeros(2, bool)),
+    ):
+        with pytest.raises(DataError, match="is needed"):
+            call()
+
+
 @pytest.mark.parametrize(("n_readout", "centre"), [(24, 12.0), (25, 12.0), (24, 11.3), (25, 13.1)])
 def test_sinogram_is_the_definition_and_its_adjoint_the_transpose(n_readout: int, centre: float) -> None:
     points = points_of(6, n_readout, centre)

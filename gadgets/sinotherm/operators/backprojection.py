@@ -25,7 +25,7 @@ from numba.extending import intrinsic, overload
 
 from sinotherm.core.arrays import ComplexArray, FloatArray, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
-from sinotherm.errors import SpokeError
+from sinotherm.errors import DataError, SpokeError
 from sinotherm.operators.crew import crew
 from sinotherm.operators.density import CentreRule, RadialFilter, parallel_shift, perpendicular_shift, readout_weights
 
@@ -442,7 +442,7 @@ class BackProjector:
         Raises
         ------
         SpokeError
-            The spoke does not have the coils or samples of this object.
+            The spoke does not have the coils or samples of this object, or its angle is not a number.
         """
         shifts = np.array([shift]) if any(shift) else None
         self.add_batch(data[:, None], np.array([angle]), np.array([weight]), shifts)
@@ -460,13 +460,21 @@ class BackProjector:
         weights: FloatArray | None = None,
         shifts: SpokeShifts | None = None,
     ) -> None:
-        """Add spokes, complex64 (coil, spoke, readout); see `add`."""
+        """Add spokes, complex64 (coil, spoke, readout); see `add`.
+
+        Raises
+        ------
+        SpokeError
+            As in `add`.
+        """
         n_spokes = len(angles)
         if data.shape != (self.n_coils, n_spokes, self.sampling.n_readout):
             raise SpokeError(
                 f"spokes of shape {data.shape}: {self.n_coils} coils, {n_spokes} spokes and "
                 f"{self.sampling.n_readout} samples were announced."
             )
+        if not np.isfinite(angles).all():
+            raise SpokeError(f"angles of {n_spokes} spokes, of which some are not finite: give each one, in radians.")
         threads = self.threads if n_spokes * self._image.size > _WORK_FOR_THREADS else 1
         cosine, sine = np.cos(angles), np.sin(angles)
         moved = shifts is not None and bool(np.any(shifts))
@@ -503,7 +511,17 @@ class BackProjector:
         crew.run(task, n_tasks, threads)
 
     def combine(self, maps: ComplexArray, scale: float = 1.0) -> ComplexArray:
-        """Return scale · Σ_c conj(s_c)·x_c, complex64 (y, x), of maps from `interleave_coils` (y, x, coil)."""
+        """Return scale · Σ_c conj(s_c)·x_c, complex64 (y, x), of maps from `interleave_coils` (y, x, coil).
+
+        Raises
+        ------
+        DataError
+            The maps do not have this object's image shape or coils.
+        """
+        if maps.shape[:2] != self.shape or not self.n_coils <= maps.shape[2] <= self._padded:
+            raise DataError(
+                f"coil maps of shape {maps.shape}: {(*self.shape, self.n_coils)} is needed; interleave_coils gives it."
+            )
         out = np.empty(self.shape, np.complex64)
         self._by_rows(lambda rows: _combine(self._image, maps, np.float32(scale), out, rows))
         return out

@@ -9,7 +9,7 @@ import scipy.ndimage
 from jaxtyping import Complex64, Float32
 
 from sinotherm.core.arrays import ComplexArray
-from sinotherm.errors import SettingsError
+from sinotherm.errors import DataError, SettingsError
 from sinotherm.operators.crew import crew
 from sinotherm.operators.fourier import fft2
 
@@ -28,7 +28,15 @@ def rss(images: ComplexArray, axis: int = 0) -> Float32[np.ndarray, "..."]:
 
 
 def combine(images: PlaneImages, maps: PlaneImages) -> Complex64[np.ndarray, "y x"]:
-    """Return Σ_c conj(s_c)·x_c, complex64 (y, x): the least-squares image where Σ_c |s_c|² = 1."""
+    """Return Σ_c conj(s_c)·x_c, complex64 (y, x): the least-squares image where Σ_c |s_c|² = 1.
+
+    Raises
+    ------
+    DataError
+        The maps do not have the images' shape.
+    """
+    if images.shape != maps.shape:
+        raise DataError(f"coil images of shape {images.shape} and maps of shape {maps.shape}: they must be equal.")
     out = np.zeros(images.shape[1:], np.complex64)
     crew.by_rows(lambda rows: _add_products(images, maps, out, rows), len(out))
     return out

@@ -353,6 +353,12 @@ class _Workspace(threading.local):
 _workspace = _Workspace()
 
 
+def _require(found: tuple[int, ...], needed: tuple[int, ...], what: str) -> None:
+    """Raise `DataError` unless the shapes are equal: the kernels do not check where they read and write."""
+    if found != needed:
+        raise DataError(f"{what} of shape {found}: {needed} is needed.")
+
+
 class GriddedPlan:
     """NUFFT of a set of samples, in single precision; threads may share it.
 
@@ -364,6 +370,11 @@ class GriddedPlan:
         Image (y, x) in pixels.
     factors
         Real or complex (sample,): what each sample is multiplied with; 1 by default.
+
+    Raises
+    ------
+    DataError
+        A position is not finite, or there are not as many factors as samples.
     """
 
     def __init__(
@@ -372,6 +383,8 @@ class GriddedPlan:
         self.shape = (int(shape[0]), int(shape[1]))
         points = np.ascontiguousarray(points, dtype=np.float64).reshape(-1, 2)
         self.n_points = len(points)
+        if not np.isfinite(points).all():
+            raise DataError(f"{self.n_points} positions, of which some are not finite: give cycles per pixel.")
         pixels = self.shape[0] * self.shape[1]
         fine = pixels <= _SMALL or self.n_points >= _MANY * pixels
         rows, columns = _axis(self.shape[0], fine), _axis(self.shape[1], fine)
@@ -382,6 +395,7 @@ class GriddedPlan:
             if factors is None
             else np.ascontiguousarray(factors, np.complex64).reshape(-1)
         )
+        _require(self._factors.shape, (self.n_points,), "factors")
         self._order = _visiting_order(self.n_points)
         self._corners = np.empty((2, self.n_points), np.int32)
         taps = np.empty((2, self.n_points, _TAPS), np.float32)
@@ -406,15 +420,31 @@ class GriddedPlan:
         return maps * self.scaling
 
     def forward(self, images: ComplexArray, out: ComplexArray | None = None) -> ComplexArray:
-        """Return samples (transform, sample), complex64, of images (transform, y, x)."""
+        """Return samples (transform, sample), complex64, of images (transform, y, x).
+
+        Raises
+        ------
+        DataError
+            The images, or ``out``, do not have the plan's shape.
+        """
+        _require(images.shape, (len(images), *self.shape), "images")
         samples = np.empty((len(images), self.n_points), np.complex64) if out is None else out
+        _require(samples.shape, (len(images), self.n_points), "out")
         images = np.ascontiguousarray(images, np.complex64)
         crew.run(lambda n: self._to_samples(images[n], self.scaling[0], samples[n]), len(images))
         return samples
 
     def adjoint(self, samples: ComplexArray, out: ComplexArray | None = None) -> ComplexArray:
-        """Return images (transform, y, x), complex64, of samples (transform, sample)."""
+        """Return images (transform, y, x), complex64, of samples (transform, sample).
+
+        Raises
+        ------
+        DataError
+            The samples, or ``out``, do not have the plan's shape.
+        """
+        _require(samples.shape, (len(samples), self.n_points), "samples")
         images = np.empty((len(samples), *self.shape), np.complex64) if out is None else out
+        _require(images.shape, (len(samples), *self.shape), "out")
         samples = np.ascontiguousarray(samples, np.complex64)
         crew.run(lambda n: self._to_image(samples[n], self._factors, self.scaling[0], images[n]), len(samples))
         return images
@@ -465,6 +495,11 @@ class GriddedSinogram:
         Readout sample at k = 0, a fraction maybe.
     mirrored
         bool (spoke,).
+
+    Raises
+    ------
+    DataError
+        Of the constructor and the methods: an array does not have the shape that the points and the image call for.
     """
 
     def __init__(self, points: FloatArray, shape: tuple[int, int], *, centre: float, mirrored: Any) -> None:
@@ -480,6 +515,7 @@ class GriddedSinogram:
         flipped = index[::-1] if n % 2 else -index % n
         self._places = np.stack((index, flipped)).astype(np.int64)
         self._kinds = np.asarray(mirrored, dtype=np.int64)
+        _require(self._kinds.shape, (self._n_spokes,), "mirrored")
 
     def forward(self, image: ComplexArray, profile: ComplexArray) -> ComplexArray:
         """Return the sinograms, complex64 (coil, spoke, detector).
@@ -491,6 +527,8 @@ class GriddedSinogram:
         profile
             Of the coil maps, from `GriddedPlan.profile`; `GriddedPlan.scaling` for one coil of sensitivity 1.
         """
+        _require(image.shape, self.plan.shape, "image")
+        _require(profile.shape, (len(profile), *self.plan.shape), "profile")
         image = np.ascontiguousarray(image, np.complex64)
         out = np.empty((len(profile), self._n_spokes, self._n), np.complex64)
 
@@ -513,6 +551,9 @@ class GriddedSinogram:
         profile, weighting
             As in `forward` and `back`.
         """
+        _require(image.shape, self.plan.shape, "image")
+        _require(profile.shape, (len(profile), *self.plan.shape), "profile")
+        _require(weighting.shape, (self.plan.n_points,), "weighting")
         image = np.ascontiguousarray(image, np.complex64)
         images = np.empty((len(profile), *self.plan.shape), np.complex64)
 
@@ -540,6 +581,9 @@ class GriddedSinogram:
         weighting
             From `weighting`.
         """
+        _require(sinograms.shape, (len(profile), self._n_spokes, self._n), "sinograms")
+        _require(profile.shape, (len(profile), *self.plan.shape), "profile")
+        _require(weighting.shape, (self.plan.n_points,), "weighting")
         sinograms = np.ascontiguousarray(sinograms, np.complex64)
         images = np.empty((len(profile), *self.plan.shape), np.complex64)
 
