@@ -24,7 +24,8 @@ def test_small_shifts_are_measured(dx: float, dy: float) -> None:
 
 def test_large_motion_and_darkness() -> None:
     watch = MotionWatch(BODY)
-    assert watch.compare(np.roll(BODY, 25, axis=1)).correlation < 0.9
+    # Much of the body lies where it lay: with their means left in, the two would correlate by 0.61.
+    assert watch.compare(np.roll(BODY, 25, axis=1)).correlation < 0.5
     dark = watch.compare(np.zeros_like(BODY))
     assert dark.correlation == 0.0
     assert np.isfinite(dark.distance_px)
