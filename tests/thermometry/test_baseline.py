@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +206,18 @@ def test_files_that_are_no_baseline(tmp_path) -> None:
     np.savez(tmp_path / "other.npz", values=np.ones(3))
     with pytest.raises(BaselineError, match="is not a baseline file"):
         load_baseline(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("schema", [1, 99])
+def test_a_file_of_another_schema_is_refused(tmp_path, schema: int) -> None:
+    path = tmp_path / "b.npz"
+    save_baseline(path, {(0, 0, "fbp"): Baseline(data=np.ones(SHAPE, np.complex64), n_effective=1.0, frames=(0,))})
+    with np.load(path) as archive:
+        entries = dict(archive)
+    facts = json.loads(str(entries.pop("facts")))
+    np.savez(path, facts=np.array(json.dumps(facts | {"schema": schema})), **entries)
+    with pytest.raises(BaselineError, match=f"has the schema {schema}.* reads 2: take a new baseline"):
+        load_baseline(path)
 
 
 def test_library_keeps_its_frames_and_the_best_is_found() -> None:

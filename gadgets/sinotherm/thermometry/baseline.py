@@ -291,7 +291,7 @@ def load_baseline(path: Path) -> Mapping[BaselineKey, Baseline]:
     Raises
     ------
     BaselineError
-        The file is missing or was not written by `save_baseline`.
+        The file is missing, was not written by `save_baseline`, or by that of another version.
     """
     if not path.is_file():
         raise BaselineError(f"baseline file {str(path)!r} does not exist: run with thermometry.baseline_save first.")
@@ -309,6 +309,12 @@ def load_baseline(path: Path) -> Mapping[BaselineKey, Baseline]:
                 store.visititems(
                     lambda name, node: entries.update({name: node[()]}) if isinstance(node, h5py.Dataset) else None
                 )
+        content = json.loads(text)
+        if content["schema"] != _FILE_SCHEMA:
+            raise BaselineError(
+                f"baseline file {str(path)!r} has the schema {content['schema']}, written by another version; this one "
+                f"reads {_FILE_SCHEMA}: take a new baseline, with thermometry.baseline_save."
+            )
         return {
             (int(facts["slice"]), int(facts["echo"]), str(facts["method"])): Baseline(
                 data=entries[f"{place}/data"],
@@ -325,7 +331,7 @@ def load_baseline(path: Path) -> Mapping[BaselineKey, Baseline]:
                     if name.startswith(f"{place}/estimates/")
                 },
             )
-            for place, facts in enumerate(json.loads(text)["baselines"])
+            for place, facts in enumerate(content["baselines"])
         }
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise BaselineError(
