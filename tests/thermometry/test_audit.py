@@ -109,6 +109,15 @@ def test_a_restart_touches_no_finished_map_and_its_lines_are_told_apart(tmp_path
     assert [row["run"] for row in rows] == [first.run, None, second.run]
 
 
+def test_the_map_without_the_spatial_filter_is_kept_where_there_is_one(tmp_path) -> None:
+    found, statistics = _frame(0)
+    with AuditLog(tmp_path, keep_maps=True) as log:
+        log.frame(replace(found, unfiltered_degc=3 * PLANE), statistics)
+    with np.load(tmp_path / "maps" / log.run / "frame_000000_slice0.npz") as stored:
+        np.testing.assert_array_equal(stored["unfiltered_degc"], 3 * PLANE)
+        np.testing.assert_array_equal(stored["change_degc"], PLANE)
+
+
 def test_maps_and_rows_of_two_reconstructions_are_told_apart(tmp_path) -> None:
     with AuditLog(tmp_path, keep_maps=True) as log:
         for method, beside in (("gridding", {"beside": "pdunet"}), ("pdunet", {})):

@@ -468,6 +468,37 @@ def test_neighbours_smooth_and_the_unfiltered_map_is_kept() -> None:
     found, _ = _run(monitor, series, range(8))[-1]
     cold = (HEAT < 0.01) & (np.hypot(X / 0.7, Y / 0.6) < 1.0)
     assert np.nanstd(found.change_degc[0][cold]) < 0.5 * np.nanstd(found.unfiltered_degc[0][cold])
+    plain, _ = _run(SliceMonitor(SCAN, _settings()), Series(), range(8))[-1]
+    assert plain.unfiltered_degc is None
+    both = (found.validity == 0) & (plain.validity == 0)
+    np.testing.assert_array_equal(found.unfiltered_degc[both], plain.change_degc[both])
+    assert found.unfiltered_degc.dtype == np.float32
+
+
+def test_the_unfiltered_map_of_two_echoes_is_that_of_no_filter() -> None:
+    scan = replace(SCAN, echo_times_s=(0.010, 0.019))
+    maps = []
+    for neighbours in (3, 1):
+        series, monitor = Series(), SliceMonitor(scan, _settings(neighbours=neighbours))
+        for number in range(8):
+            echoes = [series.image(number, te=te, echo=echo) for echo, te in enumerate(scan.echo_times_s)]
+            found, _ = monitor.frame(echoes)
+        maps.append(found)
+    smooth, plain = maps
+    assert plain.unfiltered_degc is None
+    both = (smooth.validity == 0) & (plain.validity == 0)
+    assert both.sum() > 500
+    np.testing.assert_array_equal(smooth.unfiltered_degc[both], plain.change_degc[both])
+
+
+def test_a_frame_without_a_reading_has_no_unfiltered_one_either() -> None:
+    for neighbours in (3, 1):
+        series, monitor = Series(), SliceMonitor(SCAN, _settings(neighbours=neighbours))
+        found, _ = _run(monitor, series, range(2))[-1]
+        if neighbours == 1:
+            assert found.unfiltered_degc is None
+        else:
+            assert np.isnan(found.unfiltered_degc).all()
 
 
 @pytest.mark.parametrize("fov_m", [None, (0.2, 0.2), (0.4, 0.1)])

@@ -383,7 +383,7 @@ class TemperatureMap:
     temperature_degc
         The same plus body temperature; ``None`` where no body temperature was stated.
     unfiltered_degc
-        Change before any spatial filter.
+        Change before the spatial filter; ``None`` without one.
     sigma_degc
         σ_T, °C (its systematic part by α apart, in ``meta``).
     cem43_min

@@ -119,7 +119,7 @@ class AuditLog:
         path = self._maps / f"frame_{found.number:06d}_slice{found.slice}{beside}.npz"
         arrays = {
             name: values
-            for name in ("change_degc", "temperature_degc", "sigma_degc", "cem43_min", "validity")
+            for name in ("change_degc", "unfiltered_degc", "temperature_degc", "sigma_degc", "cem43_min", "validity")
             if (values := getattr(found, name)) is not None
         }
         partial = path.with_suffix(".part.npz")

@@ -38,7 +38,8 @@ class Reading:
     Attributes
     ----------
     change, unfiltered, sigma
-        float32 (slice, y, x), °C: change, the same before any spatial filter, and σ_T (NaN: not known).
+        float32 (slice, y, x), °C: change, the same before the spatial filter (``None`` without one), and σ_T (NaN:
+        not known).
     magnitude
         float32 (slice, y, x): of the image.
     followed, wrapped, no_drift
@@ -51,7 +52,7 @@ class Reading:
     """
 
     change: FloatArray
-    unfiltered: FloatArray
+    unfiltered: FloatArray | None
     sigma: FloatArray
     magnitude: FloatArray
     followed: MaskArray
@@ -208,11 +209,11 @@ class EchoMeasurement:
         for unwrapper, plane in zip(self._unwrappers, planes, strict=True):
             if no_drift[plane].any():
                 unwrapper.withdraw()
-        unfiltered = change = phase * scale - field
+        unfiltered, change = None, phase * scale - field
         if self._settings.neighbours > 1:
             # The branch of every voxel is known: only its angle is replaced by the neighbourhood's.
             smooth = complex_product(data, reference, neighbours=self._settings.neighbours)
-            change = (phase + np.angle(smooth * np.exp(-1j * phase))) * scale - field
+            unfiltered, change = change, (phase + np.angle(smooth * np.exp(-1j * phase))) * scale - field
         # What is subtracted is uncertain too, most of all far from where it was fitted. The formula knows nothing of
         # it; the scatter of the pre-heating frames, each with a fit of its own, holds it already.
         sigma = np.fmax(np.sqrt(by_formula**2 + variance + fitted * scale**2), by_time)

@@ -649,7 +649,7 @@ class SliceMonitor:
             number=image.number,
             slice=image.slice,
             temperature_degc=nothing if absolute else None,
-            unfiltered_degc=nothing,
+            unfiltered_degc=nothing if self._settings.neighbours > 1 else None,
             cem43_min=dose if absolute else None,
             fov_m=image.fov_m,
             footprint=image.footprint,
@@ -747,7 +747,7 @@ class SliceMonitor:
             number=image.number,
             slice=image.slice,
             temperature_degc=temperature,
-            unfiltered_degc=np.where(valid, unfiltered, np.float32(np.nan)),
+            unfiltered_degc=None if unfiltered is None else np.where(valid, unfiltered, np.float32(np.nan)),
             cem43_min=dose,
             fov_m=image.fov_m,
             footprint=image.footprint,
@@ -758,15 +758,16 @@ class SliceMonitor:
 
     def _combined(
         self, images: Sequence[FrameImage], readings: Sequence[Reading]
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return change, unfiltered change and σ_T of all echoes together."""
+    ) -> tuple[FloatArray, FloatArray | None, FloatArray]:
+        """Return change, change before the spatial filter (``None`` without one) and σ_T of all echoes together."""
         if len(readings) == 1:
             return readings[0].change, readings[0].unfiltered, readings[0].sigma
         times = [self._echo_time(image.echo) for image in images]
         # An echo that is not followed shows an earlier phase.
         sizes = [np.where(reading.followed, reading.magnitude, np.float32(0.0)) for reading in readings]
         change, weights = combine_echoes([reading.change for reading in readings], sizes, times)
-        unfiltered, _ = combine_echoes([reading.unfiltered for reading in readings], sizes, times)
+        kept = [reading.unfiltered for reading in readings if reading.unfiltered is not None]
+        unfiltered = combine_echoes(kept, sizes, times)[0] if kept else None
         # What has no weight may be infinitely uncertain.
         parts = [
             np.multiply(weight, one.sigma, where=weight > 0.0, out=np.zeros_like(weight))
