@@ -292,7 +292,7 @@ class DriftEstimator:
         """Fit a found mask: from a low quantile up to the lowest surface on which the blocks gather.
 
         Heating only raises a block, so that the residuals below the surface are noise alone and give its scale.
-        The window narrows to where noise, not heated tissue, decides.
+        The window narrows to where noise, not heated tissue, decides. A method of this project, from no paper.
         """
         coefficients = _least_squares(design, values, prior)
         for _ in range(MAX_ITERATIONS // 2):
