@@ -49,5 +49,5 @@ def test_a_frame_is_its_spokes():
 
 
 def test_bits_of_the_validity_map_are_those_of_the_contract():
-    names = ["SIGNAL", "NOISE", "WRAP", "DRIFT", "MOTION", "GUARD", "NO_BASELINE", "OUTSIDE_FOV"]
+    names = ["SIGNAL", "NOISE", "WRAP", "DRIFT", "MOTION", "GUARD", "NO_BASELINE"]
     assert [(bit.name, bit.value) for bit in NoReading] == [(name, 1 << i) for i, name in enumerate(names)]

@@ -37,7 +37,7 @@ def test_a_real_header_becomes_si(shared_data):
     assert scan.relative_noise_bandwidth == pytest.approx(0.793)
     assert scan.n_coils == 2
     assert scan.trajectory == "radial"
-    assert (scan.spokes_per_frame, scan.n_repetitions, scan.n_slices, scan.n_partitions) == (8, 2, 1, 1)
+    assert (scan.spokes_per_frame, scan.n_slices, scan.n_partitions) == (8, 1, 1)
     assert scan.waveforms == (0,)
     assert (scan.protocol, scan.measurement_id) == ("tiny_radial", "1_1_1_42")
     assert scan.xml.endswith("</ismrmrdHeader>")
@@ -60,7 +60,6 @@ def test_silent_parts_are_none_and_a_nul_is_dropped(namespace):
     assert scan.relative_noise_bandwidth is None
     assert scan.echo_times_s == ()
     assert scan.spokes_per_frame is None
-    assert scan.n_repetitions is None
     assert scan.user_parameters == {}
     assert scan_header(xml) == scan
 

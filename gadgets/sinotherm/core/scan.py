@@ -75,7 +75,7 @@ class ScanHeader:
         Index of the encoding that this describes; readouts of other ones are no part of the images.
     relative_noise_bandwidth
         Share of the receiver's bandwidth that its noise fills (for the scaling of noise scans).
-    n_slices, n_repetitions, spokes_per_frame
+    n_slices, spokes_per_frame
         From the encoding limits (1 or ``None`` where silent).
     n_partitions
         Partitions of a stack of stars: the encoded matrix where the limits say that there are several; else 1.
@@ -112,7 +112,6 @@ class ScanHeader:
     n_partitions: int = 1
     acquired_partitions: int | None = None
     partition_offset: int = 0
-    n_repetitions: int | None = None
     spokes_per_frame: int | None = None
     user_parameters: Mapping[str, str | float] = field(default_factory=dict)
     waveforms: tuple[int, ...] = ()
@@ -360,7 +359,7 @@ class FrameImage:
 
 
 class NoReading(IntFlag):
-    """Reasons why a voxel has no reading: the bits of the validity map."""
+    """Reasons why a voxel has no reading: the bits of the validity map; bit 7 is reserved."""
 
     SIGNAL = 1 << 0
     NOISE = 1 << 1
@@ -369,7 +368,6 @@ class NoReading(IntFlag):
     MOTION = 1 << 4
     GUARD = 1 << 5
     NO_BASELINE = 1 << 6
-    OUTSIDE_FOV = 1 << 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,7 +78,6 @@ def scan_header(xml: bytes | str) -> ScanHeader:
         n_partitions=n_partitions,
         acquired_partitions=acquired,
         partition_offset=offset,
-        n_repetitions=_limit(encoding, "repetition"),
         # A limit of one spoke is what converters write that know none.
         spokes_per_frame=n_spokes if n_spokes is not None and n_spokes > 1 else None,
         user_parameters=dict(_user_parameters(root)),
