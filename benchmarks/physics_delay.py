@@ -33,7 +33,7 @@ def errors(image: np.ndarray, schedule: AngleSchedule, spokes: int, delays: tupl
     plan = FinufftPlan((N, N), COILS, dtype=np.complex128, accuracy=ACCURATE).set_points(points)
     data = plan.forward((image * maps).astype(np.complex128)).reshape(COILS, spokes, -1)
     random = np.random.default_rng(1)
-    voxel = math.sqrt(402 * float(np.square(readout_weights(SAMPLING) * (math.pi / 402)).sum()))
+    voxel = math.sqrt(402 * float(np.square(readout_weights(SAMPLING, centre="area") * (math.pi / 402)).sum()))
     level = float(np.median(image[body_mask(image)])) / (SNR * voxel)
     noise = random.standard_normal((2, *data.shape))
     data = (data + level * (noise[0] + 1j * noise[1])).astype(np.complex64)

@@ -34,7 +34,7 @@ def test_one_row_a_chain() -> None:
 def test_peers_make_the_same_picture_as_we_do() -> None:
     scan = bench_scan(coils=3, spokes=32, repetition_time_s=3e-3)
     run = stream._Run(scan=scan, frames=1, repetition_time_s=0.0, device="cpu", network=None)
-    projector = BackProjector((MATRIX, MATRIX), 3, scan.sampling)
+    projector = BackProjector((MATRIX, MATRIX), 3, scan.sampling, centre="area")
     projector.add_batch(scan.data, scan.angles)
     ours = projector.coil_images(scale=math.pi / 32)
     finish = stream._finish(run)

@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import numpy as np
@@ -7,7 +8,9 @@ from hypothesis import strategies as st
 
 from operator_checks import direct_sum
 from sinotherm.core.geometry import RadialSampling, spoke_angles
+from sinotherm.operators.backprojection import BackProjector
 from sinotherm.operators.density import central_weights, radial_weights, ramp_shift, readout_weights, resolution
+from sinotherm.operators.fbp import FilteredBackProjection
 from sinotherm.operators.nufft import ACCURATE, FinufftPlan, radial_points
 
 
@@ -15,7 +18,7 @@ from sinotherm.operators.nufft import ACCURATE, FinufftPlan, radial_points
 def test_weights_are_the_area_of_the_disc(n_spokes: int, fraction: float, weights: str) -> None:
     sampling = RadialSampling(n_readout=65, spacing=1 / 65, centre=32 + fraction)
     angles = spoke_angles("golden", n_spokes)
-    total = radial_weights(angles, sampling, weights=weights).sum()
+    total = radial_weights(angles, sampling, weights=weights, centre="area").sum()
     # Both halves of each spoke's sector, exactly: no gap and no overlap at the centre.
     outer, inner = (64 - sampling.centre + 0.5) / 65, (sampling.centre + 0.5) / 65
     assert total == pytest.approx(math.pi * (outer**2 + inner**2) / 2, rel=1e-9)
@@ -41,9 +44,16 @@ def test_a_half_turn_of_partial_echoes_leaves_a_side_empty() -> None:
 
 def test_the_centre_sample_is_a_sector_of_its_disc() -> None:
     sampling = RadialSampling(n_readout=8, spacing=0.1, centre=4.0)
-    weights = radial_weights(np.array([0.0, 1.0]), sampling)
+    weights = radial_weights(np.array([0.0, 1.0]), sampling, centre="area")
     assert weights[0, 4] == pytest.approx(0.1**2 * (math.pi / 2) / 4)
     assert weights[1, 6] == pytest.approx(0.1 * 0.2 * math.pi / 2)
+
+
+def test_every_door_takes_the_exact_rule_where_none_is_named() -> None:
+    sampling = RadialSampling(n_readout=8, spacing=0.1, centre=4.0)
+    assert readout_weights(sampling)[4] == pytest.approx(0.1**2 * (1 / 4 - 1 / 12))
+    for door in (readout_weights, radial_weights, BackProjector, FilteredBackProjection):
+        assert inspect.signature(door).parameters["centre"].default == "exact"
 
 
 def test_a_shift_along_the_spoke_moves_the_ramp_and_one_across_does_not() -> None:

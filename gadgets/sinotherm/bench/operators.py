@@ -85,7 +85,7 @@ class Candidate:
 
 
 def _kernel(problem: Problem) -> Candidate:
-    projector = BackProjector((problem.n, problem.n), len(problem.data), problem.sampling)
+    projector = BackProjector((problem.n, problem.n), len(problem.data), problem.sampling, centre="area")
 
     def adjoint() -> ComplexArray:
         projector.reset()
@@ -304,7 +304,7 @@ def radial_problem(n: int, n_coils: int, n_spokes: int) -> Problem:
     images = _phantom(n, n_coils)
     plan = FinufftPlan((n, n), n_coils, dtype=np.complex128, accuracy=1e-9).set_points(points)
     data = plan.forward(images).astype(np.complex64).reshape(n_coils, n_spokes, -1)
-    weighted = data * readout_weights(sampling).astype(np.float32)
+    weighted = data * readout_weights(sampling, centre="area").astype(np.float32)
     return Problem(data=data, weighted=weighted, images=images, angles=angles, points=points, sampling=sampling)
 
 

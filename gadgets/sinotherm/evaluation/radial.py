@@ -142,7 +142,7 @@ def simulate_scan(
     samples = plan.forward((truth * maps).astype(np.complex128)).reshape(coils, spokes, -1)
     noise_sd = 0.0
     if setting == "real":
-        weights = readout_weights(sampling) * (math.pi / FULL_SPOKES)
+        weights = readout_weights(sampling, centre="area") * (math.pi / FULL_SPOKES)
         signal = float(np.median(image[body_mask(image)]))
         noise_sd = signal / (snr * math.sqrt(FULL_SPOKES * float(np.sum(weights**2))))
         noise = random.standard_normal((2, *samples.shape))
@@ -163,7 +163,7 @@ def _fbp(scan: RadialScan) -> ComplexArray:
 
 
 def _gridding(scan: RadialScan) -> ComplexArray:
-    """Return the NUFFT gridding: weights by the angular gaps, plain ramp."""
+    """Return the NUFFT gridding: weights by the angular gaps, plain ramp of the classical areas."""
     return _gridded(scan, "gaps", "ramp")
 
 
@@ -174,7 +174,7 @@ def _gridded(scan: RadialScan, weights: Any, radial_filter: Any) -> ComplexArray
     coils, size = scan.maps.shape[0], scan.maps.shape[-1]
     plan = FinufftPlan((size, size), coils)
     plan.set_points(np.ascontiguousarray(radial_points(scan.angles, scan.sampling).reshape(-1, 2)))
-    density = radial_weights(scan.angles, scan.sampling, weights=weights, radial_filter=radial_filter)
+    density = radial_weights(scan.angles, scan.sampling, weights=weights, radial_filter=radial_filter, centre="area")
     images = plan.adjoint((scan.samples * density).astype(np.complex64).reshape(coils, -1))
     return np.sum(images * scan.maps.conj(), axis=0)
 

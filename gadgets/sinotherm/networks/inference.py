@@ -91,7 +91,7 @@ def estimate_maps(
     radius = np.abs(sampling.positions)
     dense = min(0.5, max(len(angles) / (math.pi * side), 4.0 / side))
     window = np.where(radius < dense, np.cos(np.pi / 2.0 * np.minimum(radius / dense, 1.0)) ** 2, 0.0)
-    weights = (readout_weights(sampling) * window * math.pi / len(angles)).astype(np.float32)
+    weights = (readout_weights(sampling, centre="area") * window * math.pi / len(angles)).astype(np.float32)
     plan = FinufftPlan((side, side), len(samples))
     plan.set_points(radial_points(angles, sampling, shifts).reshape(-1, 2))
     return adaptive_maps(plan.adjoint((samples * weights).astype(np.complex64).reshape(len(samples), -1)))

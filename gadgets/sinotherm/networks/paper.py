@@ -194,7 +194,7 @@ class MagnitudeSinogram:
     ) -> None:
         self._radial = RadialSinogram(sampling, angles, n_pixels=n_pixels, equal=True, device=device)
         order = self._radial.order_index.cpu().numpy()
-        weights = radial_weights(angles, sampling, weights="equal", radial_filter="hann")[order]
+        weights = radial_weights(angles, sampling, weights="equal", radial_filter="hann", centre="area")[order]
         self._radial.weights = torch.from_numpy(weights.astype(np.float32)).to(device)
         length = math.ceil(n_pixels * math.sqrt(2.0))
         length += 1 - length % 2

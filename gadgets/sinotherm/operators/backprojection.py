@@ -380,7 +380,7 @@ class BackProjector:
         sampling: RadialSampling,
         *,
         radial_filter: RadialFilter = "ramp",
-        centre: CentreRule = "area",
+        centre: CentreRule = "exact",
         taps: Taps = "optimal",
         threads: int | None = None,
     ) -> None:

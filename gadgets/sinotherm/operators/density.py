@@ -40,7 +40,7 @@ def readout_weights(
     sampling: RadialSampling,
     radial_filter: RadialFilter = "ramp",
     *,
-    centre: CentreRule = "area",
+    centre: CentreRule = "exact",
     offset: float | FloatArray = 0.0,
 ) -> FloatArray:
     """Return the weights of the samples of one spoke per radian of spoke angle, float64 (…, readout).
@@ -142,7 +142,7 @@ def radial_weights(
     *,
     weights: AngularWeights = "equal",
     radial_filter: RadialFilter = "ramp",
-    centre: CentreRule = "area",
+    centre: CentreRule = "exact",
     shifts: SpokeShifts | None = None,
     measured: SampleMask | None = None,
 ) -> FloatArray:

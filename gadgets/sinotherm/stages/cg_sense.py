@@ -195,7 +195,7 @@ def _coil_maps(first: Sequence[Frame], scan: ScanHeader, settings: Settings) -> 
     radius = np.abs(sampling.positions)
     dense = min(0.5, max(len(angles) / (math.pi * side), 4.0 / side))
     window = np.where(radius < dense, np.cos(np.pi / 2.0 * np.minimum(radius / dense, 1.0)) ** 2, 0.0)
-    weights = (readout_weights(sampling) * window * math.pi / len(angles)).astype(np.float32)
+    weights = (readout_weights(sampling, centre="area") * window * math.pi / len(angles)).astype(np.float32)
     plan = FinufftPlan((side, side), len(data)).set_points(radial_points(angles, sampling, shifts).reshape(-1, 2))
     images = plan.adjoint((data * weights).astype(np.complex64).reshape(len(data), -1))
     logger.info("coil maps from %d spokes", len(angles))

@@ -121,7 +121,7 @@ def noise_scale(sampling: RadialSampling, snr: float, signal: float) -> float:
 
     SNR = signal / SD(real part) in the combined ramp-filtered reconstruction of 402 spokes.
     """
-    weights = readout_weights(sampling) * (math.pi / 402)
+    weights = readout_weights(sampling, centre="area") * (math.pi / 402)
     return signal / (snr * math.sqrt(402 * float(np.square(weights).sum())))
 
 
