@@ -137,3 +137,18 @@ def test_what_does_not_fit_is_refused() -> None:
         Nufft(np.zeros((3, 2)), (4, 4), batched=True)
     with pytest.raises(SettingsError, match="accuracy"):
         FinufftPlan((4, 4), accuracy=0.5)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2,), (4, 2), (5, 3), (5,)])
+def test_every_spoke_has_its_own_shift_or_none_has(shape: tuple[int, ...]) -> None:
+    sampling = RadialSampling(n_readout=8, spacing=1 / 8, centre=4.0)
+    with pytest.raises(DataError, match=r"\(5, 2\) is needed, one a spoke"):
+        radial_points(np.zeros(5), sampling, np.zeros(shape))
+
+
+def test_shifts_of_several_sets_go_with_angles_of_one() -> None:
+    sampling = RadialSampling(n_readout=8, spacing=1 / 8, centre=4.0)
+    shifts = np.random.default_rng(0).normal(0, 0.01, (3, 5, 2))
+    together = radial_points(np.arange(5.0), sampling, shifts)
+    for item in range(3):
+        np.testing.assert_array_equal(together[item], radial_points(np.arange(5.0), sampling, shifts[item]))

@@ -171,5 +171,7 @@ def test_what_does_not_fit_is_refused():
         cg_sense(data, angles, sampling, maps[:, 1:])
     with pytest.raises(DataError, match="first guess"):
         cg_sense(data, angles, sampling, maps, start=np.zeros((4, 4), np.complex64))
+    with pytest.raises(DataError, match=r"shifts of shape \(3, 2\): \(7, 2\) is needed"):
+        cg_sense(data, angles, sampling, maps, shifts=np.zeros((3, 2)))
     with pytest.raises(SettingsError, match="density exponent"):
         cg_sense(data, angles, sampling, maps, density=2.0)

@@ -64,6 +64,11 @@ def tiny_golden_angle(order: int) -> float:
     """Return the increment of the tiny golden angle of this order in rad, π/(τ + order − 1).
 
     Order 1 is the golden angle's π/τ. Wundrak et al. 2015, 10.1109/TMI.2014.2382572.
+
+    Raises
+    ------
+    SettingsError
+        The order is below 1.
     """
     if order < 1:
         raise SettingsError(f"tiny golden angle of order {order}: the order must be 1 or more.")
@@ -93,6 +98,11 @@ def spoke_angles(
         Spokes of a frame; needed by all but the golden schedules; defaults to ``n_spokes``.
     order
         Order of the tiny golden angle.
+
+    Raises
+    ------
+    SettingsError
+        A frame has no spoke, or the order is below 1.
     """
     count = np.arange(first, first + n_spokes, dtype=np.float64)
     period = n_spokes if per_frame is None else per_frame

@@ -182,8 +182,18 @@ def heated_scan(
         ``rf``: diffuse, with widths of 25 to 40 mm; ``focal``: 5 to 15 mm.
     peak_degc
         Highest temperature, °C; 37: not heated.
+    spokes, schedule
+        Of a frame, and how their angles follow.
     seed
         Of place, width, coils, drift and noise.
+    coils, matrix
+        Receiver channels; side of the image, pixels.
+    snr
+        Signal over noise SD of the image of 402 spokes.
+    baseline_frames, heated_frames
+        Frames before heating, and from its begin on.
+    curve
+        As in `HeatedScan`.
     """
     random = np.random.default_rng([seed, 1])
     low, high = _WIDTHS_M[heating]

@@ -73,6 +73,8 @@ def magnitude_slices(
         People to take; by default as `default_split`.
     per_person
         At most so many slices of a person, spread evenly; ``None`` for all.
+    size
+        Side, pixels, to which they are brought.
 
     Raises
     ------
@@ -93,6 +95,8 @@ def attenuation_slices(path: Path, *, split: Split | None = None, size: int = 25
         Folder or file of images in Hounsfield units. Of a folder with a ``splits.json`` only its sets are read.
     split
         People to take; by default as `default_split`.
+    size
+        Side, pixels, to which they are brought.
 
     Raises
     ------

@@ -162,6 +162,10 @@ def compare(images: ComplexArray, n_spokes: int, names: Sequence[str] = tuple(ME
     ----------
     images
         Fully sampled coil images, complex64 (coil, y, x).
+    n_spokes
+        Golden-angle spokes that are taken of them.
+    names
+        Of `METHODS`.
 
     Raises
     ------

@@ -88,6 +88,8 @@ def first_frame(items: Iterator[Item], scan: ScanHeader, n_spokes: int = 0) -> t
 
     Parameters
     ----------
+    items, scan
+        The stream, which is read no further than needed, and its header.
     n_spokes
         Spokes per slice, partition and echo; 0: as the header or the flags of the readouts say, and
         64 where both are silent.

@@ -95,6 +95,8 @@ def region_compression(data: FrameData, sampling: RadialSampling, matrix: int, *
     ----------
     data
         complex64 (coil, spoke, readout), whitened.
+    sampling
+        Where the samples lie on every spoke.
     matrix
         Width of the field of view, pixels.
     n_coils
@@ -154,6 +156,8 @@ def streak_prone_coils(
     data
         complex64 (coil, spoke, readout) of one slice, partition and echo, not whitened: whitening mixes the
         coils, and lays the streaks of one on others. The noise should be of one level.
+    angles, sampling
+        rad, float64 (spoke,); where the samples lie on every spoke.
     matrix
         Width of the field of view, pixels.
     limit
@@ -184,6 +188,8 @@ def streak_ratios(data: FrameData, angles: SpokeAngles, sampling: RadialSampling
     ----------
     data
         complex64 (coil, spoke, readout) of one slice and partition.
+    angles, sampling
+        rad, float64 (spoke,); where the samples lie on every spoke.
     matrix
         Width of the field of view, pixels.
     """

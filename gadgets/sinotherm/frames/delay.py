@@ -93,6 +93,8 @@ def ring_delay(
         complex64 (coil, spoke, readout), whitened; all of one slice and partition.
     angles
         float64 (spoke,), rad; any schedule with spokes that are not all parallel.
+    sampling
+        Where the samples lie on every spoke.
     model
         ``isotropic``: x = y and xy = 0.
     shifts
@@ -128,6 +130,8 @@ def opposed_pairs(angles: SpokeAngles, *, tolerance: float = 1e-3) -> list[tuple
 
     Parameters
     ----------
+    angles
+        float64 (spoke,), rad.
     tolerance
         Largest deviation from 180°, rad.
     """

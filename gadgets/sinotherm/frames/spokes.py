@@ -80,6 +80,8 @@ def trajectory_scale(unit: TrajectoryUnit, largest: float, scan: ScanHeader) -> 
         nearest to 0.5 cycles per pixel, by ratio.
     largest
         Largest |k| of a spoke in the file's unit.
+    scan
+        Matrix and field of view, encoded and reconstructed.
     """
     encoded = scan.encoded.fov_m[0] / scan.encoded.matrix[0]
     factors: dict[TrajectoryUnit, float] = {

@@ -83,6 +83,10 @@ def estimate_maps(
     ----------
     samples
         complex64 (coil, spoke, readout).
+    sampling, angles
+        Where the samples lie on every spoke; rad, float64 (spoke,).
+    side
+        Pixels.
     shifts
         cycles per pixel, (spoke, 2).
     """
@@ -312,6 +316,8 @@ class RadialReconstructor:
         ----------
         samples
             complex64 (coil, spoke, readout), in order of acquisition.
+        sampling, angles
+            Where the samples lie on every spoke; rad, float64 (spoke,).
         maps
             complex64 (coil, y, x), Σ|s|² = 1.
         shifts

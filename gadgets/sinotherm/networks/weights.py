@@ -275,6 +275,8 @@ def load_network(name: str | Path, device: str | torch.device = "cpu") -> tuple[
     ----------
     name
         Name of shipped weights, or the path of a ``.safetensors`` file with its ``.json`` beside it.
+    device
+        Where its tensors are put.
 
     Raises
     ------

@@ -193,7 +193,7 @@ def central_weights(
 
     Parameters
     ----------
-    angles, shifts
+    angles, sampling, shifts
         As in `radial_weights`.
     weights
         float64 (spoke, readout), cycles² per pixel²: those of spokes through the centre.

@@ -46,12 +46,20 @@ def radial_points(angles: FloatArray, sampling: RadialSampling, shifts: SpokeShi
         Where the samples lie on each spoke.
     shifts
         Offset of each spoke, cycles per pixel, (…, spoke, 2).
+
+    Raises
+    ------
+    DataError
+        There are not as many offsets as angles.
     """
     angles = np.asarray(angles, dtype=np.float64)
     direction = np.stack((np.cos(angles), np.sin(angles)), axis=-1)
     points = direction[..., None, :] * sampling.positions[:, None]
     if shifts is not None:
-        points = points + np.asarray(shifts, dtype=np.float64)[..., None, :]
+        shifts = np.asarray(shifts, dtype=np.float64)
+        if shifts.shape[-angles.ndim - 1 :] != (*angles.shape, 2):
+            raise DataError(f"shifts of shape {shifts.shape}: {(*angles.shape, 2)} is needed, one a spoke.")
+        points = points + shifts[..., None, :]
     return points
 
 
@@ -69,6 +77,11 @@ class FinufftPlan:
     accuracy
         Relative error asked for. From 5e-4 upwards the oversampled grid is 1.25 times the image
         instead of twice, which is several times faster for few samples.
+
+    Raises
+    ------
+    SettingsError
+        The accuracy lies outside of 1e-14 to 0.1.
     """
 
     def __init__(

@@ -70,6 +70,20 @@ def sample_weights(
     The ramp (density 1) makes the normal operator of a full set of spokes nearly the identity: fewest
     iterations, more noise; density 0 is the maximum-likelihood solution and converges slowly; ½ is
     within a percent of the best error of either after a dozen iterations.
+
+    Parameters
+    ----------
+    angles, sampling, shifts
+        As in `sinotherm.operators.nufft.radial_points`.
+    density
+        Exponent, 0 to 1.
+
+    Raises
+    ------
+    SettingsError
+        The exponent is out of its bounds.
+    DataError
+        There are not as many shifts as angles.
     """
     if not 0.0 <= density <= 1.0:
         raise SettingsError(f"density exponent = {density:g}: give 0 (no compensation) to 1 (ramp).")
@@ -89,8 +103,15 @@ def detail_filter(size: int, n_spokes: int, corner: float) -> FloatArray:
     ----------
     size
         Side of the grid, pixels.
+    n_spokes
+        Spokes of the frame.
     corner
-        k_c with few spokes, cycles per pixel; 0: D = 1.
+        k_c with few spokes, cycles per pixel, 0 to 1; 0: D = 1.
+
+    Raises
+    ------
+    SettingsError
+        The corner is out of its bounds.
     """
     if not 0.0 <= corner <= 1.0:
         raise SettingsError(f"corner = {corner:g} cycles per pixel: give 0 (no frequency is preferred) to 1.")
@@ -112,6 +133,8 @@ def grid_size(data: FrameData, angles: SpokeAngles, sampling: RadialSampling, ma
     ----------
     data
         complex64 (coil, spoke, readout).
+    angles, sampling
+        rad, float64 (spoke,); where the samples lie on every spoke.
     matrix
         Side of the image, pixels.
     """
@@ -149,6 +172,10 @@ def conjugate_gradients(
         b, complex64.
     start
         First guess; ``None``: zero.
+    regularisation
+        λ.
+    iterations
+        Applications of N at most, those that the first guess costs apart.
     tolerance
         Stop at this residual relative to ‖b‖.
     deadline
@@ -205,6 +232,8 @@ def cg_sense(
         complex64 (coil, spoke, readout), whitened.
     angles, shifts
         rad, float64 (spoke,); cycles per pixel, float64 (spoke, 2).
+    sampling
+        Where the samples lie on every spoke.
     maps
         complex64 (coil, G, G), Σ_c |s_c|² = 1 in the object, 0 where there is nothing. G beyond the
         image's matrix (pixels of the same size) takes up bodies larger than the field of view;
@@ -215,6 +244,10 @@ def cg_sense(
         λ, relative to the largest eigenvalue of the normal operator.
     corner
         Beyond this spatial frequency, cycles per pixel, less detail is expected (`detail_filter`); 0: the same.
+    iterations
+        Of conjugate gradients at most.
+    tolerance
+        Stop at this residual, relative to the right-hand side's norm; 0: never.
     start
         First guess, complex64 (G, G), such as the last frame's image.
     time_budget_s
@@ -224,6 +257,8 @@ def cg_sense(
     ------
     DataError
         Shapes do not fit.
+    SettingsError
+        The density exponent or the corner is out of its bounds.
     """
     deadline = time.perf_counter() + time_budget_s
     return iterate_cg(
@@ -249,7 +284,7 @@ def iterate_cg(
     start: ComplexArray | None = None,
     deadline: float = float("inf"),
 ) -> IterativeImage:
-    """Reconstruct one frame whose normal operator is at hand; parameters as in `cg_sense`."""
+    """Reconstruct one frame whose normal operator is at hand; parameters and errors as in `cg_sense`."""
     amplitudes = torch.from_numpy(detail_filter(normal.size, normal.n_spokes, corner))
 
     def filtered(image: Tensor) -> Tensor:

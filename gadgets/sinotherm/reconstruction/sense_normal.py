@@ -93,6 +93,11 @@ class SenseNormal:
     scale
         The operator is divided by this: the largest eigenvalue of the circle that T is embedded in, so
         that regularisation strengths hardly depend on matrix, spokes or weights.
+
+    Raises
+    ------
+    DataError
+        The maps are not square, or there are not as many shifts as spokes.
     """
 
     def __init__(
@@ -117,7 +122,13 @@ class SenseNormal:
         self.scale = self._toeplitz.largest or 1.0
 
     def right_hand_side(self, data: FrameData) -> Tensor:
-        """Return AᴴW y / scale, complex64 (y, x), of samples (coil, spoke, readout)."""
+        """Return AᴴW y / scale, complex64 (y, x), of samples (coil, spoke, readout).
+
+        Raises
+        ------
+        DataError
+            The samples do not have the operator's coils, spokes or length.
+        """
         n_coils = len(self.maps)
         if data.shape != (n_coils, *self._weights.shape):
             raise DataError(f"data of shape {data.shape}: {(n_coils, *self._weights.shape)} is needed.")

@@ -35,6 +35,8 @@ def tcr(
     ----------
     data, angles, shifts
         Samples, rad, and cycles per pixel of every frame.
+    sampling
+        Where the samples lie on every spoke.
     maps, density
         As in `sinotherm.reconstruction.cg_sense.cg_sense`.
     space, time
@@ -45,7 +47,9 @@ def tcr(
     Raises
     ------
     DataError
-        The frames of data and angles differ in number.
+        The frames of data and angles differ in number, or shapes do not fit.
+    SettingsError
+        The density exponent is out of its bounds.
     """
     if len(data) != len(angles):
         raise DataError(f"{len(data)} frames of data and {len(angles)} of angles: they must be equal.")

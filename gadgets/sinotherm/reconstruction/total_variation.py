@@ -94,6 +94,8 @@ def minimise(
     ----------
     normals, rights
         Normal operator and right-hand side of each frame.
+    strengths
+        λ_s and λ_t.
     start
         First guess (frame, y, x); ``None``: a few conjugate gradients.
     amplitude
@@ -166,6 +168,13 @@ def tv_sense(
         Rounds of ADMM.
     amplitude
         a; state one for a whole scan, so that every frame is regularised alike.
+
+    Raises
+    ------
+    DataError
+        Shapes do not fit.
+    SettingsError
+        The density exponent is out of its bounds.
     """
     deadline = time.perf_counter() + time_budget_s
     return iterate_tv(

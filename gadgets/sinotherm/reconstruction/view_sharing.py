@@ -21,6 +21,11 @@ def frames_shared(radius: np.ndarray, n_spokes: int, matrix: int, most: int) -> 
     """Return how many frames share the samples at distances κ ≥ 0 from k = 0, cycles per pixel: odd int64, as radius.
 
     At radius κ the sampling theorem asks for π·κ·N spokes over 180°.
+
+    Raises
+    ------
+    SettingsError
+        ``most`` is even, or below 1.
     """
     if most < 1 or most % 2 == 0:
         raise SettingsError(f"{most} frames shared at most: give an odd number of 1 or more.")
@@ -44,6 +49,8 @@ def view_sharing(
     data, angles
         Samples and rad of every frame; neighbouring frames must have other angles (golden schedules), or
         sharing gains nothing.
+    sampling
+        Where the samples lie on every spoke.
     matrix
         N, pixels.
     most
@@ -56,6 +63,8 @@ def view_sharing(
     ------
     DataError
         The frames of data and angles differ in number.
+    SettingsError
+        ``most`` is even, or below 1.
     """
     n_frames, n_coils, n_spokes = data.shape[:3]
     if angles.shape != (n_frames, n_spokes):

@@ -32,6 +32,8 @@ def absorbed_power(anatomy: Anatomy, source: HeatSource, *, width_m: float) -> F
 
     Parameters
     ----------
+    anatomy
+        The tissue that absorbs it, and its focus.
     source
         ``rf``: phased array of antennas; the interference maximum is a broad Gaussian on the target,
         the absorption follows the electric conductivity. ``ultrasound``: Gaussian focus, in any tissue.

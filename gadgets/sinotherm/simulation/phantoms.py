@@ -298,6 +298,10 @@ class Scene:
 
         Parameters
         ----------
+        matrix
+            Side, pixels.
+        echo_time_s, repetition_time_s, flip_angle_rad
+            Of the gradient echo, s and rad.
         fat
             Whether fat gives signal (False: perfect fat suppression; oil tubes stay).
         """
@@ -517,7 +521,13 @@ SCENES: Final[Mapping[str, Scene]] = {scene.name: scene for scene in (_hyperther
 
 
 def scene_named(name: str) -> Scene:
-    """Return a scene; an unknown name is an error that lists the known ones."""
+    """Return a scene.
+
+    Raises
+    ------
+    SettingsError
+        The name is unknown; the message lists the known ones.
+    """
     if name not in SCENES:
         raise SettingsError(f"unknown scene {name!r}; known scenes: {', '.join(SCENES)}.")
     return SCENES[name]

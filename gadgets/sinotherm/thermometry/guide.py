@@ -198,6 +198,8 @@ class Guide:
         ----------
         data
             complex64 (coil, spoke, readout).
+        sampling, angles
+            Where the samples lie on every spoke; rad, float64 (spoke,).
         shifts
             cycles per pixel, (spoke, 2).
         """

@@ -175,6 +175,11 @@ def calibrate_guard(
         Scans for each number of spokes.
     quantile
         1 minus the share of false trips that is aimed at.
+
+    Raises
+    ------
+    SettingsError
+        The run's network is not for radial data.
     """
     network = RadialReconstructor(weights, device="cpu")
     valid = network.card.valid
