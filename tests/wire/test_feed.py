@@ -1,4 +1,5 @@
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -87,12 +88,58 @@ def test_messages_are_topic_header_and_array(endpoint: str) -> None:
 
 def test_nothing_is_done_for_nobody(endpoint: str) -> None:
     with Publisher(endpoint) as publisher:
-        publisher.publish("image", {"unserialisable": object()})
+        publisher.publish("image", {"unserialisable": object()}, np.zeros(3))
         assert not publisher._waiting
         with Subscriber(endpoint, topics=("dose",)):
             until(lambda: publisher.wants("dose"))
             assert not publisher.wants("image")
         until(lambda: not publisher.wants("dose"))
+
+
+def test_a_message_of_one_peer_takes_nothing_from_the_others(endpoint: str) -> None:
+    with (
+        Publisher(endpoint) as publisher,
+        Subscriber(endpoint, topics=("image",)),
+        zmq.Context.instance().socket(zmq.XSUB) as peer,
+    ):
+        peer.linger = 0
+        peer.connect(endpoint)
+        until(lambda: publisher.wants("image"))
+        for message in (b"\x05image", b"", b"image", b"\x01image", b"\x01image", b"\x00image", b"\x00image"):
+            peer.send(message)
+        peer.send(b"\x01done")
+        until(lambda: publisher.wants("done"))
+        assert publisher.wants("image")
+        assert not publisher.wants("\x05image")
+
+
+def _ready(**properties: bytes) -> bytes:
+    """Return the command with which a ZMTP 3.0 peer says what it is."""
+    body = b"\x05READY"
+    for name, value in properties.items():
+        name_bytes = name.replace("_", "-").encode()
+        body += bytes([len(name_bytes)]) + name_bytes + len(value).to_bytes(4, "big") + value
+    return bytes([4, len(body)]) + body
+
+
+def test_who_takes_back_what_others_asked_for_silences_no_alarm(endpoint: str) -> None:
+    """ZeroMQ's own sockets do not send that; other implementations of its protocol may."""
+    port = int(endpoint.rpartition(":")[2])
+    with Publisher(endpoint) as publisher, Subscriber(endpoint, topics=("alarm",)) as subscriber:
+        until(lambda: publisher.wants("alarm"))
+        with socket.create_connection(("127.0.0.1", port)) as peer:
+            peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+            peer.sendall(_ready(Socket_Type=b"SUB"))
+            peer.settimeout(10)
+            answer = b""
+            while b"READY" not in answer:
+                answer += peer.recv(1024)
+            peer.sendall(b"\x00\x06\x00alarm")
+            until(lambda: not publisher.wants("alarm"))
+            publisher.publish("alarm", {"alarms": ("hot",)})
+            message = subscriber.receive(within_s=5)
+    assert message is not None
+    assert message.header["alarms"] == ["hot"]
 
 
 def test_the_newest_wins_and_the_chain_never_waits(endpoint: str) -> None:

@@ -144,8 +144,8 @@ class FeedMessage:
 class Publisher(_Socket):
     """Publishes to whoever listens, from a thread of its own.
 
-    Of each topic and scan (header entry ``run``) only the newest message waits to be sent; with no listener
-    nothing is done at all.
+    Of each topic and scan (header entry ``run``) only the newest message waits to be sent. An array that nobody
+    is known to want is not sent; what has none (statistics, alarms, the end) is small, and goes out in any case.
 
     Parameters
     ----------
@@ -176,7 +176,8 @@ class Publisher(_Socket):
 
     def publish(self, topic: str, header: Mapping[str, Any], array: np.ndarray | None = None) -> None:
         """Hand over a message; returns at once. The array must not be changed afterwards."""
-        if not self.wants(topic):
+        # A peer may take back what others asked for: ZeroMQ still knows them, and no alarm may depend on it.
+        if array is not None and not self.wants(topic):
             return
         with self._change:
             kind = (topic, header.get("run"))
@@ -207,7 +208,10 @@ class Publisher(_Socket):
         while self._sock.poll(0):
             event = self._sock.recv()
             topic = event[1:].decode("utf-8", "replace")
-            self._wanted = self._wanted | {topic} if event[:1] == b"\x01" else self._wanted - {topic}
+            if event[:1] == b"\x01":
+                self._wanted |= {topic}
+            elif event[:1] == b"\x00":
+                self._wanted -= {topic}
 
     def _send(self, topic: str, header: Mapping[str, Any], array: np.ndarray | None) -> None:
         head = {**plain(header), "schema": SCHEMA, "topic": topic}
