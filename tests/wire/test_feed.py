@@ -11,6 +11,7 @@ import zmq
 
 from mrd_peers import free_port
 from sinotherm.errors import PeerError, PeerGoneError, ProtocolError, SettingsError, WireError
+from sinotherm.wire import feed
 from sinotherm.wire.feed import (
     SCHEMA,
     CommandClient,
@@ -268,14 +269,32 @@ def test_bad_commands_are_refused(endpoint: str, commands: list[Any], raw: bytes
     assert match in answer["error"]
 
 
-def test_a_command_in_parts_does_not_end_the_scan(endpoint: str, commands: list[Any]) -> None:
+def test_a_command_in_parts_is_refused(endpoint: str, commands: list[Any]) -> None:
     with zmq.Context.instance().socket(zmq.REQ) as sock:
         sock.linger = 0
         sock.connect(endpoint)
-        sock.send_multipart([b'{"schema": 1,', b'"command": "x", "key": "wrong"}'])
+        sock.send_multipart([b'{"schema": 1,', b'"command": "x", "key": "secret"}'])
         assert sock.poll(5000)
-        assert "the key is wrong" in json.loads(sock.recv())["error"]
-    assert commands == []
+        assert "has 2 message parts: send it as one" in json.loads(sock.recv())["error"]
+    with CommandClient(endpoint, key="secret") as client:
+        assert client.request("mark") == {}
+    assert commands == [("mark", {})]
+
+
+def test_a_command_of_many_parts_does_not_keep_the_chain_from_its_frames(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read a few at a time, and neither kept nor understood."""
+    monkeypatch.setattr(feed, "_ANSWER_S", 0.0)
+    monkeypatch.setattr(CommandServer, "_result", lambda *_: pytest.fail("it was read"))
+    with CommandServer(endpoint) as server, zmq.Context.instance().socket(zmq.REQ) as sock:
+        sock.linger = 0
+        sock.connect(endpoint)
+        sock.send_multipart([b"[", *[b"0," * 20_000] * 50, b"0]"])
+        until(lambda: server._sock.poll(0))
+        assert [server.poll(lambda *_: None) for _ in range(52)] == [0] * 51 + [1]
+        assert sock.poll(5000)
+        assert "has 52 message parts" in json.loads(sock.recv())["error"]
 
 
 def test_a_flood_of_requests_does_not_keep_the_chain_from_its_frames(endpoint: str) -> None:

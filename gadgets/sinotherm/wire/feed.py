@@ -305,8 +305,8 @@ def _checked_key(endpoint: str, key: str) -> bytes:
 class CommandServer(_Socket):
     """Takes commands during a scan; the chain asks for them between frames.
 
-    A request is ``{"schema": 1, "command": NAME, "arguments": {…}, "key": KEY}``; the answer is
-    ``{"schema": 1, "ok": true, "result": {…}}`` or ``{"schema": 1, "ok": false, "error": TEXT}``.
+    A request is ``{"schema": 1, "command": NAME, "arguments": {…}, "key": KEY}``, one message part of at most
+    64 KiB; the answer is ``{"schema": 1, "ok": true, "result": {…}}`` or ``{"schema": 1, "ok": false, "error": TEXT}``.
 
     Parameters
     ----------
@@ -325,13 +325,16 @@ class CommandServer(_Socket):
 
     def __init__(self, endpoint: str = COMMAND_ENDPOINT, *, key: str = "") -> None:
         self._key = _checked_key(endpoint, key)
+        # The bound is one of each part, and a request may have any number of them.
         self._sock = _bind(zmq.REP, endpoint, maxmsgsize=_COMMAND_BYTES)
+        self._n_parts = 0
 
     def poll(self, handle: Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None]) -> int:
         """Answer what waits, without waiting, and return how many requests that were.
 
         After a few milliseconds the rest is left to the next call: a flood of requests must not keep the
-        chain from its frames. Peers take turns.
+        chain from its frames, nor must one of many parts, which is refused when its last one has come. Peers take
+        turns.
 
         Parameters
         ----------
@@ -340,12 +343,18 @@ class CommandServer(_Socket):
             the answer then.
         """
         answered, until = 0, time.monotonic() + _ANSWER_S
-        while (not answered or time.monotonic() < until) and self._sock.poll(0):
+        begun = False
+        while not (begun and time.monotonic() >= until) and self._sock.poll(0):
+            begun = True
+            raw = self._sock.recv()
+            self._n_parts += 1
+            if self._sock.rcvmore:
+                continue
+            n_parts, self._n_parts = self._n_parts, 0
             try:
-                answer = {
-                    "ok": True,
-                    "result": plain(self._result(b"".join(self._sock.recv_multipart()), handle) or {}),
-                }
+                if n_parts > 1:
+                    raise ProtocolError(f"the command has {n_parts} message parts: send it as one.")
+                answer = {"ok": True, "result": plain(self._result(raw, handle) or {})}
             except SinothermError as error:
                 answer = {"ok": False, "error": str(error)}
             self._sock.send(json.dumps({"schema": SCHEMA, **answer}).encode())
