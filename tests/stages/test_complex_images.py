@@ -9,7 +9,7 @@ from sinotherm.core.scan import EncodingSpace, FrameImage, ScanHeader
 from sinotherm.errors import DataError
 from sinotherm.stages import images as images_stage
 from sinotherm.stages.complex_images import Settings, stage
-from sinotherm.wire.messages import Readout
+from sinotherm.wire.messages import Readout, Text
 
 SPACE = EncodingSpace(matrix=(6, 4, 1), fov_m=(0.3, 0.2, 0.005))
 SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial")
@@ -77,17 +77,39 @@ def test_every_series_is_a_reconstruction_of_its_own(caplog):
     items = [image(image_series_index=12, repetition=n, meta=beside) for n in range(3)]
     items += [image(image_series_index=2, repetition=n, meta=ours()) for n in range(3)]
     items += [image(image_series_index=7, repetition=3, meta=sinogram), image(np.float32, meta=ours("temperature"))]
-    items += [image(image_series_index=series, repetition=3, meta=ours()) for series in (2, 4, 4)]
+    items += [image(image_series_index=2, repetition=3, meta=ours())]
     made = run(items)
     assert made[6:8] == items[6:8]
     frames = [one for one in made if isinstance(one, FrameImage)]
     assert [(one.meta["method"], one.number) for one in frames] == [
         *[("foreign_12", n) for n in range(3)],
         *[("foreign_2", n) for n in range(4)],
-        *[("foreign_4", n) for n in range(2)],
     ]
-    assert [one.meta.get("beside") for one in frames] == ["pdunet"] * 3 + [None] * 4 + ["foreign_2"] * 2
-    assert caplog.text.count("series 4 come beside those of series 2") == 1
+    assert [one.meta.get("beside") for one in frames] == ["pdunet"] * 3 + [None] * 4
+    assert "come beside" not in caplog.text
+
+
+def test_a_second_series_goes_beside_and_a_third_one_passes_unmeasured(caplog):
+    """Maps of two of them would stand in one series, with one baseline's times and another's pixels."""
+    made = run([image(image_series_index=series, repetition=n) for n in range(3) for series in (5, 6, 7)])
+    (told,) = (one for one in made if isinstance(one, Text))
+    assert "series 7 are passed on as they are" in told.text
+    assert "here of series 5 and 6; send series 7 as a scan of its own" in told.text
+    frames = [one for one in made if isinstance(one, FrameImage)]
+    assert [(one.meta["method"], one.number, one.meta.get("beside")) for one in frames] == [
+        (f"foreign_{series}", n, beside) for n in range(3) for series, beside in ((5, None), (6, "foreign_5"))
+    ]
+    assert [one.image_series_index for one in made if isinstance(one, ismrmrd.Image)] == [7] * 3
+    assert caplog.text.count("series 6 come beside those of series 5") == 1
+    assert caplog.text.count("series 7 are passed on") == 1
+
+
+def test_what_our_own_node_sent_beside_takes_the_place_beside():
+    beside = ours(beside="pdunet")
+    made = run([image(image_series_index=series, meta=beside if series > 10 else ours()) for series in (12, 13, 2, 4)])
+    assert [one.meta["method"] for one in made if isinstance(one, FrameImage)] == ["foreign_12", "foreign_2"]
+    told = [one.text for one in made if isinstance(one, Text)]
+    assert ["here of series 12;" in told[0], "here of series 2 and 12;" in told[1]] == [True, True]
 
 
 def test_what_was_held_back_or_has_no_phase_stays_so():

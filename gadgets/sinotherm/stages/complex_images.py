@@ -12,7 +12,7 @@ from sinotherm.core.settings import StageSettings, setting
 from sinotherm.errors import DataError
 from sinotherm.frames.clock import StampClock
 from sinotherm.frames.images import foreign_image, is_image
-from sinotherm.wire.messages import Image, Readout
+from sinotherm.wire.messages import Image, Readout, Text
 
 __all__ = ["Settings", "stage"]
 
@@ -69,37 +69,51 @@ class _Frames:
 
 
 class _Series:
-    """Tells series apart: two of them are two reconstructions, and never make the frames of one."""
+    """Tells series apart: two of them are two reconstructions, and never make the frames of one.
+
+    The images and maps of all that go beside would stand in the same series: there is room for one.
+    """
 
     def __init__(self) -> None:
         self._frames: defaultdict[tuple[int, int], _Frames] = defaultdict(_Frames)
-        self._others: set[int] = set()
         self._first: int | None = None
+        self._beside: int | None = None
 
-    def image(self, item: Any, time_s: float) -> FrameImage:
-        """Return an image with the number of its frame; beside the first series, if it is of another one."""
+    def image(self, item: Any, time_s: float) -> FrameImage | None:
+        """Return an image with the number of its frame, ``None`` for a series too many.
+
+        It goes beside the first series, if it is of another one.
+        """
         head = item.getHead()
         series = head.image_series_index
         number = self._frames[series, head.slice].number(head, time_s)
         image = foreign_image(item, number=number, time_s=time_s)
-        if "beside" in image.meta:
-            return image
-        if self._first is None:
+        said = "beside" in image.meta
+        if self._first is None and not said:
             self._first = series
-        if series == self._first:
+        if series == self._first and not said:
             return image
-        if series not in self._others:
-            logger.warning(
-                "complex images of series %d come beside those of series %d: measured on their own, "
-                "their maps are those that go beside",
-                *(series, self._first),
-            )
-            self._others.add(series)
-        return replace(image, meta={**image.meta, "beside": f"foreign_{self._first}"})
+        if self._beside is None:
+            self._beside = series
+            if not said:
+                logger.warning(
+                    "complex images of series %d come beside those of series %d: measured on their own, "
+                    "their maps are those that go beside",
+                    *(series, self._first),
+                )
+        if series != self._beside:
+            return None
+        return image if said else replace(image, meta={**image.meta, "beside": f"foreign_{self._first}"})
+
+    def measured(self) -> str:
+        """Return the series that are measured, in words."""
+        return " and ".join(str(series) for series in (self._first, self._beside) if series is not None)
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:  # noqa: ARG001 (every stage has it)
     """Replace every complex MRD image by a `FrameImage`; images without phase or pixels, sinograms and the rest pass.
+
+    So do complex images of further series than two, of which the console is told.
 
     Raises
     ------
@@ -117,18 +131,26 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
             )
         if not isinstance(item, Image):
             yield item
-        elif not (lack := _lack(item)):
+            continue
+        number, lack = item.image_series_index, _lack(item)
+        image = None
+        if not lack and is_image(item):
             # A stamp of 0 is none.
             stamp = item.getHead().acquisition_time_stamp
-            yield series.image(item, clock.time_s(stamp) if stamp else math.nan) if is_image(item) else item
-        else:
-            if (item.image_series_index, lack) not in warned:
-                logger.warning(
-                    "image series %d %s: passed on as it is; thermometry needs complex images",
-                    *(item.image_series_index, lack),
+            image = series.image(item, clock.time_s(stamp) if stamp else math.nan)
+            if image is None and (number, "") not in warned:
+                warned.add((number, ""))
+                text = (
+                    f"complex images of series {number} are passed on as they are, without maps: a scan has maps of "
+                    f"two reconstructions at most, here of series {series.measured()}; send series {number} as a scan "
+                    "of its own"
                 )
-                warned.add((item.image_series_index, lack))
-            yield item
+                logger.warning("%s", text)
+                yield Text(text=f"WRN {text}")
+        elif lack and (number, lack) not in warned:
+            warned.add((number, lack))
+            logger.warning("image series %d %s: passed on as it is; thermometry needs complex images", *(number, lack))
+        yield item if image is None else image
 
 
 def _lack(image: Any) -> str:
