@@ -50,6 +50,7 @@ def test_a_node_without_configuration_and_a_nul():
             "<parallel> with FFTGadget",
         ),
         (pipeline("<distributed/>"), "<distributed> runs in Gadgetron only"),
+        (pipeline(EXTERNAL.format("thermometry") * 17), "has 17 nodes: the bound is 16"),
         (pipeline(EXTERNAL.format("x").replace("frames.by", "by")), "stage.setting"),
         (pipeline(EXTERNAL.format("x").replace("<!-- no setting -->", "<parameter/>")), "holds <parameter>"),
     ],

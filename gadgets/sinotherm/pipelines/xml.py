@@ -19,6 +19,8 @@ Values: TypeAlias = Mapping[str, Mapping[str, str]]
 NODES_MODULE: Final = "sinotherm.nodes"
 
 _MAX_BYTES: Final = 1 << 20
+_MAX_NODES: Final = 16
+"""Bound of a pipeline's nodes: each is a chain of generators in the one before, and Python stacks them."""
 
 _RUN_BY_US: Final = f'<external><execute name="{NODES_MODULE}" target="reconstruct" type="python"/>…</external>'
 
@@ -130,7 +132,7 @@ def parse_configuration(text: str | bytes) -> tuple[Step, ...]:
     ------
     SettingsError
         It is not a version 2 configuration, or it holds a node that only Gadgetron or another process
-        can run; the message names the node and what replaces it.
+        can run; the message names the node and what replaces it. Or it has more nodes than the bound.
     """
     root = _parse(text, "the pipeline")
     if _name(root) != "configuration":
@@ -145,6 +147,11 @@ def parse_configuration(text: str | bytes) -> tuple[Step, ...]:
     stream = _child(root, "stream")
     if stream is None:
         raise SettingsError("the pipeline has no <stream>: its nodes belong into <stream>…</stream>.")
+    if len(stream) > _MAX_NODES:
+        raise SettingsError(
+            f"the pipeline's <stream> has {len(stream)} nodes: the bound is {_MAX_NODES}, and one of {_RUN_BY_US} does "
+            "all the work of its target; leave out the others."
+        )
     steps = tuple(_step(node) for node in stream)
     if not steps:
         raise SettingsError(f"the pipeline's <stream> is empty: put {_RUN_BY_US} into it.")
