@@ -1,12 +1,15 @@
 import csv
+import errno
+import fcntl
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sinotherm.core.scan import FrameStatistics, TemperatureMap
-from sinotherm.thermometry.audit import AuditLog
+from sinotherm.thermometry.audit import COLUMNS, AuditLog
 
 PLANE = np.ones((1, 3, 3), np.float32)
 
@@ -116,6 +119,41 @@ def test_the_map_without_the_spatial_filter_is_kept_where_there_is_one(tmp_path)
     with np.load(tmp_path / "maps" / log.run / "frame_000000_slice0.npz") as stored:
         np.testing.assert_array_equal(stored["unfiltered_degc"], 3 * PLANE)
         np.testing.assert_array_equal(stored["change_degc"], PLANE)
+
+
+def test_scans_at_the_same_time_share_one_head(tmp_path) -> None:
+    with AuditLog(tmp_path, keep_maps=False) as first, AuditLog(tmp_path, keep_maps=False) as second:
+        for log in (second, first, second):
+            log.frame(*_frame(0))
+    rows = list(csv.DictReader((tmp_path / "regions.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == [second.run, first.run, second.run]
+
+
+def test_of_scans_that_begin_together_one_writes_the_head(tmp_path) -> None:
+    def scan() -> None:
+        with AuditLog(tmp_path, keep_maps=False) as log:
+            log.frame(*_frame(0))
+
+    with (tmp_path / "regions.csv").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        thread = threading.Thread(target=scan)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        other.write(",".join(COLUMNS) + "\r\n")
+    thread.join(10)
+    rows = (tmp_path / "regions.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows] == ["frame", "0"]
+
+
+def test_a_disk_that_knows_no_locks_is_written_to(tmp_path, monkeypatch) -> None:
+    def unable(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unable)
+    with AuditLog(tmp_path, keep_maps=False) as log:
+        log.frame(*_frame(0))
+    assert len((tmp_path / "regions.csv").read_text().splitlines()) == 2
 
 
 def test_maps_and_rows_of_two_reconstructions_are_told_apart(tmp_path) -> None:

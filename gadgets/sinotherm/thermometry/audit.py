@@ -2,11 +2,12 @@
 
 ``audit.jsonl`` has one JSON object a line, ``regions.csv`` one row a frame and region. Each frame is
 on disk before the next is begun: a process that is killed loses nothing that was finished, and the
-last line says how far it came. A restart appends: each line, row and folder of maps has the name of its
-run, the time at which it began, and no run touches what another one wrote.
+last line says how far it came. A restart appends, and scans at the same time share a folder: each line, row and
+folder of maps has the name of its run, the time at which it began, and no run touches what another one wrote.
 """
 
 import csv
+import fcntl
 import json
 import os
 import threading
@@ -60,10 +61,8 @@ class AuditLog:
         self.problem = ""
         self._lock = threading.Lock()
         self._lines = _appended(folder / "audit.jsonl")
-        self._table = _appended(folder / "regions.csv")
+        self._table = _appended(folder / "regions.csv", first=",".join(COLUMNS) + "\r\n")
         self._rows = csv.DictWriter(self._table, COLUMNS, extrasaction="ignore")
-        if self._table.tell() == 0:
-            self._rows.writeheader()
 
     def __enter__(self) -> Self:
         return self
@@ -130,12 +129,24 @@ class AuditLog:
             partial.unlink(missing_ok=True)
 
 
-def _appended(path: Path) -> TextIO:
-    """Open a file to append lines to; one that a killed run left unfinished is ended first."""
+def _appended(path: Path, first: str = "") -> TextIO:
+    """Open a file to append lines to; one that a killed run left unfinished is ended first, a new one gets its first.
+
+    Of scans that begin at the same time one does so.
+    """
     file = path.open("a", encoding="utf-8", newline="")
-    if file.tell():
-        with path.open("rb") as written:
-            written.seek(-1, os.SEEK_END)
-            if written.read(1) != b"\n":
-                file.write("\n")
+    # A full disk, or one that knows no locks, is no reason to have no log: what could not be written waits.
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+    with suppress(OSError):
+        if not file.seek(0, os.SEEK_END):
+            file.write(first)
+        else:
+            with path.open("rb") as written:
+                written.seek(-1, os.SEEK_END)
+                if written.read(1) != b"\n":
+                    file.write("\n")
+        file.flush()
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)
     return file
