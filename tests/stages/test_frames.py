@@ -15,6 +15,7 @@ from sinotherm.frames.header import scan_header
 from sinotherm.stages import spokes as spokes_stage
 from sinotherm.stages.frames import Settings, stage
 from sinotherm.wire.file import MrdFile
+from sinotherm.wire.messages import Text
 
 SPACE = EncodingSpace(matrix=(8, 8, 1), fov_m=(0.2, 0.2, 0.01))
 SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial")
@@ -41,6 +42,15 @@ def frames(items, scan=SCAN, **values):
     return [item for item in run(items, scan, **values) if isinstance(item, Frame)]
 
 
+def frames_if_any(items, n, **values):
+    """Return the frames, of which there should be n; where there is none, that must be said."""
+    if n or not items:
+        return frames(items, **values)
+    with pytest.raises(SpokeError, match=f"none of {len(items)} spokes is in an image"):
+        run(items, **values)
+    return []
+
+
 def indices(found):
     return [[one.index for one in frame.spokes] for frame in found]
 
@@ -63,16 +73,17 @@ def test_spokes_pass_and_the_frame_follows_its_last_one():
 
 @given(n=st.integers(0, 40), per_frame=st.integers(1, 12))
 def test_by_count_every_spoke_is_in_one_frame(n, per_frame):
-    found = frames([spoke(i, repetition=i // 5, last=i % 3 == 0) for i in range(n)], by="count", spokes=per_frame)
+    items = [spoke(i, repetition=i // 5, last=i % 3 == 0) for i in range(n)]
     whole = n // per_frame * per_frame
+    found = frames_if_any(items, whole, by="count", spokes=per_frame)
     assert [index for frame in indices(found) for index in frame] == list(range(whole))
     assert all(frame.n_spokes == per_frame for frame in found)
 
 
 @given(n=st.integers(0, 40), window=st.integers(1, 12), stride=st.integers(0, 9))
 def test_windows_hold_the_last_spokes(n, window, stride):
-    found = frames([spoke(i) for i in range(n)], window=window, stride=stride)
     ends = range(window, n + 1, stride or window)
+    found = frames_if_any([spoke(i) for i in range(n)], len(ends), window=window, stride=stride)
     assert indices(found) == [list(range(end - window, end)) for end in ends]
     assert [frame.number for frame in found] == list(range(len(found)))
 
@@ -158,7 +169,25 @@ def test_after_flagged_frames_the_rest_is_partial(caplog):
 
 @pytest.mark.parametrize(("policy", "n"), [("drop", 0), ("emit", 1)])
 def test_a_window_that_never_fills(policy, n):
-    assert len(frames([spoke(i) for i in range(3)], window=4, partial=policy)) == n
+    assert len(frames_if_any([spoke(i) for i in range(3)], n, window=4, partial=policy)) == n
+
+
+def test_a_scan_of_which_no_frame_is_complete_does_not_end_as_if_all_went_well():
+    """A clean end without images would be that of a scan that measured noise alone."""
+    items = [spoke(i) for i in range(3)]
+    with pytest.raises(SpokeError, match=r"none of 3 spokes .* frames end by 4 spokes; .* frames\.partial = emit"):
+        run(items, spokes=4)
+    assert run(["text"], spokes=4) == ["text"]
+
+
+def test_the_console_is_told_of_spokes_that_are_in_no_image():
+    *_, told = run([spoke(i) for i in range(5)], spokes=3)
+    assert told.text == (
+        "WRN 2 of 5 spokes are in no image: the scan or a plane ended before their frames were complete "
+        "(frames.partial = drop)"
+    )
+    for values in ({"spokes": 3, "partial": "emit"}, {"spokes": 5}, {"window": 3, "stride": 1}):
+        assert not [item for item in run([spoke(i) for i in range(5)], **values) if isinstance(item, Text)]
 
 
 def header(x):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from sinotherm.core.scan import Frame, Item, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
+from sinotherm.errors import SpokeError
 from sinotherm.frames.assembly import FrameAssembler, FrameRule, PartialPolicy
 from sinotherm.wire.messages import Text
 
@@ -75,7 +76,13 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
 
     Spokes of a stack of stars leave transformed along the partitions, plane by plane. With ``overload = latest``
     a frame comes late, after other spokes, or not at all where a newer one has been received; the console is
-    told when that begins, and how many it were at the end.
+    told when that begins, and how many it were at the end. It is told as well how many spokes of partial frames
+    were dropped.
+
+    Raises
+    ------
+    SpokeError
+        The scan had spokes, and none of them is in a frame; or as `FrameAssembler.add` says.
     """
     assembler = FrameAssembler(
         scan,
@@ -87,10 +94,12 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         partial=settings.partial,
     )
     latest = _Latest()
+    n_spokes = 0
     for item in items:
         if not isinstance(item, Spoke):
             yield item
             continue
+        n_spokes += 1
         for made in assembler.add(item):
             if settings.overload == "every" or not isinstance(made, Frame):
                 yield made
@@ -105,7 +114,17 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     yield from assembler.finish()
     if latest.n_skipped:
         yield Text(text=f"WRN overload: {latest.n_skipped} of {assembler.n_frames} frames were skipped")
-    logger.info(
-        "%d frames, %d of them skipped; %d spokes dropped",
-        *(assembler.n_frames, latest.n_skipped, assembler.n_dropped_spokes),
-    )
+    n_dropped = assembler.n_dropped_spokes
+    logger.info("%d frames, %d of them skipped; %d spokes dropped", *(assembler.n_frames, latest.n_skipped, n_dropped))
+    if n_spokes and not assembler.n_frames:
+        # An end without images would look like one of a scan that only measured noise.
+        raise SpokeError(
+            f"none of {n_spokes} spokes is in an image: no frame was complete, and frames end by "
+            f"{assembler.described()}; acquire whole frames, set frames.by and frames.spokes as the scan is, or "
+            "frames.partial = emit."
+        )
+    if n_dropped:
+        yield Text(
+            text=f"WRN {n_dropped} of {n_spokes} spokes are in no image: the scan or a plane ended before their frames "
+            "were complete (frames.partial = drop)"
+        )
