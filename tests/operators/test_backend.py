@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from sinotherm.operators import backend
 from sinotherm.operators.backend import backends, frame_backend, nufft_backend
 
 
@@ -18,6 +19,12 @@ def test_gridding_serves_single_precision_on_the_cpu_and_no_other() -> None:
     assert nufft_backend("cpu", single=False, accuracy=5e-4) == "finufft"
     assert nufft_backend("cpu", single=True, accuracy=1e-6) == "finufft"
     assert nufft_backend("cuda", single=True, accuracy=5e-4) == "sparse"
+
+
+def test_sparse_matrices_serve_single_precision_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "has_kernels", lambda: False)
+    assert nufft_backend("cpu", single=True, accuracy=5e-4) == "sparse"
+    assert nufft_backend("cpu", single=False, accuracy=5e-4) == "finufft"
 
 
 def test_back_projection_serves_few_spokes_of_many_coils() -> None:

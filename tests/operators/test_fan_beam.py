@@ -38,6 +38,21 @@ def test_gradients_are_the_transposes(limit):
     assert torch.autograd.gradcheck(lambda s: operator.filtered_back_projection(s, limit=limit), (sinogram,))
 
 
+def test_matrices_take_the_place_of_kernels_that_cannot_be_compiled(monkeypatch):
+    """Both directions of both pairs."""
+    image = torch.randn(2, 16, 16, requires_grad=True)
+    results = []
+    for compiled in (True, False):
+        monkeypatch.setattr(fan_beam, "has_kernels", lambda compiled=compiled: compiled)
+        operator = _small()
+        sinogram = operator(image)
+        back = operator.filtered_back_projection(sinogram)
+        (gradient,) = torch.autograd.grad(back.square().sum(), image)
+        results.append((sinogram.detach(), back.detach(), gradient))
+    for kernel, matrix in zip(*results, strict=True):
+        torch.testing.assert_close(matrix, kernel, rtol=1e-4, atol=1e-4 * float(kernel.abs().max()))
+
+
 def test_projections_of_a_disc_are_its_chords():
     geometry = FanBeamGeometry(n_pixels=64, source_distance=100.0, detector_distance=40.0, n_detectors=151)
     angles = np.array([0.0, 0.7, 2.0, 4.4])

@@ -4,10 +4,24 @@ Axis order is fixed here, so that a signature says it: images are (coil, slice, 
 sinograms and frames (coil, spoke, readout or detector).
 """
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Complex64, Float32, Float64, UInt16
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Complex64, Float32, Float64, UInt16
+else:
+    try:
+        from jaxtyping import Bool, Complex64, Float32, Float64, UInt16
+    except ModuleNotFoundError:
+
+        class _Unchecked:
+            """Names an array without its shape: a machine that only trains has none but torch's packages."""
+
+            def __class_getitem__(cls, named: tuple[type, str]) -> type:
+                return named[0]
+
+        Bool = Complex64 = Float32 = Float64 = UInt16 = _Unchecked
 
 __all__ = [
     "CoilImages",

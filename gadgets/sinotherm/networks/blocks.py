@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["AngleWrap", "DualBlock", "as_complex", "as_real", "convolutions", "mirror_detector", "pad_angles"]
+__all__ = [
+    "AngleWrap",
+    "DualBlock",
+    "WholeBlock",
+    "as_complex",
+    "as_real",
+    "convolutions",
+    "mirror_detector",
+    "pad_angles",
+]
 
 AngleWrap: TypeAlias = Literal["mirror", "circular", "none"]
 
@@ -62,6 +71,10 @@ def pad_angles(values: Tensor, rows: int, wrap: AngleWrap) -> Tensor:
     ring = torch.cat(tiles, dim=-2)
     start = turns * n - rows
     return ring[..., start : start + n + 2 * rows, :]
+
+
+class WholeBlock(nn.Module):
+    """A block at run time that takes complex values whole: it brings them into channels, and back, by itself."""
 
 
 class DualBlock(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sinotherm.networks.blocks import AngleWrap, DualBlock, mirror_detector, pad_angles
+from sinotherm.networks.blocks import AngleWrap, DualBlock, WholeBlock, mirror_detector, pad_angles
 from sinotherm.networks.unet import UNet
 from sinotherm.operators.crew import crew
 
@@ -138,7 +138,7 @@ def _last(values: Tensor) -> np.ndarray:
     return values.permute(0, 2, 3, 1).float().contiguous().numpy()
 
 
-class FusedUNet(nn.Module):
+class FusedUNet(WholeBlock):
     """A `UNet` in bfloat16 for inference, on complex images.
 
     Parameters
@@ -196,7 +196,7 @@ class FusedUNet(nn.Module):
         return torch.from_numpy(correction), values[:, 8:] if self.memory_out else None
 
 
-class FusedDualBlock(nn.Module):
+class FusedDualBlock(WholeBlock):
     """A `DualBlock` for inference on complex sinograms, all layers but the first in bfloat16.
 
     The first layer takes the whole sinogram, whose rounding error the ramp filter would amplify.

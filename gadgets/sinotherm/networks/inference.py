@@ -33,6 +33,7 @@ from sinotherm.networks.primal_dual import PrimalDual
 from sinotherm.networks.radial import RadialSinogram, SinogramBackend, upsample
 from sinotherm.networks.unet import UNet
 from sinotherm.networks.weights import load_network
+from sinotherm.operators.backend import Device, choose_device
 from sinotherm.operators.coils import adaptive_maps
 from sinotherm.operators.density import readout_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
@@ -50,7 +51,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Precision: TypeAlias = Literal["bfloat16", "float32"]
 Runtime: TypeAlias = Literal["torch", "openvino"]
 Symmetries: TypeAlias = Literal[1, 2, 4, 8]
@@ -59,19 +59,6 @@ FEWEST_GUARDED: Final = 8
 
 _KEPT_MODELS: Final = 16
 """Compiled blocks: those of four networks, or of one network for four sizes."""
-
-
-def choose_device(device: Device) -> torch.device:
-    """Return the device; ``auto`` is CUDA where there is one.
-
-    Raises
-    ------
-    SettingsError
-        CUDA is asked for and there is none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("device cuda: PyTorch finds no CUDA device here; use auto or cpu.")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def estimate_maps(

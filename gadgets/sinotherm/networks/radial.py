@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from sinotherm.core.arrays import ComplexArray, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling, angular_order
 from sinotherm.networks.blocks import mirror_detector
 from sinotherm.operators.density import AngularWeights, angular_weights, radial_weights
-from sinotherm.operators.gridded import GriddedSinogram
 from sinotherm.operators.nufft import Nufft, NufftBackend, radial_points
+
+if TYPE_CHECKING:
+    from sinotherm.operators.gridded import GriddedSinogram
 
 __all__ = ["FullSinogram", "RadialSinogram", "SinogramBackend", "upsample"]
 
@@ -116,8 +118,10 @@ class RadialSinogram:
         )
         self._fused: GriddedSinogram | None = None
         if backend == "fused":
+            from sinotherm.operators import gridded
+
             moved = None if shifts is None else np.asarray(shifts)[order]
-            self._fused = GriddedSinogram(
+            self._fused = gridded.GriddedSinogram(
                 radial_points(np.asarray(angles)[order], sampling, moved),
                 (n_pixels, n_pixels),
                 centre=sampling.centre,

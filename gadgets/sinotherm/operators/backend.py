@@ -2,11 +2,39 @@
 
 import os
 from collections.abc import Mapping
-from typing import Literal
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from sinotherm.operators.gridded import ACCURACY
+from sinotherm.errors import SettingsError
 
-__all__ = ["backends", "frame_backend", "nufft_backend"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Device", "backends", "choose_device", "frame_backend", "has_kernels", "nufft_backend"]
+
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+
+
+def choose_device(device: Device) -> "torch.device":
+    """Return the device; ``auto`` is CUDA where there is one.
+
+    Raises
+    ------
+    SettingsError
+        CUDA is asked for and there is none.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("device cuda: PyTorch finds no CUDA device here; use auto or cpu.")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@cache
+def has_kernels() -> bool:
+    """Return whether the compiled kernels can run here: a machine that only trains may have neither of their needs."""
+    return find_spec("numba") is not None and find_spec("scipy") is not None
 
 
 def frame_backend(n_coils: int, n_spokes: int) -> Literal["back-projection", "gridded"]:
@@ -24,10 +52,13 @@ def nufft_backend(device: str, *, single: bool, accuracy: float) -> Literal["gri
 
     On the CPU the gridding kernels take 0.4 to 0.96 of tuned finufft's time for 1 to 16 coils and 16 to 402
     spokes; they exist in single precision and for one accuracy. On an H100 the sparse matrices take 0.2 ms for 8
-    coils and 34 spokes, torchkbnufft 6 (forward) and 39 ms (adjoint).
+    coils and 34 spokes, torchkbnufft 6 (forward) and 39 ms (adjoint). They also serve single precision on a CPU
+    without numba.
     """
-    if device != "cpu":
+    if device != "cpu" or (single and not has_kernels()):
         return "sparse"
+    from sinotherm.operators.gridded import ACCURACY
+
     return "gridded" if single and accuracy >= ACCURACY else "finufft"
 
 

@@ -6,17 +6,29 @@ detector is R + D away from it, along (−sin β, cos β). Lengths are in pixels
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numba import njit, prange
 from torch import Tensor
 
 from sinotherm.core.arrays import FloatArray
 from sinotherm.errors import DataError
+from sinotherm.operators.backend import has_kernels
 from sinotherm.operators.linear import LinearOperator, sparse_matrix
+
+if TYPE_CHECKING or has_kernels():
+    from numba import njit, prange
+else:
+    # The kernels are then names of the matrices that take their place.
+    prange = range
+
+    def njit(**_: bool) -> Callable[[Any], Any]:
+        """Return what leaves a kernel as it is."""
+        return lambda kernel: kernel
+
 
 __all__ = ["FanBeam", "FanBeamGeometry"]
 
@@ -183,7 +195,7 @@ class _Linear(torch.autograd.Function):
 class FanBeam(LinearOperator):
     """Fan-beam projections of real images: (…, y, x) → (…, view, detector), differentiable.
 
-    Compiled kernels on the CPU; on a GPU the same interpolations as sparse matrices, made once.
+    Compiled kernels on the CPU; on a GPU, and without numba, the same interpolations as sparse matrices, made once.
 
     Parameters
     ----------
@@ -215,7 +227,7 @@ class FanBeam(LinearOperator):
 
     def _run(self, kernel: Any, values: Tensor, shape: tuple[int, ...], *arguments: float) -> Tensor:
         lead = values.shape[: values.ndim - 2]
-        if values.device.type != "cpu":
+        if values.device.type != "cpu" or not has_kernels():
             columns = values.detach().reshape(-1, math.prod(values.shape[-2:])).T.contiguous()
             return (self._matrix(kernel, values.device) @ columns).T.reshape(*lead, *shape)
         array = np.ascontiguousarray(values.detach().numpy()).reshape(-1, *values.shape[-2:])
@@ -226,8 +238,6 @@ class FanBeam(LinearOperator):
     def _matrix(self, kernel: Any, device: torch.device) -> Tensor:
         """Return what a kernel does as a sparse matrix, float32 (output, input)."""
         if (kernel, device) not in self._matrices:
-            from scipy.sparse import coo_array
-
             forward = kernel in (_project, _spread)
             rows, columns, values = self._line_weights() if forward else self._back_projection_weights()
             sizes = (math.prod(self.range_shape), math.prod(self.domain_shape))
@@ -235,10 +245,10 @@ class FanBeam(LinearOperator):
                 sizes = sizes[::-1]
             if kernel in (_spread, _scatter):
                 rows, columns = columns, rows
-            rows_first = coo_array((values.astype(np.float32), (rows, columns)), sizes).tocsr()
-            starts, places, entries = (
-                torch.from_numpy(part).to(device) for part in (rows_first.indptr, rows_first.indices, rows_first.data)
-            )
+            by_row = np.argsort(rows * sizes[1] + columns)
+            begins = np.searchsorted(rows[by_row], np.arange(sizes[0] + 1)).astype(np.int32)
+            parts = begins, columns[by_row].astype(np.int32), values[by_row].astype(np.float32)
+            starts, places, entries = (torch.from_numpy(part).to(device) for part in parts)
             self._matrices[kernel, device] = sparse_matrix(starts, places, entries, sizes)
         return self._matrices[kernel, device]
 

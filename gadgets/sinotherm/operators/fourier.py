@@ -7,7 +7,6 @@ Index n//2 of an axis of n elements is zero in both domains, for even and odd n,
 from typing import TypeVar
 
 import numpy as np
-import scipy.fft
 import torch
 from torch import Tensor
 
@@ -24,6 +23,8 @@ def _transform(x: Array, axes: tuple[int, ...], *, inverse: bool) -> Array:
         moved = torch.fft.ifftshift(x, dim=axes)
         return torch.fft.fftshift(function(moved, dim=axes, norm="ortho"), dim=axes)
     # scipy keeps complex64, and transforms several rows at once in a vector register.
+    import scipy.fft
+
     transform = scipy.fft.ifftn if inverse else scipy.fft.fftn
     spectrum = transform(np.fft.ifftshift(x, axes=axes), axes=axes, norm="ortho", overwrite_x=True)
     return np.fft.fftshift(spectrum, axes=axes)

@@ -8,9 +8,8 @@ and Sutton 2003, 10.1109/TSP.2002.807005 (torchkbnufft).
 
 import threading
 from collections import OrderedDict
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 
-import finufft
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,11 @@ from sinotherm.core.arrays import ComplexArray, FloatArray, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import DataError, SettingsError
 from sinotherm.operators.backend import nufft_backend
-from sinotherm.operators.gridded import GriddedPlan
 from sinotherm.operators.kaiser_bessel import SparseNufft
 from sinotherm.operators.linear import LinearOperator
+
+if TYPE_CHECKING:
+    from sinotherm.operators.gridded import GriddedPlan
 
 __all__ = ["ACCURATE", "FAST", "FinufftPlan", "Nufft", "NufftBackend", "radial_points"]
 
@@ -92,6 +93,8 @@ class FinufftPlan:
         dtype: Any = np.complex64,
         accuracy: float = FAST,
     ) -> None:
+        import finufft
+
         if not 1e-14 <= accuracy <= 0.1:
             raise SettingsError(f"accuracy = {accuracy}: a NUFFT can be asked for 1e-14 to 0.1.")
         self.shape = (int(shape[0]), int(shape[1]))
@@ -198,7 +201,7 @@ class _GriddedTransform(torch.autograd.Function):
     """Forward or adjoint by the gridding kernels, as `_FinufftTransform`; one plan a set of points."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, plans: tuple[GriddedPlan, ...], adjoint: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, plans: "tuple[GriddedPlan, ...]", adjoint: bool) -> Tensor:
         ctx.settings = (plans, adjoint)
         data = x.detach().resolve_conj().contiguous().numpy()
         end = plans[0].shape if adjoint else (plans[0].n_points,)
@@ -305,6 +308,8 @@ class Nufft(LinearOperator):
             if x.dtype != torch.complex64 or x.device.type != "cpu":
                 raise DataError(f"gridded NUFFT of {x.dtype} on {x.device.type}: complex64 on the CPU is needed.")
             if not self._gridded:
+                from sinotherm.operators.gridded import GriddedPlan
+
                 self._gridded = tuple(GriddedPlan(points, self._shape) for points in self._sets)
             result = _GriddedTransform.apply(flat, self._gridded, adjoint)
         elif backend == "finufft":
