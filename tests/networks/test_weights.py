@@ -1,11 +1,13 @@
 import hashlib
 import json
+import re
 import socket
 
 import pytest
 import torch
 from safetensors.torch import save
 
+from bare_machine import run_bare
 from sinotherm.errors import WeightsError
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
@@ -78,41 +80,79 @@ def test_missing_file_card_and_name_are_named(tmp_path):
         load_network("nothing")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"network": "other"}, "network = 'other'"),
-        ({"geometry": "spherical"}, "geometry = 'spherical'"),
-        ({"name": ["a"]}, "name"),
-        ({"valid": {"spokes": [21]}}, r"valid\.spokes\.1"),
-        ({"valid": {"spokes": ["a", "b"]}}, r"valid\.spokes\.0"),
-        ({"valid": {"spokes": [128, 21]}}, r"valid\.spokes.*lowest comes first"),
-        ({"valid": {"snr": [float("nan"), 1e9]}}, r"valid\.snr\.0"),
-        ({"valid": {"slices": [1, 2]}}, r"valid\.slices"),
-        ({"guard": {"spokes": [21, 32], "held_out": [0.1], "spoke": [0.1, 0.1]}}, "one limit of each kind"),
-        ({"guard": {"spokes": [32, 21], "held_out": [0.1, 0.1], "spoke": [0.1, 0.1]}}, "must ascend"),
-        ({"guard": {"spokes": [21], "held_out": ["x"], "spoke": [0.1]}}, r"guard\.held_out\.0"),
-        ({"guard": {"spokes": [21], "held_out": [float("inf")], "spoke": [0.1]}}, r"guard\.held_out\.0"),
-        ({"change_error": [-1, 0.9]}, r"change_error\.0 = -1"),
-        ({"change_error": [0.02, float("nan")]}, r"change_error\.1 = nan"),
-        ({"architecture": {"iterations": 3, "primal_features": [4, 8], "dual_features": 4}}, "do not fit"),
-        ({"architecture": [1]}, "architecture"),
-        ({"architecture": {"depth": 3}}, "depth"),
-        ({"architecture": {"iterations": 0}}, "iterations = 0"),
-        ({"architecture": {"start": "x"}}, "start = 'x'"),
-        ({"architecture": {"primal": "foo"}}, "primal = 'foo'"),
-        ({"architecture": {"wrap": "foo"}}, "wrap = 'foo'"),
-        ({"architecture": {"primal_features": []}}, "primal_features"),
-        ({"architecture": {"primal_features": [-4]}}, r"primal_features\.0 = -4"),
-        ({"network": "paper", "architecture": {"n_dual": -1}}, "n_dual = -1"),
-    ],
-)
+MISFITS = [
+    ({"network": "other"}, "network = 'other'"),
+    ({"geometry": "spherical"}, "geometry = 'spherical'"),
+    ({"name": ["a"]}, "name"),
+    ({"valid": {"spokes": [21]}}, r"valid\.spokes\.1"),
+    ({"valid": {"spokes": ["a", "b"]}}, r"valid\.spokes\.0"),
+    ({"valid": {"spokes": [128, 21]}}, r"valid\.spokes.*lowest comes first"),
+    ({"valid": {"snr": [float("nan"), 1e9]}}, r"valid\.snr\.0"),
+    ({"valid": {"slices": [1, 2]}}, r"valid\.slices"),
+    ({"guard": {"spokes": [21, 32], "held_out": [0.1], "spoke": [0.1, 0.1]}}, "one limit of each kind"),
+    ({"guard": {"spokes": [32, 21], "held_out": [0.1, 0.1], "spoke": [0.1, 0.1]}}, "must ascend"),
+    ({"guard": {"spokes": [21], "held_out": ["x"], "spoke": [0.1]}}, r"guard\.held_out\.0"),
+    ({"guard": {"spokes": [21], "held_out": [float("inf")], "spoke": [0.1]}}, r"guard\.held_out\.0"),
+    ({"change_error": [-1, 0.9]}, r"change_error\.0 = -1"),
+    ({"change_error": [0.02, float("nan")]}, r"change_error\.1 = nan"),
+    ({"architecture": {"iterations": 3, "primal_features": [4, 8], "dual_features": 4}}, "do not fit"),
+    ({"architecture": [1]}, "architecture"),
+    ({"architecture": {"depth": 3}}, "depth"),
+    ({"architecture": {"iterations": 0}}, "iterations = 0"),
+    ({"architecture": {"start": "x"}}, "start = 'x'"),
+    ({"architecture": {"primal": "foo"}}, "primal = 'foo'"),
+    ({"architecture": {"wrap": "foo"}}, "wrap = 'foo'"),
+    ({"architecture": {"primal_features": []}}, "primal_features"),
+    ({"architecture": {"primal_features": [-4]}}, r"primal_features\.0 = -4"),
+    ({"network": "paper", "architecture": {"n_dual": -1}}, "n_dual = -1"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISFITS)
 def test_a_card_that_does_not_fit_is_refused(tmp_path, change, message):
     path, card, _ = _save(tmp_path)
     values = json.loads(card.as_json()) | change
     path.with_suffix(".json").write_text(json.dumps(values))
     with pytest.raises(WeightsError, match=rf"tiny\.[\s\S]*{message}"):
         load_network(path)
+
+
+def test_cards_are_checked_without_pydantic(tmp_path):
+    """Shipped ones are read; what does not fit is refused, and its place is named."""
+    path, card, _ = _save(tmp_path)
+    texts = [json.dumps(json.loads(card.as_json()) | change) for change, _ in MISFITS]
+    texts += ["", "[]", "{}", '{"name": ', json.dumps({"valid": {"spokes": 1}})]
+    patterns = [message for _, message in MISFITS]
+    patterns += ["not a model card"] * 2 + ["missing.*'name'.*'sha256'", "not a model card", r"valid\.spokes = 1"]
+    (tmp_path / "texts").write_text(json.dumps(texts))
+    found = run_bare(CHECK, path, folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    refusals = json.loads(found.stdout)
+    assert len(refusals) == len(texts)
+    for pattern, refusal in zip(patterns, refusals, strict=True):
+        assert re.search(pattern, refusal), (pattern, refusal)
+
+
+CHECK = """
+import json
+from pathlib import Path
+
+from sinotherm.errors import WeightsError
+from sinotherm.networks.weights import SHIPPED, load_network
+
+for file in SHIPPED.glob("*.safetensors"):
+    load_network(file)
+path, refusals = Path(sys.argv[1]), []
+load_network(path)
+for text in json.loads(Path("texts").read_text()):
+    path.with_suffix(".json").write_text(text)
+    try:
+        load_network(path)
+    except WeightsError as error:
+        refusals.append(str(error))
+assert "pydantic" not in sys.modules
+print(json.dumps(refusals))
+"""
 
 
 @pytest.mark.parametrize("missing", ["valid", "guard", "sha256"])

@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sinotherm.core.arrays import SpokeAngles
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.errors import DataError
+from sinotherm.networks.checks import ConfigDict, Field
 from sinotherm.networks.radial import RadialSinogram
 from sinotherm.operators.density import radial_weights
 

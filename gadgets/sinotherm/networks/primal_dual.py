@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias
 
 import torch
-from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sinotherm.errors import SettingsError
-from sinotherm.networks.blocks import AngleWrap, DualBlock, as_complex, as_real
+from sinotherm.networks.blocks import AngleWrap, DualBlock, WholeBlock, as_complex, as_real
+from sinotherm.networks.checks import ConfigDict, Field
 from sinotherm.networks.complex_layers import ComplexDualBlock, ComplexImageBlock, ComplexUNet
-from sinotherm.networks.fused import FusedDualBlock, FusedUNet
 from sinotherm.networks.unet import ImageBlock, UNet
 
 __all__ = ["Architecture", "MeasurementOperator", "PrimalDual"]
@@ -193,7 +192,7 @@ class PrimalDual(nn.Module):
 
     def _corrected(self, index: int, images: list[Tensor], memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         block: Any = self.primal[index]
-        if isinstance(block, FusedUNet):
+        if isinstance(block, WholeBlock):
             return block(images, memory)
         rows, columns = images[0].shape[-2:]
         bottom, right = -rows % block.multiple, -columns % block.multiple
@@ -206,7 +205,7 @@ class PrimalDual(nn.Module):
 
     def _refine(self, index: int, residual: Tensor, measured: Tensor, context: Tensor) -> Tensor:
         block = self.dual[index]
-        if isinstance(block, FusedDualBlock):
+        if isinstance(block, WholeBlock):
             return block(residual, measured, context)
         batch, coils, angles, detector = residual.shape
         flat = residual.reshape(batch * coils, angles, detector)

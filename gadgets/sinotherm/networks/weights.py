@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
 from sinotherm.errors import WeightsError
+from sinotherm.networks.checks import AfterValidator, ConfigDict, Field, checked
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 
@@ -147,9 +147,9 @@ class ModelCard:
             The text is not a card, or a value is of another type or out of its bounds.
         """
         try:
-            return TypeAdapter(cls).validate_json(text)
-        except ValidationError as error:
-            raise WeightsError(f"not a model card: {_problems(error)}.") from None
+            return checked(cls, text)
+        except ValueError as error:
+            raise WeightsError(f"not a model card: {error}.") from None
 
     def as_json(self) -> str:
         """Return the card as JSON text."""
@@ -195,18 +195,10 @@ class ModelCard:
         """
         try:
             if self.network == "paper":
-                return PaperPrimalDual(TypeAdapter(PaperArchitecture).validate_python(self.architecture))
-            return PrimalDual(TypeAdapter(Architecture).validate_python(self.architecture))
-        except ValidationError as error:
-            raise WeightsError(f"not an architecture: {_problems(error)}.") from None
-
-
-def _problems(error: ValidationError) -> str:
-    """Return what is wrong, each with its place and value."""
-    return "; ".join(
-        f"{'.'.join(map(str, one['loc']))} = {one['input']!r:.60}: {one['msg']}".removeprefix(" = ")
-        for one in error.errors()
-    )
+                return PaperPrimalDual(checked(PaperArchitecture, self.architecture))
+            return PrimalDual(checked(Architecture, self.architecture))
+        except ValueError as error:
+            raise WeightsError(f"not an architecture: {error}.") from None
 
 
 def _table(rows: Mapping[str, Any]) -> list[str]:
