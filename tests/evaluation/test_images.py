@@ -212,6 +212,24 @@ def test_sets_with_their_people_inside_stay_sets(tmp_path, caplog):
     assert "lungs: 2 series are left out, magnitude images" in caplog.text
 
 
+def test_numpy_files_count_where_a_folder_holds_nothing_else(tmp_path, caplog):
+    for person in ("anna", "bert"):
+        (tmp_path / "heads" / person).mkdir(parents=True)
+        np.save(tmp_path / "heads" / person / "t1.npy", _images(3))
+        np.save(tmp_path / "heads" / person / "slice.npy", _images(3)[0])
+        np.save(tmp_path / "heads" / person / "complex.npy", _images(3) * 1j)
+        np.save(tmp_path / "heads" / person / "angles.npy", np.arange(9.0))
+    _png(tmp_path / "ankles" / "fritz.png")
+    np.save(tmp_path / "ankles" / "features.npy", _images())
+    assert _people(tmp_path) == [("ankles", "fritz", 1), ("heads", "anna", 4), ("heads", "bert", 4)]
+    assert "complex.npy is left out: real images are needed, not complex128 of shape" in caplog.text
+    assert "1 files are left out" in caplog.text
+    assert "features.npy" in caplog.text
+    np.save(tmp_path / "odd.npy", np.array([{"a": 1}]), allow_pickle=True)
+    with pytest.raises(FileFormatError, match=r"odd\.npy is not a readable NumPy file"):
+        list(read_series(tmp_path / "odd.npy"))
+
+
 def test_people_of_a_split_have_files_or_folders(tmp_path, caplog):
     splits = {"heads": {"train": ["anna"], "val": ["bert", "sub-07"]}, "knees": {"train": ["carl"], "val": ["dora"]}}
     (tmp_path / "splits.json").write_text(json.dumps(splits))

@@ -15,7 +15,7 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Score reconstructions and thermometry on image sets.")
 
-Data = Annotated[Path, typer.Option("--data", help="Folder or file of images: HDF5, NIfTI or PNG.")]
+Data = Annotated[Path, typer.Option("--data", help="Folder or file of images: HDF5, NIfTI, PNG or NumPy.")]
 SplitOption = Annotated[
     str | None,
     typer.Option("--split", help="train, val or all; by default val where splits.json lies beside the data."),

@@ -1,8 +1,8 @@
 """Image sets as objects of simulated scans: reading, people and splits, one size and scale for all.
 
 A set is any folder or file of images: HDF5 (every real dataset of two or three dimensions, last axes row
-and column), NIfTI or PNG. Scales and sizes follow the evaluation protocol: centre padding to a square, Fourier
-resampling, 99.5th percentile to 1.
+and column), NIfTI, PNG, or NumPy (``.npy``, last axes as of HDF5), which needs nothing but numpy to be read. Scales
+and sizes follow the evaluation protocol: centre padding to a square, Fourier resampling, 99.5th percentile to 1.
 
 Who is who, where no ``splits.json`` says it:
 
@@ -52,7 +52,9 @@ log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "all"]
 HDF5: Final = (".h5", ".hdf5")
-SUFFIXES: Final = (*HDF5, ".nii", ".nii.gz", ".png")
+SUFFIXES: Final = (*HDF5, ".nii", ".nii.gz", ".png", ".npy")
+FOR_WANT: Final = {".png": 1, ".npy": 2}
+"""What counts only in a folder that holds nothing better: PNG without HDF5 and NIfTI, NumPy without any of them."""
 NOTES: Final = (".json", ".md", ".txt", ".tsv", ".csv", ".bval", ".bvec")
 """What lies beside images to describe them."""
 SMALLEST: Final = 8
@@ -237,9 +239,12 @@ def _files(path: Path) -> tuple[list[Path], list[Path]]:
             found.append(file)
         elif image or file.suffix.lower() not in ("", *NOTES):
             others.append(file)
-    scans = {file.parent for file in found if file.suffix.lower() != ".png"}
-    previews = {file for file in found if file.suffix.lower() == ".png" and file.parent in scans}
-    return [file for file in found if file not in previews], [*others, *sorted(previews)]
+    ranks = {file: FOR_WANT.get(file.suffix.lower(), 0) for file in found}
+    best: dict[Path, int] = {}
+    for file, rank in ranks.items():
+        best[file.parent] = min(best.get(file.parent, rank), rank)
+    beside = [file for file in found if ranks[file] > best[file.parent]]
+    return [file for file in found if ranks[file] == best[file.parent]], [*others, *beside]
 
 
 def _owners(path: Path, files: Sequence[Path]) -> Iterator[tuple[Path, str, str | None]]:
@@ -333,7 +338,15 @@ def _hdf5(
 
 
 def _volume(file: Path) -> np.ndarray | None:
-    """Return the slices of a NIfTI or PNG file, (slice, row, column); ``None`` if its shape is none of images."""
+    """Return the slices of a file that is no HDF5, (slice, row, column); ``None`` if its shape is none of images."""
+    if file.name.lower().endswith(".npy"):
+        with readable(file, "NumPy"):
+            images = np.asarray(np.load(file, allow_pickle=False))
+        shape = images.shape
+        if len(shape) not in (2, 3) or images.dtype.kind not in "uif" or min(shape[-2:]) < SMALLEST or not images.size:
+            log.warning("%s is left out: real images are needed, not %s of shape %s", file, images.dtype, shape)
+            return None
+        return images.reshape(-1, *shape[-2:])
     if file.name.lower().endswith(".png"):
         with readable(file, "PNG"):
             from matplotlib.image import imread
@@ -407,7 +420,7 @@ def read_series(path: Path, *, split: Split = "all", datasets: Sequence[str] | N
     ----------
     path
         A file, the folder of a set, or a folder with several sets. Of a folder, hidden files, ``derivatives`` and
-        what is named as mask, label or phase are left out, and PNG files beside HDF5 or NIfTI.
+        what is named as mask, label or phase are left out, and PNG and NumPy files beside better ones (`FOR_WANT`).
     split
         People to read; ``train`` and ``val`` need a ``splits.json``.
     datasets
@@ -435,8 +448,8 @@ def read_series(path: Path, *, split: Split = "all", datasets: Sequence[str] | N
     files, others = _files(path)
     if others and not listed_only:
         log.warning(
-            "%s: %d files are left out, which are no HDF5, NIfTI or PNG images, or are pictures beside such, masks or "
-            "labels: %s",
+            "%s: %d files are left out, which are no HDF5, NIfTI, PNG or NumPy images, or lie beside better ones, "
+            "masks or labels: %s",
             path,
             len(others),
             ", ".join([str(file.relative_to(path)) for file in others[:5]] + ["…"] * (len(others) > 5)),
@@ -471,4 +484,4 @@ def read_series(path: Path, *, split: Split = "all", datasets: Sequence[str] | N
             yield series
     if not found:
         hint = "" if split == "all" else "; --split all takes whoever is there"
-        raise DataError(f"no images of split {split} in {path}: HDF5, NIfTI or PNG are read{hint}.")
+        raise DataError(f"no images of split {split} in {path}: HDF5, NIfTI, PNG or NumPy are read{hint}.")

@@ -416,7 +416,7 @@ def image_of_file(source: str, matrix: int) -> FloatArray:
     ----------
     source
         ``FILE``, ``FILE:DATASET`` or ``FILE:DATASET:SLICE``; the first dataset and the middle slice by default.
-        HDF5, NIfTI or PNG, as `simulation.image_sets` reads them.
+        HDF5, NIfTI, PNG or NumPy, as `simulation.image_sets` reads them.
 
     Raises
     ------
