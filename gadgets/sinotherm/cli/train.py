@@ -42,8 +42,7 @@ def command(
     """Train a network: checkpoints, metrics.csv, validation.csv and pictures go to RUNS/NAME."""
     import torch
 
-    from sinotherm.errors import SettingsError
-    from sinotherm.training.loop import Configuration, Trainer, load_images
+    from sinotherm.training.loop import Configuration, load_images, train
     from sinotherm.training.packaging import calibrate_guard, package_run, score_sets
 
     if threads is not None:
@@ -63,16 +62,7 @@ def command(
                 file.replace(run / file.name)
         typer.echo(run / path.name)
         return
-    if resume and init:
-        raise SettingsError("--resume and --init exclude each other: one keeps the optimiser, the other starts afresh.")
-    if not resume and (runs / chosen.name / "last.pt").is_file():
-        raise SettingsError(f"{runs / chosen.name} holds a run already: use --resume, or another --runs folder.")
-    trainer = Trainer(chosen, runs / chosen.name, data, device)
-    if resume:
-        trainer.resume()
-    elif init:
-        trainer.start_from(init)
-    trainer.run()
+    train(chosen, runs / chosen.name, data, device, resume=resume, init=init)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """The training loop: one plain PyTorch loop for every network, on CPU, one GPU or several.
 
-Needs torch, numpy, safetensors and h5py alone. A run is a folder: ``metrics.csv``, ``last.pt`` (resumes
-to the same numbers), ``best.safetensors`` (averaged weights, best validation), pictures, ``run.json``.
+Needs torch, numpy and safetensors alone, with images as NumPy files (other formats need their readers); started by
+``sinotherm train`` or, without the packages of the commands, ``python -m sinotherm.training``. What else is
+installed is used: compiled operators (numba) on a CPU, pictures (matplotlib). A run is a folder: ``metrics.csv``,
+``last.pt`` (resumes to the same numbers), ``best.safetensors`` (averaged weights, best validation), pictures,
+``run.json``.
 """
 
 import csv
@@ -25,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sinotherm.errors import DataError, SettingsError, WeightsError
-from sinotherm.networks.inference import Device, choose_device
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import load_tensors_of
+from sinotherm.operators.backend import Device, choose_device
 from sinotherm.simulation.image_sets import (
     HOUNSFIELD,
     MAGNITUDE,
@@ -58,6 +61,7 @@ __all__ = [
     "build_simulator",
     "load_images",
     "own_device",
+    "train",
     "validation_kinds",
     "validation_scans",
     "validation_scores",
@@ -794,3 +798,42 @@ class Trainer:
             if fresh:
                 writer.writeheader()
             writer.writerow({key: round(value, 6) for key, value in row.items()})
+
+
+def train(
+    configuration: Configuration,
+    folder: Path,
+    images: Path,
+    device: Device = "cpu",
+    *,
+    resume: bool = False,
+    init: str | None = None,
+) -> None:
+    """Train a network in a folder.
+
+    Parameters
+    ----------
+    configuration, folder, images, device
+        As in `Trainer`.
+    resume
+        Whether to go on from the folder's checkpoint.
+    init
+        Name or file of weights to start from with a fresh optimiser.
+
+    Raises
+    ------
+    SettingsError
+        The run is to start and to go on, or to start where one is already; and as in `Trainer.resume`.
+    DataError, WeightsError
+        As in `Trainer`.
+    """
+    if resume and init:
+        raise SettingsError("--resume and --init exclude each other: one keeps the optimiser, the other starts afresh.")
+    if not resume and (folder / "last.pt").is_file():
+        raise SettingsError(f"{folder} holds a run already: use --resume, or another --runs folder.")
+    trainer = Trainer(configuration, folder, images, device)
+    if resume:
+        trainer.resume()
+    elif init:
+        trainer.start_from(init)
+    trainer.run()
