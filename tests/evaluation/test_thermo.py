@@ -217,11 +217,10 @@ def test_a_curve_or_split_that_cannot_be_used_is_refused(tmp_path) -> None:
 
 def test_object_phase_and_foreign_curve() -> None:
     image = _disc() * np.exp(1j * np.linspace(-1, 1, 64))[None, :]
-    curve = (np.array([0.0, 2.0, 5.0]), np.array([37.0, 37.0, 43.0]))
+    curve = (np.array([-1.0, 0.0, 2.0, 5.0]), np.array([36.0, 37.0, 37.0, 43.0]))
     scan = heated_scan(
         image,
         heating="rf",
-        peak_degc=50.0,
         spokes=20,
         seed=0,
         matrix=64,
@@ -232,10 +231,29 @@ def test_object_phase_and_foreign_curve() -> None:
     water, _ = scan.signal()
     inside = scan.anatomy.water > 0
     np.testing.assert_allclose(np.angle(water * image.conj())[inside], 0.0, atol=1e-4)
-    assert scan.heating.max() == pytest.approx(6.0, rel=1e-4)
-    assert not scan.heating[:16].any()
-    cold = heated_scan(image, heating="rf", peak_degc=37.0, spokes=20, seed=0, matrix=64, curve=curve)
-    assert not cold.heating.any()
+    # The baseline lasts 2 s, the heated frames 3 s: the curve's last 2 s come too late.
+    hottest = scan.heating.max(axis=1)
+    assert not hottest[: 4 * 8 + 1].any()
+    assert hottest[-1] == scan.protocol.peak_degc == pytest.approx(2.0, rel=1e-4)
+    common = {"heating": "rf", "spokes": 20, "seed": 0, "matrix": 64, "baseline_frames": 4}
+    with pytest.raises(SettingsError, match=r"does not rise within the 2 s of the heated frames"):
+        heated_scan(image, heated_frames=4, curve=curve, **common)
+    for both in ({}, {"peak_degc": 44.0, "curve": curve}):
+        with pytest.raises(SettingsError, match="give one of them"):
+            heated_scan(image, **common, **both)
+
+
+def test_a_curve_makes_its_own_peak(tmp_path, caplog) -> None:
+    (tmp_path / "curve.csv").write_text("time_s,temperature_degC\n0,37\n1,39\n60,49\n")
+    options = SMALL | {"scenes": ("rf",), "spokes": (40, 20), "names": ("gridding",)}
+    with pytest.raises(SettingsError, match="exclude each other"):
+        next(iter(rows(None, temperature=tmp_path / "curve.csv", peaks_degc=(44.0,), **options)))
+    long, short = rows(None, temperature=tmp_path / "curve.csv", **options)
+    # 4 frames of 40 and of 20 spokes, 25 ms each.
+    assert long["peak_degC"] == pytest.approx(39.0 + 3.0 * 10 / 59, abs=1e-3)
+    assert short["peak_degC"] == pytest.approx(39.0 + 1.0 * 10 / 59, abs=1e-3)
+    assert "lasts 60 s, the heated frames of 40 spokes 4 s" in caplog.text
+    assert "of 20 spokes 2 s" in caplog.text
 
 
 def test_command_writes_table_figure_and_record(tmp_path) -> None:
@@ -290,12 +308,13 @@ def test_images_and_complex_baselines_as_objects(tmp_path) -> None:
         store["person2/slices"] = (100 * _disc(80))[None]
     with h5py.File(tmp_path / "complex.h5", "w") as store:
         store["person2"] = (_disc(80) * np.exp(0.3j)).astype(np.complex64)[:, :70]
-    (tmp_path / "curve.csv").write_text("time_s,temperature_degC\n0,37\n4,37\n8,41\n")
+    (tmp_path / "curve.csv").write_text("time_s,temperature_degC\n0,37\n1,37\n4,41\n")
     options = {"scenes": ("rf",), "peaks_degc": (44.0,), "spokes": (40,), "names": ("gridding",), **SMALL}
     (magnitude,) = rows(tmp_path / "magnitude.h5", **options)
     assert magnitude["split"] == "all"
     assert magnitude["n_frames"] == 2 * 4
     (one,) = rows(tmp_path / "magnitude.h5", people=1, **options)
     assert one["n_frames"] == 4
+    del options["peaks_degc"]
     (complex_,) = rows(tmp_path / "complex.h5", temperature=tmp_path / "curve.csv", **options)
     assert complex_["dataset"] == "complex"

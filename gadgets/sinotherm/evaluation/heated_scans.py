@@ -10,11 +10,11 @@ import numpy as np
 from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
 from sinotherm.core.physics import BODY_TEMPERATURE_DEGC, PRF_COEFFICIENT, radian_per_degc
 from sinotherm.core.scan import EncodingSpace, ScanHeader
-from sinotherm.errors import DataError
+from sinotherm.errors import DataError, SettingsError
 from sinotherm.evaluation.demonstration import point_spread
 from sinotherm.simulation.phantoms import Scene
 from sinotherm.simulation.protocol import Protocol
-from sinotherm.simulation.scan import Scan
+from sinotherm.simulation.scan import STEPS_PER_FRAME, Scan
 
 __all__ = ["HeatedScan", "Heating", "Series", "heated_scan", "series"]
 
@@ -39,7 +39,8 @@ class HeatedScan(Scan):
     phase
         float (y, x), rad: phase of the object at TE; ``None``: the protocol's static field.
     curve
-        Times (s) and temperatures (°C) of the hottest pixel; ``None``: as the bioheat equation runs.
+        Times (s after the last baseline frame) and temperatures (°C) of the hottest pixel, of which the rise since
+        time zero counts; ``None``: as the bioheat equation runs.
     """
 
     centre_m: tuple[float, float] | None = None
@@ -71,9 +72,18 @@ class HeatedScan(Scan):
         if self.curve is None or not own.any():
             return own
         hottest = own[np.argmax(own.max(axis=1))]
-        times = np.linspace(0.0, self.protocol.frames * self.protocol.frame_s, len(own))
-        course = np.interp(times, *self.curve) - self.curve[1][0]
+        course = _course(self.protocol, self.curve)
         return (course[:, None] * (hottest / hottest.max())[None]).astype(np.float32)
+
+
+def _course(protocol: Protocol, curve: tuple[FloatArray, FloatArray]) -> FloatArray:
+    """Return the change that a curve makes of the hottest pixel, °C, float64 (step + 1,): 0 during the baseline.
+
+    After the curve's last row its temperature stays.
+    """
+    steps = STEPS_PER_FRAME * protocol.frames
+    times = (np.arange(steps + 1) / STEPS_PER_FRAME - protocol.baseline_frames) * protocol.frame_s
+    return np.interp(np.maximum(times, 0.0), *curve) - np.interp(0.0, *curve)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -161,7 +171,7 @@ def heated_scan(
     image: ComplexArray | FloatArray | None,
     *,
     heating: Heating,
-    peak_degc: float,
+    peak_degc: float | None = None,
     spokes: int,
     seed: int,
     schedule: Any = "uniform180",
@@ -181,7 +191,7 @@ def heated_scan(
     heating
         ``rf``: diffuse, with widths of 25 to 40 mm; ``focal``: 5 to 15 mm.
     peak_degc
-        Highest temperature, °C; 37: not heated.
+        Highest temperature, °C; 37: not heated. ``None`` where a curve says it.
     spokes, schedule
         Of a frame, and how their angles follow.
     seed
@@ -193,8 +203,17 @@ def heated_scan(
     baseline_frames, heated_frames
         Frames before heating, and from its begin on.
     curve
-        As in `HeatedScan`.
+        As in `HeatedScan`; the protocol's ``peak_degc`` is its highest rise within the scan.
+
+    Raises
+    ------
+    SettingsError
+        Both a peak and a curve are given, or neither is, or the curve does not rise within the scan.
+    DataError
+        The object has no room for the heated region.
     """
+    if (peak_degc is None) == (curve is None):
+        raise SettingsError("a heated scan has either a peak or a curve of its temperature: give one of them.")
     random = np.random.default_rng([seed, 1])
     low, high = _WIDTHS_M[heating]
     protocol = Protocol(
@@ -207,10 +226,18 @@ def heated_scan(
         cooling_frames=0,
         schedule=schedule,
         snr=snr,
-        peak_degc=peak_degc - BODY_TEMPERATURE_DEGC,
+        peak_degc=0.0 if peak_degc is None else peak_degc - BODY_TEMPERATURE_DEGC,
         heating_width_m=random.uniform(low, high),
         seed=seed,
     )
+    if curve is not None:
+        rise = float(_course(protocol, curve).max())
+        if rise <= 0.0:
+            raise SettingsError(
+                f"the heating curve does not rise within the {heated_frames * protocol.frame_s:g} s of the heated "
+                "frames, the first of which begins at its time zero: make it rise there, or more frames."
+            )
+        protocol = replace(protocol, peak_degc=rise)
     if image is None:
         return HeatedScan(protocol=protocol, curve=curve)
     magnitude = np.abs(image).astype(np.float32)

@@ -28,6 +28,7 @@ _SPOT_DEGC: Final = (0.5, 2.0)
 _LEAST_VOXELS: Final = 100
 _CASE: Final = ("dataset", "split", "scene", "peak_degC", "method", "spokes")
 _UNHEATED_DEGC: Final = 37.0
+_PEAKS_DEGC: Final = (37.0, 39.0, 44.0, 46.0, 50.0)
 
 
 def _dose_errors(measured: "FloatArray", truth: "FloatArray", frame_s: float) -> tuple[float, float]:
@@ -273,7 +274,7 @@ def rows(
     *,
     split: Any = None,
     scenes: "Sequence[Heating]" = ("rf", "focal"),
-    peaks_degc: Sequence[float] = (37.0, 39.0, 44.0, 46.0, 50.0),
+    peaks_degc: Sequence[float] | None = None,
     spokes: Sequence[int] = (201, 100, 50, 40, 25),
     names: Sequence[str] | None = None,
     seeds: int = 3,
@@ -290,12 +291,12 @@ def rows(
     """Yield a row for each data set, scene, peak, number of spokes and method.
 
     Each row is the mean over the objects and seeds; every method sees the same objects, places, drift
-    and noise level.
+    and noise level. With a curve (``temperature``) its highest rise within the scan makes the one peak.
 
     Raises
     ------
     SettingsError
-        A method, scene or split is unknown.
+        A method, scene or split is unknown, both peaks and a curve are given, or the curve does not rise in time.
     DataError
         The data or the curve cannot be used, or no object has room for the heated region.
     WeightsError
@@ -310,13 +311,21 @@ def rows(
 
     unknown = [scene for scene in scenes if scene not in ("rf", "focal")]
     if unknown:
-        raise SettingsError(f"unknown scene {unknown[0]!r}; known scenes: rf, focal.")
+        raise SettingsError(f"unknown scene {unknown[0]!r}; known scenes: rf, focal, or rf,focal.")
     if split not in (None, "train", "val", "all"):
         raise SettingsError(f"unknown split {split!r}; known splits: train, val, all.")
     methods = [method_named(name) for name in (METHODS if names is None else names)]
     curve = None if temperature is None else read_probe(temperature, "--temperature")
+    peaks: Sequence[float | None] = peaks_degc or _PEAKS_DEGC
+    if curve is not None:
+        if peaks_degc is not None:
+            raise SettingsError(
+                "--peaks and --temperature exclude each other: the curve says its peak itself; leave one of them out."
+            )
+        peaks = (None,)
+        _tell_lengths(curve, frames, spokes)
     for dataset, chosen_split, objects in _objects(data, split, per_person, people, matrix):
-        cases = [(scene, peak, count) for scene in scenes for peak in peaks_degc for count in spokes]
+        cases = [(scene, peak, count) for scene in scenes for peak in peaks for count in spokes]
         for scene, peak, count in cases:
             scores: dict[str, list[dict[str, Any]]] = {method.name: [] for method in methods}
             for index, (person, image) in enumerate(objects):
@@ -361,11 +370,25 @@ def rows(
                     "dataset": dataset,
                     "split": chosen_split,
                     "scene": scene,
-                    "peak_degC": float(np.round(peak, 3)),
+                    "peak_degC": float(np.round(_UNHEATED_DEGC + found.scan.protocol.peak_degc, 3)),
                     "method": method.name,
                     "spokes": count,
                     **_mean(scores[method.name]),
                 }
+
+
+def _tell_lengths(curve: "tuple[FloatArray, FloatArray]", frames: int, spokes: Sequence[int]) -> None:
+    """Warn where a heating curve goes on after the last frame."""
+    from sinotherm.simulation.protocol import Protocol
+
+    for count in spokes:
+        lasts_s = frames * Protocol(spokes=count).frame_s
+        if curve[0][-1] > lasts_s:
+            logger.warning(
+                "the curve lasts %g s, the heated frames of %d spokes %g s: the rest of it is left out; "
+                "--frames makes more of them",
+                *(curve[0][-1], count, lasts_s),
+            )
 
 
 def _noise_floor(found: "Series", noise_sd: float) -> float:
@@ -463,10 +486,17 @@ def command(
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="train, val or all of the image sets.")] = None,
     temperature: Annotated[
-        Path | None, typer.Option(help="Heating curve of the hottest voxel: CSV, time_s and temperature_degC.")
+        Path | None,
+        typer.Option(
+            help="Heating curve of the hottest voxel, instead of --peaks: CSV, time_s from the end of the baseline "
+            "and temperature_degC, of which the rise counts."
+        ),
     ] = None,
-    scenes: Annotated[str, typer.Option(help="rf (diffuse), focal, or both.")] = "rf,focal",
-    peaks: Annotated[str, typer.Option(help="Highest temperatures, °C; 37 is not heated.")] = "37,39,44,46,50",
+    scenes: Annotated[str, typer.Option(help="rf (diffuse), focal, or rf,focal.")] = "rf,focal",
+    peaks: Annotated[
+        str | None,
+        typer.Option(help="Highest temperatures, °C; 37 is not heated.", show_default="37,39,44,46,50"),
+    ] = None,
     spokes: Annotated[str, typer.Option(help="Spokes of a frame; R_nyquist = 402 / spokes.")] = "201,100,50,40,25",
     methods: Annotated[str | None, typer.Option(help="Methods, with commas between; by default all.")] = None,
     seeds: Annotated[int, typer.Option(help="Places, drifts and noises of each case.", min=1)] = 3,
@@ -506,7 +536,7 @@ def command(
         data,
         split=split,
         scenes=scenes.split(","),  # type: ignore[arg-type]
-        peaks_degc=_numbers(peaks, "--peaks"),
+        peaks_degc=None if peaks is None else _numbers(peaks, "--peaks"),
         spokes=[int(value) for value in _numbers(spokes, "--spokes")],
         names=methods.split(",") if methods else None,
         seeds=seeds,
