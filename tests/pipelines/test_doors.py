@@ -89,6 +89,10 @@ def test_what_thermometry_needs_of_the_header_is_asked_for_when_the_scan_opens(
         open_pipeline()(request)
     parameters = json.dumps({"parameters": {f"thermometry.{setting}": value}})
     assert open_pipeline()(replace(request, parameters=parameters))
+    # Nor is what cannot be meant taken for them.
+    unmeant = {TE: TE.replace("16", "19100"), F0: F0.replace("000000", "")}[left_out]
+    with pytest.raises(HeaderError, match=f"give thermometry.{setting}"):
+        open_pipeline()(replace(request, header_xml=HEADER.replace(left_out, unmeant).encode()))
     # Images need neither.
     assert open_target("reconstruct")(ScanRequest(config="<configuration/>", header_xml=xml))
 

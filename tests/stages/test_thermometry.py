@@ -619,6 +619,16 @@ def test_a_record_that_does_not_qualify_the_scan_is_said(
     assert caplog.messages == said
 
 
+def test_a_doubtful_timing_is_said_once_at_the_start(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    given = _settings(echo_times_s="0.0119", log=str(tmp_path))
+    found = list(stage(iter([_image(0), _image(1)]), SCAN, given))
+    (said,) = [item.text for item in found if isinstance(item, Text)]
+    assert found[0].text == said
+    assert said.startswith("WRN timing: thermometry.echo_times_s of echo 0 is 0.0119 s, the header says 0.019 s; ")
+    assert [f"WRN {line['alarm']}" for line in _log(tmp_path) if line["record"] == "alarm"] == [said]
+    assert [f"WRN {text}" for text in caplog.messages] == [said]
+
+
 KILLED = """
 import sys, time
 sys.path.insert(0, {tests!r})

@@ -772,6 +772,11 @@ def test_what_is_missing_is_named() -> None:
         SliceMonitor(replace(SCAN, larmor_hz=None), _settings())
     with pytest.raises(HeaderError, match="echo_times_s"):
         SliceMonitor(replace(SCAN, echo_times_s=()), _settings())
+    # One in MHz and one in µs.
+    with pytest.raises(HeaderError, match=r"of 63.87 Hz: .* give thermometry.larmor_hz"):
+        SliceMonitor(replace(SCAN, larmor_hz=63.87), _settings())
+    with pytest.raises(HeaderError, match=r"a TE of 19100 ms: .* above 1000; .* give thermometry.echo_times_s"):
+        SliceMonitor(replace(SCAN, echo_times_s=(0.008, 19.1)), _settings())
     with pytest.raises(DataError, match="no phase"):
         SliceMonitor(SCAN, _settings()).frame([Series().image(0, phase_valid=False)])
     overridden = SliceMonitor(

@@ -1,5 +1,6 @@
 import pytest
 
+from sinotherm.core.scan import EncodingSpace, ScanHeader
 from sinotherm.errors import SettingsError
 from sinotherm.thermometry.settings import ThermometrySettings
 
@@ -30,6 +31,9 @@ def test_settings_come_as_text() -> None:
         ({"cold_mask": "autom"}, "write circle"),
         ({"cold_mask": "file:"}, "write circle"),
         ({"prf_coefficient": "1e-8"}, "less than 0"),
+        ({"echo_times_s": "0.008,19.1"}, r"echo_times_s \[s\] = .*between 0 and 1 s"),
+        ({"echo_times_s": "-0.019"}, r"echo_times_s \[s\] = .*between 0 and 1 s"),
+        ({"larmor_hz": "63.87"}, r"larmor_hz \[Hz\] = '63.87': .*greater than or equal to 100000"),
         ({"unknown": "1"}, "unknown setting thermometry.unknown"),
     ],
 )
@@ -44,6 +48,31 @@ def test_regions_are_read_before_there_is_an_image_and_files_are_not_opened() ->
         "circle:-3,2,9mm + file:mask.npy",
         "masks.h5:/b",
     )
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "doubts"),
+    [
+        ({}, {}, ""),
+        ({}, {"echo_times_s": "0.016,0.028", "larmor_hz": "64e6"}, ""),
+        (
+            {},
+            {"echo_times_s": "0.0191,0.019", "larmor_hz": "123.2e6"},
+            "thermometry.larmor_hz is 1.232e+08 Hz, the header says 6.387e+07 Hz; "
+            "thermometry.echo_times_s of echo 1 is 0.019 s, the header says 0.03 s",
+        ),
+        ({"echo_times_s": (0.0, 0.03), "larmor_hz": None}, {"echo_times_s": "0.1,0.03", "larmor_hz": "123.2e6"}, ""),
+        ({"echo_times_s": (), "larmor_hz": None}, {"echo_times_s": "0.019"}, ""),
+        ({"repetition_time_s": 0.03}, {}, ""),
+        ({"repetition_time_s": 0.025}, {}, "a TE of 0.03 s is longer than the header's TR of 0.025 s"),
+        ({"repetition_time_s": 0.025, "echo_times_s": ()}, {}, ""),
+    ],
+)
+def test_a_timing_unlike_the_headers_is_doubted(header: dict, values: dict[str, str], doubts: str) -> None:
+    space = EncodingSpace(matrix=(8, 8, 1), fov_m=(0.1, 0.1, 0.01))
+    facts = {"larmor_hz": 63.87e6, "echo_times_s": (0.019, 0.03)} | header
+    scan = ScanHeader(encoded=space, recon=space, trajectory="radial", **facts)
+    assert ThermometrySettings.parse("thermometry", values).doubtful_timing(scan) == doubts
 
 
 @pytest.mark.parametrize(

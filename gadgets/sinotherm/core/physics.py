@@ -10,6 +10,8 @@ __all__ = [
     "BREAKPOINT_DEGC",
     "FAT_SHIFT",
     "GAMMA_HZ_PER_T",
+    "LARMOR_HZ",
+    "LONGEST_ECHO_TIME_S",
     "PRF_COEFFICIENT",
     "PRF_COEFFICIENT_SPREAD",
     "degc_per_radian",
@@ -18,6 +20,12 @@ __all__ = [
 
 GAMMA_HZ_PER_T: Final = 42.577478518e6
 """Gyromagnetic ratio of the proton over 2π, Hz/T (CODATA 2018)."""
+
+LARMOR_HZ: Final = (1e5, 2e9)
+"""Smallest and largest f0 that is believed, Hz (2 mT to 47 T): a smaller one is meant in MHz."""
+
+LONGEST_ECHO_TIME_S: Final = 1.0
+"""Longest TE that is believed, s: a longer one is meant in ms, and would show hot tissue as unheated."""
 
 PRF_COEFFICIENT: Final = -0.01e-6
 """Default α of aqueous tissue, per °C. Ishihara et al. 1995, 10.1002/mrm.1910340606."""

@@ -44,8 +44,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     stands in for one that the network's guard held back (meta ``in_place_of``) is followed by that
     reconstruction's map without readings (bit ``GUARD``). An alarm that was not up in the frame before
     also goes to the console, as a text that begins with ``WRN``; at the start, why the records of
-    ``settings.qualified`` do not qualify the scan, and that its commands cannot be taken; at the end, that there
-    was no baseline to measure against, or no image at all.
+    ``settings.qualified`` do not qualify the scan, what makes f0 or TE doubtful, and that its commands cannot be
+    taken; at the end, that there was no baseline to measure against, or no image at all.
     """
     if settings.phase_sign is None:
         logger.warning(
@@ -56,6 +56,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         session = _Session(scan, settings, open_things)
         if session.unqualified:
             yield session.alarm(f"qualification: {session.unqualified}")
+        if doubtful := settings.doubtful_timing(scan):
+            yield session.alarm(f"timing: {doubtful}; every change of temperature scales with it")
         if session.no_commands:
             yield session.alarm(f"no commands: {session.no_commands}")
         for item in items:

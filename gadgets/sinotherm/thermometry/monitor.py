@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from sinotherm.core.arrays import FloatArray, MaskArray, ValidityArray
-from sinotherm.core.physics import PRF_COEFFICIENT_SPREAD, degc_per_radian
+from sinotherm.core.physics import LARMOR_HZ, LONGEST_ECHO_TIME_S, PRF_COEFFICIENT_SPREAD, degc_per_radian
 from sinotherm.core.scan import FrameImage, FrameStatistics, MetaValue, NoReading, ScanHeader, TemperatureMap
 from sinotherm.errors import BaselineError, DataError, HeaderError, SinothermError
 from sinotherm.thermometry.alarms import AlarmLimits, Observation, StaleWatch, alarms
@@ -61,7 +61,7 @@ def frequency_and_echo_times(scan: ScanHeader, settings: ThermometrySettings) ->
     Raises
     ------
     HeaderError
-        Neither gives them.
+        Neither gives them, or the header's cannot be meant.
     """
     larmor_hz = settings.larmor_hz if settings.larmor_hz is not None else scan.larmor_hz
     if larmor_hz is None:
@@ -69,6 +69,16 @@ def frequency_and_echo_times(scan: ScanHeader, settings: ThermometrySettings) ->
     echo_times_s = settings.echo_times_s or scan.echo_times_s
     if not echo_times_s:
         raise HeaderError("the header states no TE: give thermometry.echo_times_s.")
+    if not LARMOR_HZ[0] <= larmor_hz <= LARMOR_HZ[1]:
+        raise HeaderError(
+            f"the header states an H1resonanceFrequency_Hz of {larmor_hz:g} Hz: it must lie between {LARMOR_HZ[0]:g} "
+            f"and {LARMOR_HZ[1]:g}; correct it, or give thermometry.larmor_hz."
+        )
+    if max(echo_times_s) > LONGEST_ECHO_TIME_S:
+        raise HeaderError(
+            f"the header states a TE of {1e3 * max(echo_times_s):g} ms: it must not be above "
+            f"{1e3 * LONGEST_ECHO_TIME_S:g}; correct it, or give thermometry.echo_times_s."
+        )
     return larmor_hz, echo_times_s
 
 

@@ -4,7 +4,8 @@ from typing import Final, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
-from sinotherm.core.physics import PRF_COEFFICIENT
+from sinotherm.core.physics import LARMOR_HZ, LONGEST_ECHO_TIME_S, PRF_COEFFICIENT
+from sinotherm.core.scan import ScanHeader
 from sinotherm.core.settings import EVERY_VALUE, StageSettings, setting
 from sinotherm.errors import SettingsError
 from sinotherm.thermometry.regions import NAMES_A_FILE, check_region, named_regions
@@ -13,6 +14,8 @@ __all__ = ["ThermometrySettings"]
 
 _NOT_DRAWN: Final = {"cold_mask": ("auto", "fat"), "fat": ("", "auto"), "heated": ("",)}
 """Values that are words, not regions."""
+_UNLIKE: Final = 0.2
+"""Share of the header's f0 or TE by which the settings' may differ without a word."""
 
 
 class ThermometrySettings(StageSettings):
@@ -26,8 +29,12 @@ class ThermometrySettings(StageSettings):
         le=1,
     )
     prf_coefficient: float = setting(PRF_COEFFICIENT, "PRF coefficient alpha of the tissue.", unit="1/degC", lt=0.0)
-    echo_times_s: tuple[float, ...] = setting((), "Echo times instead of the header's, one an echo.", unit="s")
-    larmor_hz: float | None = setting(None, "Larmor frequency instead of the header's.", unit="Hz", gt=0.0)
+    echo_times_s: tuple[float, ...] = setting(
+        (), "Echo times instead of the header's, one an echo, each 1 s at most.", unit="s"
+    )
+    larmor_hz: float | None = setting(
+        None, "Larmor frequency instead of the header's.", unit="Hz", ge=LARMOR_HZ[0], le=LARMOR_HZ[1]
+    )
     body_temperature_degc: float | None = setting(
         None,
         "Temperature of the body before heating; unset: temperature change only, no dose.",
@@ -141,6 +148,13 @@ class ThermometrySettings(StageSettings):
             raise ValueError("it is +1 or -1")
         return value
 
+    @field_validator("echo_times_s")
+    @classmethod
+    def _in_seconds(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0.0 <= time_s <= LONGEST_ECHO_TIME_S for time_s in value):
+            raise ValueError(f"an echo time lies between 0 and {LONGEST_ECHO_TIME_S:g} s")
+        return value
+
     @field_validator("neighbours")
     @classmethod
     def _odd(cls, value: int) -> int:
@@ -192,3 +206,18 @@ class ThermometrySettings(StageSettings):
             f"no alarm by {names} while thermometry.body_temperature_degc is not set: without it there is only the "
             "change of temperature, and no dose; set it, or command body_temperature"
         )
+
+    def doubtful_timing(self, scan: ScanHeader) -> str:
+        """Return what makes one doubt f0 or TE: not like the header's, or longer than TR; empty where nothing does."""
+        pairs = [("larmor_hz", "Hz", self.larmor_hz, scan.larmor_hz)]
+        for echo, (given, stated) in enumerate(zip(self.echo_times_s, scan.echo_times_s, strict=False)):
+            pairs.append((f"echo_times_s of echo {echo}", "s", given, stated or None))
+        doubts = [
+            f"thermometry.{name} is {given:g} {unit}, the header says {stated:g} {unit}"
+            for name, unit, given, stated in pairs
+            if given is not None and stated is not None and abs(given - stated) > _UNLIKE * stated
+        ]
+        longest = max(self.echo_times_s or scan.echo_times_s, default=0.0)
+        if scan.repetition_time_s is not None and longest > scan.repetition_time_s:
+            doubts.append(f"a TE of {longest:g} s is longer than the header's TR of {scan.repetition_time_s:g} s")
+        return "; ".join(doubts)
