@@ -29,8 +29,8 @@ def test_the_sign_is_the_receivers():
         ({"phase_sign": 0}, "phase_sign = 0"),
         ({"larmor_hz": 0.0}, r"larmor_hz = 0\.0 Hz"),
         ({"echo_time_s": math.nan}, "echo_time_s = nan s"),
-        ({"prf_coefficient": -0.01}, "between 1e-9 and 1e-7"),
-        ({"prf_coefficient": 0.0}, "between 1e-9 and 1e-7"),
+        ({"prf_coefficient": -0.01}, "between 1e-09 and 1e-07"),
+        ({"prf_coefficient": 0.0}, "between 1e-09 and 1e-07"),
     ],
 )
 def test_quantities_out_of_range(change, words):

@@ -13,6 +13,7 @@ __all__ = [
     "LARMOR_HZ",
     "LONGEST_ECHO_TIME_S",
     "PRF_COEFFICIENT",
+    "PRF_COEFFICIENT_SIZE",
     "PRF_COEFFICIENT_SPREAD",
     "degc_per_radian",
     "radian_per_degc",
@@ -29,6 +30,9 @@ LONGEST_ECHO_TIME_S: Final = 1.0
 
 PRF_COEFFICIENT: Final = -0.01e-6
 """Default α of aqueous tissue, per °C. Ishihara et al. 1995, 10.1002/mrm.1910340606."""
+
+PRF_COEFFICIENT_SIZE: Final = (1e-9, 1e-7)
+"""Smallest and largest |α| that is believed, per °C: a larger one is meant in ppm."""
 
 PRF_COEFFICIENT_SPREAD: Final = 0.06
 """Relative spread of α in use (−0.00909 to −0.0103 ppm/°C): a systematic part of every map."""
@@ -76,9 +80,10 @@ def radian_per_degc(*, larmor_hz: float, echo_time_s: float, prf_coefficient: fl
     for name, value, unit in (("larmor_hz", larmor_hz, "Hz"), ("echo_time_s", echo_time_s, "s")):
         if not (math.isfinite(value) and value > 0.0):
             raise SettingsError(f"{name} = {value} {unit}: it must be finite and above 0.")
-    if not 1e-9 <= abs(prf_coefficient) <= 1e-7:
+    least, most = PRF_COEFFICIENT_SIZE
+    if not least <= abs(prf_coefficient) <= most:
         raise SettingsError(
-            f"prf_coefficient = {prf_coefficient} per °C: its size must lie between 1e-9 and 1e-7 "
+            f"prf_coefficient = {prf_coefficient} per °C: its size must lie between {least:g} and {most:g} "
             "(aqueous tissue: -0.01e-6)."
         )
     return phase_sign * 2.0 * math.pi * larmor_hz * prf_coefficient * echo_time_s

@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
-from sinotherm.core.physics import LARMOR_HZ, LONGEST_ECHO_TIME_S, PRF_COEFFICIENT
+from sinotherm.core.physics import LARMOR_HZ, LONGEST_ECHO_TIME_S, PRF_COEFFICIENT, PRF_COEFFICIENT_SIZE
 from sinotherm.core.scan import ScanHeader
 from sinotherm.core.settings import EVERY_VALUE, StageSettings, setting
 from sinotherm.errors import SettingsError
@@ -28,7 +28,13 @@ class ThermometrySettings(StageSettings):
         ge=-1,
         le=1,
     )
-    prf_coefficient: float = setting(PRF_COEFFICIENT, "PRF coefficient alpha of the tissue.", unit="1/degC", lt=0.0)
+    prf_coefficient: float = setting(
+        PRF_COEFFICIENT,
+        "PRF coefficient alpha of the tissue; -0.01 ppm is -1e-8.",
+        unit="1/degC",
+        ge=-PRF_COEFFICIENT_SIZE[1],
+        le=-PRF_COEFFICIENT_SIZE[0],
+    )
     echo_times_s: tuple[float, ...] = setting(
         (), "Echo times instead of the header's, one an echo, each 1 s at most.", unit="s"
     )
