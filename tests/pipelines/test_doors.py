@@ -97,6 +97,20 @@ def test_what_thermometry_needs_of_the_header_is_asked_for_when_the_scan_opens(
     assert open_target("reconstruct")(ScanRequest(config="<configuration/>", header_xml=xml))
 
 
+@pytest.mark.parametrize("setting", ["regions=tumour=circle:8,8,3;off=circle:100,8,3", "cold_mask=circle:100,8,3"])
+def test_a_region_outside_of_the_images_is_refused_when_the_scan_opens(setting: str) -> None:
+    name, _, value = setting.partition("=")
+    configuration = f'<configuration><property name="thermometry.{name}" value="{value}"/></configuration>'
+    request = ScanRequest(config=configuration, header_xml=HEADER.encode())
+    with pytest.raises(SettingsError, match=r"'circle:100,8,3' holds no voxel of the image .* = \(1, 16, 16\)"):
+        open_target("radial_thermometry")(request)
+    parameters = json.dumps({"parameters": {f"thermometry.{name}": value}})
+    with pytest.raises(SettingsError, match="holds no voxel"):
+        open_pipeline()(replace(request, config="radial_thermometry", parameters=parameters))
+    # The images of others may be of another size than the header says.
+    assert open_target("thermometry")(request)
+
+
 def test_a_servers_settings_go_to_the_pipelines_that_have_their_stage(caplog: pytest.LogCaptureFixture) -> None:
     header = b"<nothing"
     opening = open_pipeline((), {"thermometry": {"body_temperature_degc": "37"}, "reconstruction": {"method": "fbp"}})

@@ -166,16 +166,22 @@ class Chain:
     values: Mapping[str, str]
 
     def check(self, scan: ScanHeader) -> None:
-        """Check, before its first readout, that the header of a scan states what a stage cannot do without.
+        """Check, before its first readout, that a scan's header and the settings of the stages go together.
 
         Raises
         ------
         HeaderError
-            It does not.
+            It does not state what a stage cannot do without.
+        SettingsError
+            A region does not lie in the images.
         """
+        names = [name for name, _, _ in self.stages]
         for _, _, settings in self.stages:
             if isinstance(settings, ThermometrySettings):
                 frequency_and_echo_times(scan, settings)
+                # Images that others made may be of another size than the header says.
+                if any(method in names for method in METHODS):
+                    settings.check_drawings(scan)
 
     def __call__(self, scan: ScanHeader, items: Iterator[Item]) -> Iterator[Item]:
         """Return what leaves the chain when ``items`` enter it."""
@@ -381,6 +387,8 @@ class Pipeline:
         ------
         HeaderError
             It lacks what a stage cannot do without.
+        SettingsError
+            A region does not lie in the images.
         """
         for chain in self._chains:
             chain.check(scan)

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 from sinotherm.core.scan import ScanHeader
 from sinotherm.errors import SettingsError, WireError
 from sinotherm.thermometry.monitor import COLD_DEGC, SliceMonitor
-from sinotherm.thermometry.regions import named_regions, region_mask
+from sinotherm.thermometry.regions import named_regions
 from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = ["COMMANDS", "CommandBook", "CommandedScan"]
@@ -272,10 +272,7 @@ class CommandBook:
         settings = ThermometrySettings.parse("thermometry", {**self.settings.model_dump(), **changes})
         if not self._monitors:
             # No image has been seen: what is drawn must fit those that the header announces.
-            columns, rows, planes = self._scan.recon.matrix
-            shape = (planes if self._scan.n_partitions > 1 else 1, rows, columns)
-            for text in set(settings.drawings).difference(self.settings.drawings):
-                region_mask(text, shape, self._scan.pixel_m)
+            settings.check_drawings(self._scan, known=self.settings.drawings)
         for monitor in self._monitors.values():
             monitor.configure(settings)
         self.settings = settings

@@ -1,5 +1,6 @@
 """Settings of the thermometry stage."""
 
+from collections.abc import Collection
 from typing import Final, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
@@ -8,7 +9,7 @@ from sinotherm.core.physics import LARMOR_HZ, LONGEST_ECHO_TIME_S, PRF_COEFFICIE
 from sinotherm.core.scan import ScanHeader
 from sinotherm.core.settings import EVERY_VALUE, StageSettings, setting
 from sinotherm.errors import SettingsError
-from sinotherm.thermometry.regions import NAMES_A_FILE, check_region, named_regions
+from sinotherm.thermometry.regions import NAMES_A_FILE, check_region, named_regions, region_mask
 
 __all__ = ["ThermometrySettings"]
 
@@ -200,6 +201,20 @@ class ThermometrySettings(StageSettings):
         """The region texts that are drawn on the images."""
         masks = (self.cold_mask, self.fat, self.heated if self.referenceless else "")
         return (*named_regions(self.regions).values(), *(text for text in masks if text not in ("", "auto", "fat")))
+
+    def check_drawings(self, scan: ScanHeader, *, known: Collection[str] = ()) -> None:
+        """Draw the regions, but for those that are ``known``, on images as the header announces them.
+
+        Raises
+        ------
+        SettingsError
+            One cannot be drawn: it holds no voxel, or its file is missing or does not fit.
+        """
+        columns, rows, _ = scan.recon.matrix
+        for text in self.drawings:
+            if text not in known:
+                # The planes of a slab are images of their own.
+                region_mask(text, (1, rows, columns), scan.pixel_m)
 
     @property
     def silent_alarms(self) -> str:
