@@ -162,7 +162,7 @@ def test_half_written_images_are_never_read(data, config, tmp_path, small, monke
     with monkeypatch.context() as broken:
         broken.setattr(np, "savez", torn)
         with pytest.raises(KeyboardInterrupt):
-            Trainer(Configuration.read(config), tmp_path / "first", data)
+            Trainer(Configuration.read(config), tmp_path / "first", data).run()
     Trainer(Configuration.read(config), tmp_path / "second", data).run()
 
 
@@ -195,7 +195,7 @@ def test_other_images_are_never_taken_for_those_that_were_prepared(config, tmp_p
     (one / "splits.json").write_text(json.dumps({"heads": {"train": ["bert"], "val": ["anna"]}}))
     assert torch.equal(Trainer(configuration, runs / "e", one).simulator.images, first)
     with pytest.raises(DataError, match="does not exist"):
-        Trainer(configuration, runs / "f", tmp_path / "nowhere")
+        Trainer(configuration, runs / "f", tmp_path / "nowhere").run()
 
 
 def test_a_changed_file_deep_inside_a_set_is_seen(config, tmp_path, small):
@@ -209,7 +209,7 @@ def test_a_changed_file_deep_inside_a_set_is_seen(config, tmp_path, small):
     configuration, runs, changed = Configuration.read(config), tmp_path / "runs", folder / "heads" / "anna" / "anat"
     first = Trainer(configuration, runs / "a", folder).simulator.images
     (folder / "notes.md").write_text("none of the set's")
-    Trainer(configuration, runs / "b", folder)
+    assert torch.equal(Trainer(configuration, runs / "b", folder).simulator.images, first)
     assert len(list(runs.glob("images_train_*"))) == 1
     with h5py.File(changed / "t1.h5", "w") as file:
         file["t1"] = _round(0.3)
@@ -217,7 +217,7 @@ def test_a_changed_file_deep_inside_a_set_is_seen(config, tmp_path, small):
     assert not torch.equal(Trainer(configuration, runs / "c", folder).simulator.images, first)
     (changed / "t2.h5").symlink_to(tmp_path / "absent")
     with pytest.raises(FileFormatError, match=r"t2\.h5 is not a readable HDF5 file"):
-        Trainer(configuration, runs / "d", folder)
+        Trainer(configuration, runs / "d", folder).run()
 
 
 def test_images_that_cannot_be_learnt_from_are_refused(config, tmp_path):
@@ -242,11 +242,11 @@ def test_images_of_another_kind_are_refused(config, tmp_path, small):
         load_images(heads, {"heads": 1.0}, "train", geometry="fan-beam")
     # What was prepared for one kind is none for the other.
     configuration = Configuration.read(config)
-    Trainer(configuration, tmp_path / "runs" / "a", heads)
+    assert len(Trainer(configuration, tmp_path / "runs" / "a", heads).simulator.images) == 1
     circular = {**configuration.architecture, "wrap": "circular"}
     other = dataclasses.replace(configuration, geometry="fan-beam", architecture=circular, simulation={})
     with pytest.raises(DataError, match="fan-beam scans"):
-        Trainer(other, tmp_path / "runs" / "b", heads)
+        Trainer(other, tmp_path / "runs" / "b", heads).run()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(data, config, tmp_path, small, monkeypatch):
@@ -312,6 +312,13 @@ def test_command_trains_resumes_packages_and_starts_from_weights(data, config, t
     elsewhere = [str(config), "--data", str(data), "--runs", str(tmp_path / "other")]
     weights = ["--init", str(runs / "tiny" / "tiny.safetensors"), "--steps", "2", "--decay", "1"]
     assert CliRunner().invoke(app, [*elsewhere, *weights]).exit_code == 0
+    # What there is to begin with is looked at before images are prepared for minutes.
+    unprepared = [str(config), "--data", str(data), "--runs", str(tmp_path / "unprepared")]
+    for begin, reason in (("--resume",), "nothing to resume"), (("--init", "absent"), "absent"):
+        result = CliRunner().invoke(app, [*unprepared, *begin])
+        assert isinstance(result.exception, WeightsError)
+        assert reason in str(result.exception)
+    assert not list((tmp_path / "unprepared").glob("images_*"))
     both = CliRunner().invoke(app, [*elsewhere, *weights, "--resume"])
     assert isinstance(both.exception, SettingsError)
 

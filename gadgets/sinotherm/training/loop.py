@@ -18,6 +18,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -488,7 +489,8 @@ class Trainer:
     configuration, folder
         What to train, and where the run is kept.
     images
-        Folder of the image sets with their ``splits.json``.
+        Folder of the image sets with their ``splits.json``; what is wrong with a checkpoint or with weights shows
+        before they are prepared, which takes minutes.
     device
         ``cpu``, ``cuda`` or ``auto``; under ``torchrun`` every process takes its own GPU.
     """
@@ -518,8 +520,19 @@ class Trainer:
         self.cpu_hours = 0.0
         self.best = -math.inf
         self.origin: dict[str, Any] = {}
-        self.simulator = build_simulator(c, *self._images(images, "train"), device=str(self.device))
-        self.scenes = validation_scans(c, *self._images(images, "val"), device=str(self.device))
+        self._folder_of_images = images
+
+    @cached_property
+    def simulator(self) -> ObjectSource:
+        """Source of the scans to train on; its images are prepared when it is first asked for."""
+        images = self._images(self._folder_of_images, "train")
+        return build_simulator(self.configuration, *images, device=str(self.device))
+
+    @cached_property
+    def scenes(self) -> dict[str, list[Batch]]:
+        """The validation scans by kind; their images are prepared when they are first asked for."""
+        images = self._images(self._folder_of_images, "val")
+        return validation_scans(self.configuration, *images, device=str(self.device))
 
     def _random(self) -> torch.Generator:
         """Return the generator of this step's scans."""
@@ -627,6 +640,8 @@ class Trainer:
         c = self.configuration
         if self.rank == 0:
             self._forget_later_rows()
+        # In every process, and before the clock runs.
+        simulator, _ = self.simulator, self.scenes
         limit_s = 60.0 * c.minutes
         end = until or (sys.maxsize if limit_s else c.steps)
         self.model.train()
@@ -636,7 +651,7 @@ class Trainer:
             if done is not None and done >= 1.0:
                 end = self.step
             else:
-                losses.append(self._update(self.simulator.sample(self._random()), c.rate(self.step, done)))
+                losses.append(self._update(simulator.sample(self._random()), c.rate(self.step, done)))
                 self.step += 1
                 if report is not None:
                     report(self.step, float(losses[-1]))
