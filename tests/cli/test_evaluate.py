@@ -26,6 +26,19 @@ def test_thermo_hands_its_options_to_the_evaluation(monkeypatch):
     assert "--spokes" in help_text.output
 
 
+def test_the_help_names_what_the_options_take(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    seen = []
+    monkeypatch.setattr("sinotherm.evaluation.radial.run", lambda *_, **options: seen.append(options["angles"]))
+    assert "uniform, golden, or uniform,golden." in CliRunner().invoke(app, ["radial", "--help"]).output
+    assert "rf (diffuse), focal, or rf,focal." in CliRunner().invoke(app, ["thermo", "--help"]).output
+    assert CliRunner().invoke(app, ["radial", "--angles", "uniform,golden"]).exit_code == 0
+    assert seen == [["uniform", "golden"]]
+    refused = CliRunner().invoke(app, ["radial", "--angles", "both"]).exception
+    assert isinstance(refused, SettingsError)
+    assert "uniform, golden, or uniform,golden is needed" in str(refused)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_of_thermo_is_no_success(number):
     program = f"""

@@ -62,7 +62,7 @@ def radial(
         "paper"
     ),
     coils: Annotated[str, typer.Option(help="Numbers of coils, with commas between.")] = "1",
-    angles: Annotated[str, typer.Option(help="uniform, golden or both.")] = "uniform",
+    angles: Annotated[str, typer.Option(help="uniform, golden, or uniform,golden.")] = "uniform",
     spokes: Annotated[str, typer.Option(help="Spokes of a frame; R_paper = 512 / spokes.")] = "32",
     snr: Annotated[float, typer.Option(help="SNR of the real setting.", min=0.1)] = 30.0,
     methods: Annotated[
@@ -79,9 +79,12 @@ def radial(
     json: Json = None,
 ) -> None:
     """Score reconstructions of accelerated radial imaging: SSIM in the body, PSNR, NRMSE and phase error."""
+    from sinotherm.errors import SettingsError
     from sinotherm.evaluation.radial import run
 
-    schemes = [_choice(part, "--angles", ("uniform", "golden")) for part in angles.split(",")]
+    schemes = angles.split(",")
+    if not {"uniform", "golden"}.issuperset(schemes):
+        raise SettingsError(f"--angles {angles!r}: uniform, golden, or uniform,golden is needed.")
     run(
         data,
         split=_split(split),
