@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from direct_radial import ellipse_scan
 from sinotherm.core.geometry import spoke_angles
 from sinotherm.core.scan import EncodingSpace, ScanHeader, Spoke
 from sinotherm.errors import SettingsError
+from sinotherm.frames.calibration import calibration_facts
 from sinotherm.stages.delay import Settings, stage
 
 N = 64
@@ -105,11 +107,17 @@ def test_what_cannot_be_estimated_is_said_and_left_alone(caplog):
     with caplog.at_level(logging.WARNING):
         out = run(parallel)
     assert "no gradient delay applied" in caplog.text
+    assert out[0].calibration["gradient_delay_refused"].startswith("no estimate: ")
     np.testing.assert_allclose([s.shift for s in out], 0.0)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         out = run(scan(24, (4.2, 4.2, 0.0)))
     assert "above delay.limit = 3.5" in caplog.text
+    # It shall not look like a delay that was measured and is none, nor change what a stored baseline is bound to.
+    refused = r"x 4\.2\d, y 4\.2\d, xy -?0\.0\d samples: above delay\.limit = 3\.5"
+    assert re.fullmatch(refused, out[0].calibration["gradient_delay_refused"])
+    assert "gradient_delay_refused" not in calibration_facts(out[0])
+    assert "gradient_delay_refused" not in run(scan(24, (0.0, 0.0, 0.0)))[0].calibration
     np.testing.assert_allclose([s.shift for s in out], 0.0)
 
 
@@ -127,6 +135,7 @@ def test_noise_has_no_delay(method, caplog):
         assert first.shift == (0.0, 0.0)
         assert first.calibration["gradient_delay_samples"] == (0.0, 0.0, 0.0)
         assert "holds little more than noise" in caplog.text
+        assert "samples: spokes still differ by " in first.calibration["gradient_delay_refused"]
 
 
 def stated(spokes, delay):

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _MOST_SPOKES = 64
-_QUALITY: Final = ("gradient_delay_mismatch", "coil_compression_energy", "streak_prone_coils")
+_QUALITY: Final = ("gradient_delay_mismatch", "gradient_delay_refused", "coil_compression_energy", "streak_prone_coils")
 """Notes on how well something was estimated: they change with the noise, and no image with them."""
 
 

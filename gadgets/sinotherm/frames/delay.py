@@ -51,12 +51,15 @@ class GradientDelay:
     mismatch
         RMS difference of the values that should agree, relative to the RMS signal there; NaN where
         the delay was given.
+    refused
+        The estimate that was taken for a failure, and why; empty where the delay is what was estimated or given.
     """
 
     x: float
     y: float
     xy: float = 0.0
     mismatch: float = math.nan
+    refused: str = ""
 
     def shift(self, angle_rad: float, sampling: RadialSampling) -> tuple[float, float]:
         """Return the k-space offset (kx, ky) of a spoke, cycles per pixel: −Δ·D·n."""

@@ -104,7 +104,7 @@ def _stored(scan: ScanHeader) -> dict[int, GradientDelay]:
     """Return the delays of the stored baseline's scan by echo, which hold for all slices; empty without one."""
     found = {echo: stored_estimate(scan, "gradient_delay", echo=echo) for _, echo in scan.estimates}
     return {
-        echo: GradientDelay(**dict(zip(("x", "y", "xy", "mismatch"), map(float, values), strict=True)))
+        echo: GradientDelay(x=float(values[0]), y=float(values[1]), xy=float(values[2]), mismatch=float(values[3]))
         for echo, values in sorted(found.items())
         if values is not None
     }
@@ -133,21 +133,21 @@ def _estimated(spokes: Sequence[Spoke], settings: Settings) -> dict[int, Gradien
             delay = estimate(data, angles, plane[0].sampling, model=settings.model, shifts=shifts)
         except SpokeError as error:
             logger.warning("no gradient delay applied: %s", error)
-            delay = GradientDelay(x=0.0, y=0.0)
+            delay = GradientDelay(x=0.0, y=0.0, refused=f"no estimate: {error}")
+        found = f"x {delay.x:.2f}, y {delay.y:.2f}, xy {delay.xy:.2f} samples"
         if delay.mismatch > _MOST_MISMATCH[settings.method]:
             logger.warning(
-                "no gradient delay applied: with the estimate x %.2f, y %.2f, xy %.2f samples spokes still differ by "
-                "%.2f of their signal, the bound is %g: the first frame holds little more than noise; begin the scan "
-                "with signal, or set delay.mode = given or off",
-                *(delay.x, delay.y, delay.xy, delay.mismatch, _MOST_MISMATCH[settings.method]),
+                "no gradient delay applied: with the estimate %s spokes still differ by %.2f of their signal, the "
+                "bound is %g: the first frame holds little more than noise; begin the scan with signal, or set "
+                "delay.mode = given or off",
+                *(found, delay.mismatch, _MOST_MISMATCH[settings.method]),
             )
-            delay = GradientDelay(x=0.0, y=0.0)
+            delay = GradientDelay(x=0.0, y=0.0, refused=f"{found}: spokes still differ by {delay.mismatch:.2f}")
         if max(abs(delay.x), abs(delay.y), abs(delay.xy)) > settings.limit:
             logger.warning(
-                "no gradient delay applied: the estimate x %.2f, y %.2f, xy %.2f samples is above delay.limit = %g",
-                *(delay.x, delay.y, delay.xy, settings.limit),
+                "no gradient delay applied: the estimate %s is above delay.limit = %g", found, settings.limit
             )
-            delay = GradientDelay(x=0.0, y=0.0)
+            delay = GradientDelay(x=0.0, y=0.0, refused=f"{found}: above delay.limit = {settings.limit:g}")
         delays[echo] = _simplified(delay)
     return delays
 
@@ -173,4 +173,6 @@ def _note(delay: GradientDelay, settings: Settings) -> dict[str, MetaValue]:
     }
     if not np.isnan(delay.mismatch):
         note["gradient_delay_mismatch"] = round(delay.mismatch, 4)
+    if delay.refused:
+        note["gradient_delay_refused"] = delay.refused
     return note
