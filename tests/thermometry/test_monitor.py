@@ -959,6 +959,22 @@ def test_library_reads_a_rare_state_of_breathing_against_itself(stated: bool) ->
     assert any(text.startswith("motion: ") for text in statistics.alarms)
 
 
+def test_one_frame_of_a_library_that_is_like_no_other_is_no_noise() -> None:
+    sigma = []
+    for rare in (0.0, 3.0):
+        series = Series(start=10)
+        monitor = SliceMonitor(SCAN, _settings(baseline_mode="library", baseline_frames=10, drift_order=-1))
+        for number in range(11):
+            state = series.image(number).data * np.exp(1j * rare * (number == 4) * X**2 * Y)
+            found, statistics = monitor.frame(
+                [replace(series.image(number, noise_sd=None), data=state.astype(np.complex64))]
+            )
+        assert statistics.alarms == ()
+        assert (found.validity[0] == 0)[HOT].all()
+        sigma.append(float(np.median(found.sigma_degc[0][HOT])))
+    assert sigma[1] == pytest.approx(sigma[0], rel=0.15)
+
+
 def test_motion_takes_the_reading() -> None:
     series = Series()
     monitor = SliceMonitor(SCAN, _settings())

@@ -130,7 +130,7 @@ def effective_frames(images: Sequence[FrameImage]) -> float:
     return max(1.0, covered * len(spans) / sum(lengths))
 
 
-def best_match(image: CoilImages, library: Sequence[CoilImages]) -> tuple[int, float]:
+def best_match(image: CoilImages, library: Sequence[CoilImages], *, without: int | None = None) -> tuple[int, float]:
     """Return the index of the library's image that is most similar, and the similarity.
 
     The similarity is |⟨x, x_j⟩| / (‖x‖·‖x_j‖) over all coils and voxels: 1 for the same image up to a
@@ -138,6 +138,8 @@ def best_match(image: CoilImages, library: Sequence[CoilImages]) -> tuple[int, f
     """
     size = np.linalg.norm(image)
     scores = [abs(np.vdot(other, image)) / max(1e-30, float(size * np.linalg.norm(other))) for other in library]
+    if without is not None:
+        scores[without] = -1.0
     best = int(np.argmax(scores))
     return best, float(scores[best])
 

@@ -12,7 +12,7 @@ from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, MaskArra
 from sinotherm.core.scan import FrameImage
 from sinotherm.errors import DataError
 from sinotherm.thermometry.background import Background
-from sinotherm.thermometry.baseline import Baseline, best_match
+from sinotherm.thermometry.baseline import OUTLIER_FACTOR, Baseline, best_match
 from sinotherm.thermometry.drift import DriftEstimator, DriftFit
 from sinotherm.thermometry.noise import sigma_by_formula, sigma_of_change, temporal_phase_sd
 from sinotherm.thermometry.phase import TemporalUnwrapper, complex_product
@@ -22,6 +22,7 @@ __all__ = ["EchoMeasurement", "Reading", "magnitude"]
 
 _CERTAIN_RAD: Final = 0.4
 _SAME_RAD: Final = 1e-3
+_ROUNDING: Final = 1e-6
 _FALL_SD: Final = 2.0
 """Standard deviations of its noise by which a voxel's signal falls before that counts."""
 
@@ -157,14 +158,20 @@ class EchoMeasurement:
             return
         products: list[ComplexArray] = []
         library, shared = self.baseline.library, np.float32(1.0)
-        for image in frames:
-            if image.number in self.baseline.rejected:
+        used = [image for image in frames if image.number not in self.baseline.rejected]
+        matches: list[tuple[int, float]] = []
+        if library and frames[-1].reference is None:
+            shared = np.float32(math.sqrt(0.5))
+            matches = [best_match(image.data, library, without=place) for place, image in enumerate(used)]
+            apart = [1.0 - score for _, score in matches]
+            # One that is like no other was a state of its own: what parts it from the rest is no noise.
+            most = max(OUTLIER_FACTOR**2 * float(np.median(apart)), _ROUNDING)
+            alike = [one <= most for one in apart]
+        for place, image in enumerate(used):
+            if matches and not alike[place]:
                 continue
-            against = self.baseline.data if image.reference is None else image.reference
-            if library and image.reference is None:
-                others = (*library[: len(products)], *library[len(products) + 1 :])
-                against, shared = others[best_match(image.data, others)[0]], np.float32(math.sqrt(0.5))
-            product = complex_product(image.data, against)
+            against = library[matches[place][0]] if matches else image.reference
+            product = complex_product(image.data, self.baseline.data if against is None else against)
             phase = np.angle(product)
             for plane, estimator in enumerate(self._drift):
                 fit = estimator.fit(product[plane], phase[plane], self._scale)

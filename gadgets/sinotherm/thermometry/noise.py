@@ -101,8 +101,8 @@ def temporal_phase_sd(products: Sequence[ComplexArray], mask: MaskArray) -> Floa
     Parameters
     ----------
     products
-        complex64 (slice, y, x), one a frame: complex product with the mean of these same frames,
-        drift taken out, so that the phases lie around zero.
+        complex64 (slice, y, x), one a frame: complex product with what it is compared with (the mean of these same
+        frames, a reference), drift taken out, so that the phases lie around zero.
     mask
         bool (slice, y, x): voxels with signal; the others keep the SD of their own.
 
