@@ -93,6 +93,18 @@ def test_every_frame_counts_the_same_voxels(caplog) -> None:
         fit_sign(maps, MASK, TIMES, PROBE)
 
 
+def test_voxels_that_come_and_go_cost_no_frames() -> None:
+    maps = _maps(1.0)
+    mask = np.zeros((1, 8, 8), bool)
+    mask[0, 2:6, 2:6] = True
+    for one in maps:
+        # A void of signal beside the probe: three voxels have readings in two frames of three.
+        one.change_degc[0, 2, 2 + one.number % 3] = np.nan
+    found = fit_sign(maps, mask, TIMES, PROBE)
+    assert len(found.map_degc) == 20
+    assert found.prf_coefficient == pytest.approx(-0.01e-6, rel=0.01)
+
+
 def test_a_log_of_another_time_tells_nothing() -> None:
     with pytest.raises(DataError, match=r"covers 0 to 10 s.* at 7.5 to 292.5 s .*: 1 are within it, 3 are needed"):
         fit_sign(_maps(1.0), MASK, TIMES[:3], PROBE[:3])

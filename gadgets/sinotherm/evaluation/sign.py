@@ -158,7 +158,11 @@ def fit_sign(
     read = np.isfinite(inside)
     some = read.any(axis=1)
     # The mean must be of the same voxels in every frame: the hottest of them may lose their readings first.
-    voxels = 2 * read.sum(axis=0) > some.sum()
+    # Of the voxels that most frames read, as many as leave the most readings: one at the rim shall cost no frame.
+    counts = read.sum(axis=0)
+    most = counts[2 * counts > some.sum()]
+    choices = [counts >= count for count in np.unique(most)] or [np.zeros(len(counts), dtype=bool)]
+    voxels = max(choices, key=lambda these: int(these.sum() * read[:, these].all(axis=1).sum()))
     used = read[:, voxels].all(axis=1) & voxels.any()
     if used.sum() < 3:
         count = f"{some.sum()} frames have a reading at the probe"
