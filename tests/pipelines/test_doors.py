@@ -205,6 +205,26 @@ def test_every_setting_of_a_file_or_endpoint_is_local() -> None:
 
 
 @pytest.mark.data
+def test_the_log_tells_the_settings_of_both_nodes_of_a_pipeline(scan: MrdFile, tmp_path: Path) -> None:
+    second = (
+        '<external><execute name="sinotherm.nodes" target="thermometry" type="python"/><configuration>'
+        f'<property name="thermometry.log" value="{tmp_path / "log"}"/></configuration></external>'
+    )
+    document = PIPELINE.replace("</external>", f"</external>{second}").replace(
+        '<property name="publish', '<property name="images.complex_images" value="true"/><property name="publish'
+    )
+    (tmp_path / "two.xml").write_text(document)
+    with scan:
+        request = ScanRequest(config="two", header_xml=scan.header_xml)
+        opening = open_pipeline((tmp_path,), {"publish": {"endpoint": ""}})
+        assert len(list(opening(request)(scan.items()))) >= 2
+    (begin, *_) = (tmp_path / "log" / "audit.jsonl").read_text().splitlines()
+    chain = json.loads(begin)["chain"]
+    assert chain["frames"]["spokes"] == 8
+    assert {"whitening", "delay", "complex_images"} <= chain.keys()
+
+
+@pytest.mark.data
 def test_the_user_of_this_machine_names_them(scan: MrdFile, tmp_path: Path) -> None:
     mine = {"thermometry": {"log": str(tmp_path / "log")}, "publish": {"endpoint": ""}, "frames": {"spokes": "8"}}
     with scan:

@@ -165,6 +165,11 @@ class Chain:
     stages: tuple[tuple[str, ModuleType, StageSettings], ...]
     values: Mapping[str, str]
 
+    @property
+    def settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """Every setting, given or by default, by stage."""
+        return {name: settings.model_dump() for name, _, settings in self.stages}
+
     def check(self, scan: ScanHeader) -> None:
         """Check, before its first readout, that a scan's header and the settings of the stages go together.
 
@@ -189,8 +194,7 @@ class Chain:
         note = {"pipeline": " > ".join(name for name, _, _ in self.stages)}
         note |= {f"setting {name}": value for name, value in self.values.items()}
         noted = False
-        chain = {name: settings.model_dump() for name, _, settings in self.stages}
-        scan = dataclasses.replace(self._with_stored(scan), chain=chain)
+        scan = dataclasses.replace(self._with_stored(scan), chain={**scan.chain, **self.settings})
         for name, module, settings in self.stages:
             if name in _LAST_STAGES and not noted:
                 items = _noted(items, note)
@@ -395,6 +399,9 @@ class Pipeline:
 
     def run(self, scan: ScanHeader, items: Iterator[Item]) -> Iterator[Item]:
         """Return what leaves the pipeline when ``items`` enter it."""
+        # A chain's log tells what made its images, and what becomes of them.
+        steps = {stage: values for chain in self._chains for stage, values in chain.settings.items()}
+        scan = dataclasses.replace(scan, chain=steps)
         for chain in self._chains:
             given = ", ".join(f"{name}={value}" for name, value in chain.values.items()) or "all by default"
             logger.info("pipeline %s: %s; settings: %s", self.name, chain.target, given)
