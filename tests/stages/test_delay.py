@@ -119,6 +119,13 @@ def test_what_cannot_be_estimated_is_said_and_left_alone(caplog):
     assert "gradient_delay_refused" not in calibration_facts(out[0])
     assert "gradient_delay_refused" not in run(scan(24, (0.0, 0.0, 0.0)))[0].calibration
     np.testing.assert_allclose([s.shift for s in out], 0.0)
+    # Nor may it in a scan that goes on with what this one estimated.
+    later = run(scan(24, (4.2, 4.2, 0.0)), header(estimates={(0, 0): out[0].estimates}))
+    assert later[0].calibration["gradient_delay_refused"] == "no estimate in the scan of the stored baseline"
+    good = run(scan(24, (1.0, 1.0, 0.0)))[0].estimates
+    assert (
+        "gradient_delay_refused" not in run(scan(24, (1.0, 1.0, 0.0)), header(estimates={(0, 0): good}))[0].calibration
+    )
 
 
 @pytest.mark.parametrize("method", ["ring", "opposed"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -104,7 +105,14 @@ def _stored(scan: ScanHeader) -> dict[int, GradientDelay]:
     """Return the delays of the stored baseline's scan by echo, which hold for all slices; empty without one."""
     found = {echo: stored_estimate(scan, "gradient_delay", echo=echo) for _, echo in scan.estimates}
     return {
-        echo: GradientDelay(x=float(values[0]), y=float(values[1]), xy=float(values[2]), mismatch=float(values[3]))
+        echo: GradientDelay(
+            x=float(values[0]),
+            y=float(values[1]),
+            xy=float(values[2]),
+            mismatch=float(values[3]),
+            # Only estimates are stored: one without a mismatch was refused.
+            refused="" if math.isfinite(values[3]) else "no estimate in the scan of the stored baseline",
+        )
         for echo, values in sorted(found.items())
         if values is not None
     }
