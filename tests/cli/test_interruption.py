@@ -22,10 +22,36 @@ def test_a_signal_takes_effect_before_the_next_item(number):
 
 
 def test_a_second_signal_interrupts_at_once():
-    with interruptible():
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+    got = []
+
+    def work():
+        with interruptible():
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            got.append("at once")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert got == ["at once"]
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_signal_at_the_last_item_or_after_it_is_no_success(last):
+    got = []
+
+    def work():
+        with interruptible() as checked:
+            for item in checked(range(1)):
+                got.append(item)
+                if last:
+                    signal.raise_signal(signal.SIGTERM)
+            got.append("end")
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert got == ([0] if last else [0, "end"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

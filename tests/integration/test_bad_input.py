@@ -357,6 +357,18 @@ def test_sigterm_delivers_what_is_finished(scan: list[bytes], tmp_path: Path) ->
         assert server.process.wait(30) == 0
 
 
+def test_a_stop_in_the_first_frame_is_told_as_a_stop(scan: list[bytes], tmp_path: Path) -> None:
+    with running(tmp_path, "serve", "--set", "publish.endpoint=") as server:
+        peer = dial(server.port)
+        peer.sock.sendall(b"".join(scan[:7]))
+        while "; settings: " not in server.log.read_text():
+            time.sleep(0.05)
+        server.process.send_signal(signal.SIGTERM)
+        messages = peer.until_close()
+        peer.close()
+        assert [text.partition(b";")[0] for _, text in messages] == [b"ERR stopped before the end of the scan"]
+
+
 # The file door
 
 

@@ -146,6 +146,15 @@ def test_of_scans_that_begin_together_one_writes_the_head(tmp_path) -> None:
     assert [row.partition(",")[0] for row in rows] == ["frame", "0"]
 
 
+def test_a_lock_that_somebody_keeps_holds_no_scan_up(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("sinotherm.thermometry.audit._LOCK_S", 0.05)
+    with (tmp_path / "regions.csv").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        with AuditLog(tmp_path, keep_maps=False) as log:
+            log.frame(*_frame(0))
+    assert len((tmp_path / "regions.csv").read_text().splitlines()) == 2
+
+
 def test_a_disk_that_knows_no_locks_is_written_to(tmp_path, monkeypatch) -> None:
     def unable(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

@@ -60,6 +60,15 @@ def same(got: Readout, expected: Readout) -> None:
     assert np.isnan(got.received_s)
 
 
+def test_an_image_without_pixels_is_kept(tmp_path: Path) -> None:
+    with ImageWriter(tmp_path / "o.h5") as writer:
+        for one in (image(0), image(1, series=2, shape=(1, 1, 0, 4)), image(2)):
+            writer.append(one)
+    found = read_images(tmp_path / "o.h5")
+    assert {number: len(one.headers) for number, one in found.items()} == {1: 2, 2: 1}
+    assert found[2].data.shape == (1, 1, 1, 0, 4)
+
+
 def test_reads_what_the_package_writes(tmp_path: Path) -> None:
     parts = [readout(1, samples=4, dims=0), readout(2), readout(3, coils=3, samples=9)]
     package_file(tmp_path / "a.h5", parts)

@@ -25,17 +25,24 @@ def interruptible() -> Iterator[Callable[[Iterable[_T]], Iterator[_T]]]:
         for number in before:
             signal.signal(number, signal.default_int_handler)
 
+    def check() -> None:
+        nonlocal came
+        if came:
+            came = False
+            raise KeyboardInterrupt
+
     def checked(items: Iterable[_T]) -> Iterator[_T]:
         for item in items:
-            if came:
-                raise KeyboardInterrupt
+            check()
             yield item
+        check()
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
         signal.signal(number, note)
     try:
         yield checked
+        check()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -24,6 +25,9 @@ from sinotherm.core.scan import FrameStatistics, TemperatureMap
 from sinotherm.wire.feed import plain
 
 __all__ = ["AuditLog"]
+
+_LOCK_S: Final = 1.0
+_LOCK_TRIES: Final = 20
 
 COLUMNS: Final = (
     "frame", "slice", "method", "time_s", "region", "quantity", "n", "voxels", "min_degc", "max_degc", "mean_degc",
@@ -136,8 +140,16 @@ def _appended(path: Path, first: str = "") -> TextIO:
     """
     file = path.open("a", encoding="utf-8", newline="")
     # A full disk, or one that knows no locks, is no reason to have no log: what could not be written waits.
-    with suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX)
+    # Nor is a lock that somebody else keeps a reason to wait for long.
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_S / _LOCK_TRIES)
+        except OSError:
+            break
+        else:
+            break
     with suppress(OSError):
         if not file.seek(0, os.SEEK_END):
             file.write(first)

@@ -52,6 +52,7 @@ _REPLAY: Final = 1.2
 _PARAMETERS_S: Final = 2.0
 """FIRE's JSON comes within this time after the header, or the scan is opened without it."""
 _ITEM_BYTES: Final = 512
+_STOPPED: Final = "stopped before the end of the scan; the images finished so far were sent."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -579,9 +580,13 @@ def converse(
         for item in process(_without_texts(items)):
             _send(connection, item, request, outcome, parent=parent)
         if inbox.cut:
-            raise WireError("stopped before the end of the scan; the images finished so far were sent.")  # noqa: TRY301
+            raise WireError(_STOPPED)  # noqa: TRY301
     except SinothermError as error:
         outcome.error = error
+        if inbox is not None and inbox.cut and str(error) != _STOPPED:
+            # What the chain then says of an unfinished scan is no fault of the peer's.
+            logger.warning("after the stop: %s", error)
+            outcome.error = error = WireError(_STOPPED)
         if request is None and connection.vacant:
             # A health check or a port scan: there was no scan, and there is nobody to be told.
             logger.debug("the peer connected and left")

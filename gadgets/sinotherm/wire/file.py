@@ -497,7 +497,11 @@ class _Writer(ABC):
         if name in group:
             return group[name]
         return group.create_dataset(
-            name, (0, *shape), maxshape=(None, *shape), dtype=dtype, chunks=(rows, *(max(n, 1) for n in shape))
+            name,
+            (0, *shape),
+            maxshape=(None, *(n or None for n in shape)),
+            dtype=dtype,
+            chunks=(rows, *(max(n, 1) for n in shape)),
         )
 
 
