@@ -42,8 +42,10 @@ def test_the_help_names_what_the_options_take(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_of_thermo_is_no_success(number):
     program = f"""
-import os, sys, types
+import os, signal, sys, types
 from sinotherm.cli.__main__ import main
+# Who runs tests in the background of a shell has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def command() -> None:
     os.kill(os.getpid(), {number:d})
     while True:
