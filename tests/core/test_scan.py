@@ -33,6 +33,17 @@ def test_pixels_of_images_of_another_matrix():
     assert header.pixel_of((4, 8), (0.4, 0.2)) == pytest.approx((0.05, 0.05))
 
 
+def test_a_changed_spoke_is_the_same_otherwise():
+    before = spoke(3, time_s=1.5, header=object(), calibration={"a": 1})
+    after = before.changed(shift=(0.1, 0.2), waiting=2)
+    wanted = dataclasses.replace(before, shift=(0.1, 0.2), waiting=2)
+    assert all(getattr(after, one.name) is getattr(wanted, one.name) for one in dataclasses.fields(Spoke)[4:])
+    assert after.data is before.data
+    assert (after.shift, before.shift) == ((0.1, 0.2), (0.0, 0.0))
+    with pytest.raises(AttributeError, match="angle"):
+        before.changed(angle=1.0)
+
+
 def test_a_frame_is_its_spokes():
     spokes = tuple(spoke(i, header=f"header {i}", received_s=float(i), shift=(0.1 * i, -0.1)) for i in range(4))
     frame = Frame(spokes=spokes, number=7)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -93,14 +93,17 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     if compression is not None:
         note |= {"coil_compression": settings.method, "coil_compression_coils": (n_coils, len(compression.matrix))}
         logger.info("coil compression: %s", note)
+    before: Mapping[str, MetaValue] | None = None
+    noted: Mapping[str, MetaValue] = note
     for item in released(held, items):
         if isinstance(item, Spoke):
-            noted = {**item.calibration, **note}
+            if item.calibration != before:
+                before = item.calibration
+                noted = {**before, **note}
             if compression is None:
-                yield dataclasses.replace(item, calibration=noted)
+                yield item.changed(calibration=noted)
                 continue
-            yield dataclasses.replace(
-                item,
+            yield item.changed(
                 data=compression.apply(item.data),
                 calibration=noted,
                 estimates={**item.estimates, "coil_compression": compression.matrix},

@@ -92,7 +92,7 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
                 }
             late = delays[echo].shift(item.angle_rad, item.sampling)
             shift = (item.shift[0] + late[0], item.shift[1] + late[1])
-            yield dataclasses.replace(item, shift=shift, **noted[echo])
+            yield item.changed(shift=shift, **noted[echo])
         else:
             yield item
 
