@@ -1279,6 +1279,23 @@ def test_what_cannot_be_drawn_is_refused_at_the_first_frame(name: str) -> None:
         monitor.frame([Series().image(0)])
 
 
+def test_a_plane_that_lies_still_is_followed_on_while_another_moves() -> None:
+    """The flank of the focus is too steep for space to tell its turns: time alone can."""
+    focus = np.exp(-((32 * X - 3) ** 2 + (32 * Y + 3) ** 2) / 4.5)
+    series = Series(start=99)
+    monitor = SliceMonitor(SCAN, _settings())
+    for number in range(14):
+        heat = 8.0 * max(0, number - 3) * focus
+        planes = [series.image(number, signal=BODY * np.exp(1j * PER_DEGC * heat)) for _ in range(2)]
+        if number == 12:
+            planes[1] = replace(planes[1], data=np.roll(planes[1].data, 3, axis=-1))
+        found, statistics = monitor.frame([_volume(planes)])
+        assert any(text.startswith("motion: ") for text in statistics.alarms) == (number == 12)
+    hottest = np.s_[0, 29, 35]
+    assert found.change_degc[hottest] == pytest.approx(80.0, abs=2.0)
+    assert np.isnan(found.change_degc[1, 29, 35])
+
+
 def test_planes_of_a_slab_have_drifts_of_their_own() -> None:
     first, second = Series(seed=1), Series(seed=2)
     monitor = SliceMonitor(SCAN, _settings())

@@ -189,10 +189,11 @@ class EchoMeasurement:
         """σ_T up to which a voxel is followed, °C: noise alone makes a phase jump that is more uncertain."""
         return _CERTAIN_RAD * abs(self._scale)
 
-    def withdraw(self) -> None:
-        """Forget the last frame: it has moved, say, and later ones may not go on from it."""
-        for unwrapper in self._unwrappers:
-            unwrapper.withdraw()
+    def withdraw(self, planes: Sequence[bool]) -> None:
+        """Forget the last frame in these planes: it has moved there, say, and later ones may not go on from it."""
+        for unwrapper, lost in zip(self._unwrappers, planes, strict=True):
+            if lost:
+                unwrapper.withdraw()
 
     def read(self, image: FrameImage) -> Reading:
         """Return the temperature change of a frame."""

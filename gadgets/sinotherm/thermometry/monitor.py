@@ -716,9 +716,9 @@ class SliceMonitor:
         motion = [watch.compare(plane) for watch, plane in zip(watches, size, strict=True)]
         moved = [self._moved(number, found) if body[number].any() else "" for number, found in enumerate(motion)]
         share = float(np.median(size[body]) / np.median(service.echoes[image.echo].magnitude[body]))
-        if any(moved) or share < settings.alarm_signal:
-            for other in images:
-                service.echoes[other.echo].withdraw()
+        unusable = [bool(text) or share < settings.alarm_signal for text in moved]
+        for other in images:
+            service.echoes[other.echo].withdraw(unusable)
         for echo in service.echoes.keys() - {other.echo for other in images}:
             service.echoes[echo].lose()
         change, unfiltered, sigma = self._combined(images, readings)
