@@ -367,6 +367,7 @@ def test_a_stop_in_the_first_frame_is_told_as_a_stop(scan: list[bytes], tmp_path
         messages = peer.until_close()
         peer.close()
         assert [text.partition(b";")[0] for _, text in messages] == [b"ERR stopped before the end of the scan"]
+        assert server.process.wait(30) == 0
 
 
 # The file door

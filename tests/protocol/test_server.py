@@ -303,6 +303,19 @@ def test_stopping_delivers_what_is_finished(parent: bool) -> None:
         opening.close()
 
 
+def test_what_a_pipeline_says_of_a_stopped_scan_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    """It would blame the peer for a scan that we have cut short."""
+    with serving() as server:
+        peer = dial(server.address[1])
+        peer.sock.sendall(config_name("exact") + HEADER + frame(1))
+        until(lambda: REQUESTS)
+        server.stop()
+        messages = peer.until_close()
+        assert [text[:36] for _, text in messages] == [b"ERR stopped before the end of the scan"[:36]]
+        peer.close()
+    assert "images: acquire three" in caplog.text
+
+
 @pytest.mark.parametrize("parent", [False, True])
 def test_stopping_in_the_middle_of_a_scan_loses_nothing_that_was_sent(parent: bool) -> None:
     with serving(parent=parent) as server:
