@@ -11,7 +11,8 @@ from sinotherm.cli.evaluate import app
 from sinotherm.errors import SettingsError, WeightsError
 from sinotherm.evaluation.cartesian import METHODS, evaluate, methods
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
-from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+from sinotherm.networks.weights import save_network
+from untrained import card_of
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +36,7 @@ def test_coils_unfold_what_zero_filling_leaves(data):
 def test_a_network_that_corrects_nothing_is_data_consistency(data, monkeypatch, tmp_path):
     monkeypatch.setattr("sinotherm.networks.weights.SHIPPED", tmp_path)
     network = PrimalDual(Architecture(iterations=4, primal_features=(4, 8), dual_features=4, wrap="none"))
-    architecture = network.architecture.as_dict()
-    card = ModelCard(
-        name="fourier-pdunet",
-        network="primal-dual",
-        geometry="cartesian",
-        sha256="",
-        architecture=architecture,
-        valid=ValidRange(),
-        guard=GuardLimits(),
-    )
+    card = card_of(network, name="fourier-pdunet", geometry="cartesian")
     save_network(network, tmp_path / "fourier-pdunet.safetensors", card)
     rows = {row["method"]: row for row, _ in evaluate(data, acceleration=3.0, snr=200.0, per_person=1)}
     assert rows["cg-sense"]["nrmse_mean"] < rows["fourier-pdunet"]["nrmse_mean"] < rows["zero-filled"]["nrmse_mean"]

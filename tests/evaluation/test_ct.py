@@ -12,8 +12,9 @@ from sinotherm.errors import DataError, SettingsError, WeightsError
 from sinotherm.evaluation.ct import METHODS, evaluate, methods
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
-from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+from sinotherm.networks.weights import save_network
 from sinotherm.simulation.image_sets import attenuation
+from untrained import card_of
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +94,7 @@ def test_networks_start_from_the_filtered_back_projection(data, monkeypatch, tmp
     ours = PrimalDual(Architecture(iterations=1, primal_features=(4, 8), dual_features=4, wrap="circular"))
     networks = {"pdunet-ct": ours, "pdunet-paper-ct": PaperPrimalDual(PaperArchitecture.pdunet())}
     for name, network in networks.items():
-        family = "paper" if "paper" in name else "primal-dual"
-        architecture = network.architecture.as_dict()
-        card = ModelCard(
-            name=name,
-            network=family,
-            geometry="fan-beam",
-            sha256="",
-            architecture=architecture,
-            valid=ValidRange(),
-            guard=GuardLimits(),
-        )
-        save_network(network, tmp_path / f"{name}.safetensors", card)
+        save_network(network, tmp_path / f"{name}.safetensors", card_of(network, name=name, geometry="fan-beam"))
     rows = {row["method"]: row for row, _ in evaluate(data, sparsity=36, names=METHODS)}
     assert set(rows) == set(METHODS)
     for name in networks:

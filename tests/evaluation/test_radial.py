@@ -16,7 +16,8 @@ from sinotherm.evaluation.metrics import body_mask, score
 from sinotherm.evaluation.radial import METHODS, evaluate, methods, run, simulate_scan
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
-from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+from sinotherm.networks.weights import save_network
+from untrained import card_of
 
 
 def _image(n=32):
@@ -137,15 +138,8 @@ def untrained(tmp_path, monkeypatch):
         "pdunet-paper": PaperPrimalDual(PaperArchitecture.pdunet()),
     }
     for name, network in networks.items():
-        card = ModelCard(
-            name=name,
-            network="primal-dual" if isinstance(network, PrimalDual) else "paper",
-            geometry="cartesian" if name.startswith("fourier") else "radial",
-            sha256="",
-            architecture=network.architecture.as_dict(),
-            valid=ValidRange(),
-            guard=GuardLimits(),
-        )
+        geometry = "cartesian" if name.startswith("fourier") else "radial"
+        card = card_of(network, name=name, geometry=geometry)
         save_network(network, tmp_path / f"{name}.safetensors", card)
 
 

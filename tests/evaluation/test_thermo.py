@@ -16,9 +16,10 @@ from sinotherm.evaluation.heated_scans import Series, heated_scan, series
 from sinotherm.evaluation.thermal_methods import METHODS, SETTINGS, Temperatures, method_named, temperatures
 from sinotherm.evaluation.thermo import command, figures, rows
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
-from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+from sinotherm.networks.weights import save_network
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
+from untrained import card_of
 
 SMALL = {"matrix": 64, "coils": 3, "baseline_frames": 4, "frames": 4, "seeds": 1}
 
@@ -134,16 +135,7 @@ def test_a_network_is_given_the_baseline_as_it_drifted(monkeypatch: pytest.Monke
 def test_an_untrained_guided_network_runs_through(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = PrimalDual(Architecture(iterations=2, primal_features=(4, 8), dual_features=4, memory=2, reference=True))
-    card = ModelCard(
-        name="tiny",
-        network="primal-dual",
-        geometry="radial",
-        sha256="",
-        architecture=network.architecture.as_dict(),
-        valid=ValidRange(),
-        guard=GuardLimits(),
-    )
-    save_network(network, tmp_path / "tiny.safetensors", card)
+    save_network(network, tmp_path / "tiny.safetensors", card_of(network))
     monkeypatch.setitem(SETTINGS, "pdunet", {"weights": str(tmp_path / "tiny.safetensors")})
     (row,) = rows(None, scenes=("focal",), peaks_degc=(39.0,), spokes=(50,), names=("pdunet",), **SMALL)
     assert row["method"] == "pdunet"

@@ -18,8 +18,9 @@ from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.radial import RadialSinogram
 from sinotherm.networks.unet import UNet
-from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+from sinotherm.networks.weights import GuardLimits, ValidRange, save_network
 from sinotherm.reconstruction.cg_sense import cg_sense
+from untrained import card_of
 
 N, COILS = 32, 3
 ANGLES = spoke_angles("golden", 24)
@@ -38,13 +39,6 @@ def _scan(noise=0.0):
     maps = coil_maps(COILS, N)
     maps = (maps / np.sqrt(np.sum(np.abs(maps) ** 2, axis=0))).astype(np.complex64)
     return data, sampling, maps
-
-
-def _card(network, **values):
-    family = "primal-dual" if isinstance(network, PrimalDual) else "paper"
-    architecture = network.architecture.as_dict()
-    values = {"valid": ValidRange(), "guard": GuardLimits()} | values
-    return ModelCard(name="tiny", network=family, geometry="radial", sha256="", architecture=architecture, **values)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +191,7 @@ def test_the_device_is_chosen():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_cuda_gives_the_same_image(tmp_path):
     network = _network()
-    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    save_network(network, tmp_path / "tiny.safetensors", card_of(network))
     data, sampling, maps = _scan()
     images = [
         RadialReconstructor(tmp_path / "tiny.safetensors", device=device, precision="float32").reconstruct(
@@ -210,14 +204,14 @@ def test_cuda_gives_the_same_image(tmp_path):
 
 def test_only_radial_networks_of_the_family_are_taken(tmp_path):
     network = PaperPrimalDual(PaperArchitecture.pd())
-    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    save_network(network, tmp_path / "tiny.safetensors", card_of(network))
     with pytest.raises(WeightsError, match="primal-dual network for radial data is needed"):
         RadialReconstructor(tmp_path / "tiny.safetensors")
 
 
 def test_the_operator_is_kept_while_the_spokes_stay_the_same(tmp_path):
     network = _network()
-    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    save_network(network, tmp_path / "tiny.safetensors", card_of(network))
     reconstructor = RadialReconstructor(tmp_path / "tiny.safetensors", device="cpu", precision="float32")
     data, sampling, maps = _scan()
     first, one = reconstructor.reconstruct(data, sampling, ANGLES, maps)
@@ -263,7 +257,7 @@ def test_residuals_are_relative_and_free_of_noise():
     ],
 )
 def test_the_range_is_that_of_the_card(change, reason):
-    guard = Guard(_card(_network(), valid=ValidRange(pixels=(32, 256))))
+    guard = Guard(card_of(_network(), valid=ValidRange(pixels=(32, 256))))
     verdict = guard.range_verdict(**({"spokes": 32, "coils": 8, "pixels": 64, "fov_m": 0.3, "snr": 30.0} | change))
     assert verdict.trips == bool(change)
     assert reason in verdict.reason
@@ -271,7 +265,7 @@ def test_the_range_is_that_of_the_card(change, reason):
 
 def test_limits_are_interpolated_between_spoke_counts():
     limits = GuardLimits(spokes=(20, 40), held_out=(0.4, 0.2), spoke=(0.9, 0.9))
-    guard = Guard(_card(_network(), guard=limits))
+    guard = Guard(card_of(_network(), guard=limits))
     assert not guard.residual_verdict(spokes=30, held_out=0.29, spoke=0.5).trips
     assert guard.residual_verdict(spokes=30, held_out=0.31, spoke=0.5).trips
     assert guard.residual_verdict(spokes=30, held_out=float("nan"), spoke=0.5).trips
@@ -279,7 +273,7 @@ def test_limits_are_interpolated_between_spoke_counts():
 
 
 def test_a_card_without_limits_lets_no_residual_pass():
-    unlimited = Guard(_card(_network()))
+    unlimited = Guard(card_of(_network()))
     with pytest.raises(WeightsError, match=r"tiny has no guard limits.*--package"):
         unlimited.residual_verdict(spokes=30, held_out=0.0, spoke=0.0)
 
@@ -295,7 +289,7 @@ def test_a_copy_for_speed_leaves_the_network_as_it_was():
 def test_a_guided_network_needs_its_reference_and_starts_from_it(tmp_path):
     torch.manual_seed(0)
     network = PrimalDual(Architecture(iterations=2, primal_features=(4, 8), dual_features=4, reference=True))
-    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    save_network(network, tmp_path / "tiny.safetensors", card_of(network))
     guided = RadialReconstructor(tmp_path / "tiny.safetensors", device="cpu")
     data, sampling, maps = _scan()
     guided.warm_up(sampling, ANGLES, maps)
@@ -312,7 +306,7 @@ def test_a_guided_network_needs_its_reference_and_starts_from_it(tmp_path):
 
 def test_an_unguided_network_takes_no_reference(tmp_path):
     network = _network()
-    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    save_network(network, tmp_path / "tiny.safetensors", card_of(network))
     data, sampling, maps = _scan()
     with pytest.raises(DataError, match="takes no reference"):
         RadialReconstructor(tmp_path / "tiny.safetensors", device="cpu").reconstruct(
@@ -333,7 +327,7 @@ def test_an_unguided_network_takes_no_reference(tmp_path):
 def test_shapes_that_do_not_go_together_are_refused(tmp_path, change, message):
     torch.manual_seed(0)
     network = PrimalDual(Architecture(iterations=2, primal_features=(4, 8), dual_features=4, reference=True))
-    save_network(network, tmp_path / "tiny.safetensors", _card(network))
+    save_network(network, tmp_path / "tiny.safetensors", card_of(network))
     data, sampling, maps = _scan()
     given = {"samples": data, "angles": ANGLES, "maps": maps, "reference": maps[0]} | change
     with pytest.raises(DataError, match=message):

@@ -8,12 +8,13 @@ from sinotherm.core.scan import NoReading
 from sinotherm.evaluation.demonstration import point_spread
 from sinotherm.frames.header import scan_header
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
-from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+from sinotherm.networks.weights import GuardLimits, ValidRange, save_network
 from sinotherm.pipelines.compose import load_pipeline, parse_assignments
 from sinotherm.simulation.mrd import simulate
 from sinotherm.simulation.protocol import Protocol
 from sinotherm.simulation.scan import Scan
 from sinotherm.wire.file import MrdFile
+from untrained import card_of
 
 BASELINE, FRAMES, N = 4, 10, 64
 
@@ -24,12 +25,8 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     network = PrimalDual(Architecture(iterations=4, primal_features=(4, 8), dual_features=4, memory=2, reference=True))
     torch.nn.init.ones_(network.step)
-    card = ModelCard(
-        name="tiny",
-        network="primal-dual",
-        geometry="radial",
-        sha256="",
-        architecture=network.architecture.as_dict(),
+    card = card_of(
+        network,
         valid=ValidRange(spokes=(16, 128), coils=(1, 12), pixels=(32, 256), snr=(1.0, 1e9)),
         guard=GuardLimits(spokes=(16, 128), held_out=(0.9, 0.9), spoke=(0.9, 0.9)),
     )

@@ -10,12 +10,13 @@ from sinotherm.core.geometry import angular_order, spoke_angles
 from sinotherm.core.scan import EncodingSpace, Frame, FrameImage, ScanHeader, Spoke
 from sinotherm.errors import SettingsError, SpokeError, WeightsError
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
-from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+from sinotherm.networks.weights import GuardLimits, ValidRange, save_network
 from sinotherm.operators.fourier_slice import FourierSlice
 from sinotherm.reconstruction.cg_sense import cg_sense
 from sinotherm.stages import cg_sense as stages_cg_sense
 from sinotherm.stages import images as stages_images
 from sinotherm.stages.pdunet import Settings, stage
+from untrained import card_of
 
 N, COILS = 48, 4
 
@@ -45,15 +46,8 @@ def untrained(folder, *, reference=False, limits=LIMITS):
     network = PrimalDual(
         Architecture(iterations=3, primal_features=(4, 8), dual_features=4, memory=2, reference=reference)
     )
-    card = ModelCard(
-        name="tiny",
-        network="primal-dual",
-        geometry="radial",
-        sha256="",
-        architecture=network.architecture.as_dict(),
-        valid=ValidRange(spokes=(16, 64), coils=(1, 8), pixels=(32, 64), snr=(3.0, 1e9)),
-        guard=limits,
-    )
+    valid = ValidRange(spokes=(16, 64), coils=(1, 8), pixels=(32, 64), snr=(3.0, 1e9))
+    card = card_of(network, valid=valid, guard=limits)
     path = folder / "tiny.safetensors"
     save_network(network, path, card)
     return path

@@ -10,10 +10,11 @@ import torch
 
 from bare_machine import run_bare
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
-from sinotherm.networks.weights import GuardLimits, ModelCard, ValidRange, save_network
+from sinotherm.networks.weights import save_network
 from sinotherm.simulation.image_sets import read_series
 from sinotherm.training import __main__, loop
 from sinotherm.training.loop import load_images
+from untrained import card_of
 
 CONFIG = """
 name = "tiny"
@@ -119,17 +120,7 @@ def test_a_run_starts_and_goes_on_as_with_everything(given, data, tmp_path, monk
 @pytest.mark.slow
 def test_a_run_starts_from_weights_whose_card_is_right(given, tmp_path):
     network = PrimalDual(Architecture(iterations=2, primal_features=(4, 8), dual_features=4, memory=2, start=1))
-    card = ModelCard(
-        name="given",
-        network="primal-dual",
-        geometry="radial",
-        sha256="",
-        architecture=network.architecture.as_dict(),
-        valid=ValidRange(),
-        guard=GuardLimits(),
-        change_error=(0.5, 0.25),
-    )
-    save_network(network, tmp_path / "given.safetensors", card)
+    save_network(network, tmp_path / "given.safetensors", card_of(network, name="given", change_error=(0.5, 0.25)))
     init = ["--init", tmp_path / "given.safetensors"]
     started = run_bare(TRAIN, *given, *init, folder=tmp_path)
     assert started.returncode == 0, started.stderr

@@ -144,11 +144,10 @@ def _appended(path: Path, first: str = "") -> TextIO:
     for _ in range(_LOCK_TRIES):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
         except BlockingIOError:
             time.sleep(_LOCK_S / _LOCK_TRIES)
         except OSError:
-            break
-        else:
             break
     with suppress(OSError):
         if not file.seek(0, os.SEEK_END):
