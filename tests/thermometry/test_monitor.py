@@ -491,6 +491,82 @@ def test_the_unfiltered_map_of_two_echoes_is_that_of_no_filter() -> None:
     np.testing.assert_array_equal(smooth.unfiltered_degc[both], plain.change_degc[both])
 
 
+def test_the_filter_in_time_follows_the_heating_with_less_noise() -> None:
+    """The uncertainty is that of what is shown, before heating and in it, and the map without the filter is kept."""
+    settings = {"baseline_frames": 30, "regions": ""}
+    scores, errors, means = [], [], []
+    both = [SliceMonitor(SCAN, _settings(**settings, temporal=how)) for how in ("trend", "none")]
+    series = Series(start=60)
+    for number in range(90):
+        image = series.image(number)
+        (found, statistics), (plain, _) = (monitor.frame([image]) for monitor in both)
+        if number < 30:
+            assert found.unfiltered_degc is not None
+            assert np.isnan(found.unfiltered_degc).all()
+            continue
+        assert statistics.alarms == ()
+        valid = (found.validity == 0) & (plain.validity == 0)
+        np.testing.assert_array_equal(found.unfiltered_degc[valid], plain.change_degc[valid])
+        assert (found.sigma_degc[valid] <= plain.sigma_degc[valid]).all()
+        error = found.change_degc - series.heat(number)
+        scores.append((error / found.sigma_degc)[valid])
+        errors.append([np.square(one.change_degc - series.heat(number))[valid].mean() for one in (found, plain)])
+        means.append(error[0][HOT].mean())
+    assert found.meta["temporal"] == "trend"
+    assert plain.meta["temporal"] == "none"
+    filtered, unfiltered = np.sqrt(np.mean(errors, axis=0))
+    assert filtered < 0.75 * unfiltered
+    for part in (scores[:30], scores[30:]):
+        assert np.mean(np.abs(np.concatenate(part)) < 1.96) == pytest.approx(0.95, abs=0.03)
+    assert abs(np.mean(means[30:])) < 0.03
+    assert np.abs(means).max() < 0.15
+
+
+@pytest.mark.parametrize("dropped", ["motion", "guard"])
+def test_a_frame_that_is_no_reading_is_no_part_of_the_course(dropped: str) -> None:
+    series, kept = Series(start=99), []
+    for without in (True, False):
+        monitor = SliceMonitor(SCAN, _settings(temporal="trend"))
+        _run(monitor, Series(start=99), range(10))
+        if not without:
+            image = series.image(10)
+            turned = image.data * np.exp(1j * PER_DEGC * 5.0 * HOT)
+            moved = np.roll(turned, 9, axis=-1) if dropped == "motion" else turned
+            withheld = "residual above bound" if dropped == "guard" else ""
+            found, _ = monitor.frame([replace(image, data=moved.astype(np.complex64))], withheld=withheld)
+            assert found.validity.all()
+        last = Series(start=99, seed=5).image(11)
+        kept.append(monitor.frame([last])[0])
+    valid = (kept[0].validity == 0) & (kept[1].validity == 0)
+    assert valid[0][HOT].all()
+    np.testing.assert_array_equal(kept[0].change_degc[valid], kept[1].change_degc[valid])
+
+
+def test_a_filter_in_time_without_times_is_none_and_says_so() -> None:
+    unknown = {"footprint": (math.nan,) * 3}
+    found = [
+        _run(SliceMonitor(SCAN, _settings(temporal=how)), Series(), range(8), **unknown)[-1]
+        for how in ("trend", "none")
+    ]
+    (trend, statistics), (plain, _) = found
+    assert statistics.alarms[0].startswith("no dose and no filter in time: the frame carries no time")
+    np.testing.assert_allclose(trend.change_degc, plain.change_degc, atol=1e-4)
+    change = _settings(temporal="trend", body_temperature_degc=None)
+    _, statistics = _run(SliceMonitor(SCAN, change), Series(), range(1), **unknown)[0]
+    assert statistics.alarms[0].startswith("no filter in time:")
+
+
+def test_two_echoes_are_filtered_in_time_each() -> None:
+    scan, errors = replace(SCAN, echo_times_s=(0.010, 0.019)), []
+    for how in ("trend", "none"):
+        series, monitor = Series(noise=0.03), SliceMonitor(scan, _settings(temporal=how))
+        for number in range(16):
+            echoes = [series.image(number, te=te, echo=echo) for echo, te in enumerate(scan.echo_times_s)]
+            found, _ = monitor.frame(echoes)
+        errors.append((found.change_degc[0] - series.heat(15))[found.validity[0] == 0].std())
+    assert errors[0] < 0.8 * errors[1]
+
+
 def test_a_frame_without_a_reading_has_no_unfiltered_one_either() -> None:
     for neighbours in (3, 1):
         series, monitor = Series(), SliceMonitor(SCAN, _settings(neighbours=neighbours))

@@ -396,7 +396,7 @@ class TemperatureMap:
     temperature_degc
         The same plus body temperature; ``None`` where no body temperature was stated.
     unfiltered_degc
-        Change before the spatial filter; ``None`` without one.
+        Change before the filters in space and time; ``None`` without one.
     sigma_degc
         σ_T, °C (its systematic part by α apart, in ``meta``).
     cem43_min

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -22,6 +22,9 @@ from sinotherm.thermometry.monitor import SliceMonitor
 from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = ["METHODS", "Method", "Temperatures", "method_named", "temperatures"]
+
+_TREND: Final = "-trend"
+"""Ends the name of a method whose maps are filtered in time."""
 
 SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "gridding": {},
@@ -65,6 +68,8 @@ class Method:
         Whether the noise follows from the weights (σ by formula), or from the pre-heating frames.
     drift_free
         The images carry no drift: the method took it out.
+    trend
+        Whether the maps are filtered in time (``thermometry.temporal = trend``).
     """
 
     name: str
@@ -73,15 +78,22 @@ class Method:
     images: Callable[[Series], SeriesImages]
     linear: bool = False
     drift_free: bool = False
+    trend: bool = False
+
+    @property
+    def base(self) -> str:
+        """Name of its reconstruction."""
+        return self.name.removesuffix(_TREND)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Temperatures:
-    """What a method shows: change and σ_T, float32 (frame, y, x), °C, and its time of reconstruction."""
+    """What a method shows: change and σ_T, float32 (frame, y, x), °C, its time of reconstruction, and its images."""
 
     change: FloatArray
     sigma: FloatArray
     ms_per_frame: float
+    made: SeriesImages | None = None
 
 
 def _gridded(data: ComplexArray, angles: FloatArray, found: Series) -> ComplexArray:
@@ -179,11 +191,11 @@ def _pdunet() -> Callable[[Series], SeriesImages]:
     return images
 
 
-METHODS: Final = ("gridding", "cg-sense-tv", "tcr", "view-sharing", "kspace-hybrid", "pdunet")
+METHODS: Final = ("gridding", "cg-sense-tv", "tcr", "view-sharing", "kspace-hybrid", "pdunet", "pdunet-trend")
 
 
 def method_named(name: str) -> Method:
-    """Return a method, ready to run.
+    """Return a method, ready to run; ``NAME-trend``: its maps are filtered in time.
 
     Raises
     ------
@@ -192,17 +204,23 @@ def method_named(name: str) -> Method:
     WeightsError
         A network's weights are missing; the message names the file.
     """
+    base = name.removesuffix(_TREND)
     made: dict[str, Callable[[], Method]] = {
-        "gridding": lambda: _method(name, _gridding, linear=True),
-        "cg-sense-tv": lambda: _method(name, _cg_sense_tv),
-        "tcr": lambda: _method(name, _tcr),
-        "view-sharing": lambda: _method(name, _view_sharing, schedule="golden"),
-        "kspace-hybrid": lambda: _method(name, _kspace_hybrid, schedule="golden", drift_free=True),
-        "pdunet": lambda: Method(name=name, schedule="golden", settings=SETTINGS[name], images=_pdunet()),
+        "gridding": lambda: _method(base, _gridding, linear=True),
+        "cg-sense-tv": lambda: _method(base, _cg_sense_tv),
+        "tcr": lambda: _method(base, _tcr),
+        "view-sharing": lambda: _method(base, _view_sharing, schedule="golden"),
+        "kspace-hybrid": lambda: _method(base, _kspace_hybrid, schedule="golden", drift_free=True),
+        "pdunet": lambda: Method(name=base, schedule="golden", settings=SETTINGS[base], images=_pdunet()),
     }
-    if name not in made:
-        raise SettingsError(f"unknown method {name!r}; known methods: {', '.join(METHODS)}.")
-    return made[name]()
+    if base not in made:
+        raise SettingsError(
+            f"unknown method {name!r}; known methods: {', '.join(METHODS)}, each with {_TREND} at its end too."
+        )
+    method = made[base]()
+    if base == name:
+        return method
+    return replace(method, name=name, settings={**method.settings, "temporal": "trend"}, trend=True)
 
 
 def _method(
@@ -223,14 +241,15 @@ def _method(
     )
 
 
-def _monitor(found: Series, *, drift_free: bool) -> SliceMonitor:
+def _monitor(found: Series, method: Method) -> SliceMonitor:
     protocol = found.scan.protocol
     settings = ThermometrySettings.parse(
         "thermometry",
         {
             "phase_sign": protocol.phase_sign,
             "baseline_frames": found.n_baseline,
-            "drift_order": -1 if drift_free else protocol.drift_order_space,
+            "drift_order": -1 if method.drift_free else protocol.drift_order_space,
+            "temporal": "trend" if method.trend else "none",
             # Every voxel that can be followed is scored, however uncertain.
             "max_sigma_degc": 1e6,
             "min_signal": 0.02,
@@ -262,17 +281,24 @@ def gridding_noise_sd(found: Series) -> float:
     return found.noise_sd * math.sqrt(float(np.sum(weights**2)))
 
 
-def temperatures(found: Series, method: Method) -> Temperatures:
-    """Reconstruct a series and measure its frames as the thermometry stage does."""
+def temperatures(found: Series, method: Method, before: Temperatures | None = None) -> Temperatures:
+    """Reconstruct a series and measure its frames as the thermometry stage does.
+
+    Parameters
+    ----------
+    before
+        What the same method showed of the series with or without the filter in time: its images serve again.
+    """
     start = time.perf_counter()
-    made = method.images(found)
+    made = before.made if before and before.made else method.images(found)
     taken = time.perf_counter() - start
-    monitor = _monitor(found, drift_free=method.drift_free)
+    monitor = _monitor(found, method)
     noise = gridding_noise_sd(found) if method.linear else None
     maps = [monitor.frame([_frame_image(found, made, number, noise_sd=noise)])[0] for number in range(len(found.data))]
     heated = maps[found.n_baseline :]
     return Temperatures(
         change=np.stack([one.change_degc[0] for one in heated]),
         sigma=np.stack([one.sigma_degc[0] for one in heated]),
-        ms_per_frame=1e3 * taken / len(found.data),
+        ms_per_frame=before.ms_per_frame if before else 1e3 * taken / len(found.data),
+        made=made,
     )

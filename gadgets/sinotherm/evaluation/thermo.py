@@ -354,9 +354,10 @@ def rows(
                         # One slice without room for the tumour does not cost the others their scores.
                         logger.warning("%s, %s, %s, seed %d is left out: %s", dataset, person, scene, seed, error)
                         continue
+                    shown: dict[str, Temperatures] = {}
                     for method in methods:
                         found = made[method.schedule]
-                        measured = temperatures(found, method)
+                        measured = shown[method.base] = temperatures(found, method, shown.get(method.base))
                         floor = _noise_floor(found, gridding_noise_sd(found))
                         scores[method.name].append(figures(found, measured, floor))
             if not all(scores.values()):

@@ -17,6 +17,7 @@ from sinotherm.thermometry.drift import DriftEstimator, DriftFit
 from sinotherm.thermometry.noise import sigma_by_formula, sigma_of_change, temporal_phase_sd
 from sinotherm.thermometry.phase import TemporalUnwrapper, complex_product
 from sinotherm.thermometry.settings import ThermometrySettings
+from sinotherm.thermometry.trend import TrendFilter
 
 __all__ = ["EchoMeasurement", "Reading", "magnitude"]
 
@@ -39,8 +40,8 @@ class Reading:
     Attributes
     ----------
     change, unfiltered, sigma
-        float32 (slice, y, x), °C: change, the same before the spatial filter (``None`` without one), and σ_T (NaN:
-        not known).
+        float32 (slice, y, x), °C: change, the same before the filters in space and time (``None`` without one), and
+        σ_T (NaN: not known).
     magnitude
         float32 (slice, y, x): of the image.
     followed, wrapped, no_drift
@@ -105,6 +106,7 @@ class EchoMeasurement:
         self._unwrappers = [
             TemporalUnwrapper(known=follows and heated is None, drifts=heated is None) for _ in self.magnitude
         ]
+        self._trends = [TrendFilter(plane.shape) for plane in self.magnitude if settings.temporal == "trend"]
         self._chosen = 0
         self._backgrounds: list[Background | None] = []
         self._trusted = self.magnitude > level
@@ -141,7 +143,7 @@ class EchoMeasurement:
         self._last_good: list[DriftFit | None] = [None] * len(self._drift)
         self._held = [0] * len(self._drift)
 
-    def use_pre_heating(self, frames: Sequence[FrameImage]) -> None:
+    def use_pre_heating(self, frames: Sequence[FrameImage], times_s: Sequence[float]) -> None:
         """Take the noise from the temporal SD of the baseline's own frames where no formula tells it.
 
         That is so for images that do not state their noise, and for frames that each lie on other spokes,
@@ -149,16 +151,24 @@ class EchoMeasurement:
         compared with it: those of the baseline have each their own, and the differences between references
         are no part of the error of a later frame. One of a library is compared with the most similar other one, as
         later ones are: breathing is no part of their error, and each of the two has half of the variance.
+
+        A filter in time begins with these frames, which come with their times, s.
         """
         method = self._settings.sigma
         by_time = method == "temporal" or (
             method == "auto" and (frames[-1].noise_sd is None or not _same_spokes(frames))
         )
-        if not by_time or len(self.baseline.frames) < 2:
+        by_time = by_time and len(self.baseline.frames) >= 2
+        if not (by_time or self._trends):
             return
         products: list[ComplexArray] = []
         library, shared = self.baseline.library, np.float32(1.0)
-        used = [image for image in frames if image.number not in self.baseline.rejected]
+        timed = [
+            (image, time_s)
+            for image, time_s in zip(frames, times_s, strict=True)
+            if image.number not in self.baseline.rejected
+        ]
+        used, taken = [image for image, _ in timed], []
         matches: list[tuple[int, float]] = []
         if library and frames[-1].reference is None:
             shared = np.float32(math.sqrt(0.5))
@@ -177,7 +187,23 @@ class EchoMeasurement:
                 fit = estimator.fit(product[plane], phase[plane], self._scale)
                 product[plane] *= np.exp(np.complex64(-1j / self._scale) * fit.field_degc)
             products.append(product)
-        self.baseline = replace(self.baseline, phase_sd_rad=shared * temporal_phase_sd(products, self._trusted))
+            taken.append(timed[place])
+        if by_time:
+            sd = shared * temporal_phase_sd(products, self._trusted)
+            self.baseline = replace(self.baseline, phase_sd_rad=sd)
+        self._learn_trend(products, taken)
+
+    def _learn_trend(self, products: Sequence[ComplexArray], taken: Sequence[tuple[FrameImage, float]]) -> None:
+        """Begin the filters in time with the pre-heating frames, of which the products have no drift any more."""
+        independent = 1.0 if self.baseline.library else self.baseline.n_effective
+        frames = []
+        for product, (image, time_s) in zip(products, taken, strict=True):
+            sigma = np.fmax(*self._sigmas(image, magnitude(image.data), independent))
+            change = np.angle(product) * np.float32(self._scale)
+            frames.append((change, np.square(sigma) * _own_share(independent), time_s))
+        for plane, trend in enumerate(self._trends):
+            one = [(change[plane], variance[plane], time_s) for change, variance, time_s in frames]
+            trend.learn(one, self._trusted[plane])
 
     def lose(self) -> None:
         """Frames are missing between the last one and the next: what it shows may be a turn away."""
@@ -194,9 +220,12 @@ class EchoMeasurement:
         for unwrapper, lost in zip(self._unwrappers, planes, strict=True):
             if lost:
                 unwrapper.withdraw()
+        for trend, lost in zip(self._trends, planes, strict=False):
+            if lost:
+                trend.withdraw()
 
-    def read(self, image: FrameImage) -> Reading:
-        """Return the temperature change of a frame."""
+    def read(self, image: FrameImage, time_s: float = math.nan) -> Reading:
+        """Return the temperature change of a frame; a filter in time needs its time, s."""
         data = image.data
         if not np.isfinite(data).all():
             # What is not a number is no signal.
@@ -217,7 +246,8 @@ class EchoMeasurement:
         for unwrapper, plane in zip(self._unwrappers, planes, strict=True):
             if no_drift[plane].any():
                 unwrapper.withdraw()
-        unfiltered, change = None, phase * scale - field
+        unfiltered: FloatArray | None = None
+        change: FloatArray = phase * scale - field
         if self._settings.neighbours > 1:
             # The branch of every voxel is known: only its angle is replaced by the neighbourhood's.
             smooth = complex_product(data, reference, neighbours=self._settings.neighbours)
@@ -225,6 +255,9 @@ class EchoMeasurement:
         # What is subtracted is uncertain too, most of all far from where it was fitted. The formula knows nothing of
         # it; the scatter of the pre-heating frames, each with a fit of its own, holds it already.
         sigma = np.fmax(np.sqrt(by_formula**2 + variance + fitted * scale**2), by_time)
+        if self._trends:
+            unfiltered = change if unfiltered is None else unfiltered
+            change, sigma = self._followed(change, sigma, trusted & ~wrapped & ~no_drift, n_effective, time_s)
         if any(image.change_error):
             sigma = np.hypot(sigma, sigma_of_change(change, self._trusted, *image.change_error))
         return Reading(
@@ -240,6 +273,17 @@ class EchoMeasurement:
             chosen=self._chosen,
             score=score,
         )
+
+    def _followed(
+        self, change: FloatArray, sigma: FloatArray, valid: MaskArray, n_effective: float, time_s: float
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return change and σ_T after the filters in time, °C; the baseline's part of σ_T stays as it is."""
+        own = np.square(sigma) * _own_share(n_effective)
+        parts = [
+            trend.update(change[plane], own[plane], valid[plane], time_s) for plane, trend in enumerate(self._trends)
+        ]
+        filtered, variance = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+        return filtered, np.sqrt(variance + np.square(sigma) - own)
 
     def _reference(self, data: CoilImages) -> tuple[CoilImages, FloatArray | np.float32, float, float | None]:
         """Return what a frame is compared with, its variance where it is fitted, its independent frames, and the score.
@@ -334,6 +378,11 @@ class EchoMeasurement:
             degc_per_radian=self._scale,
         )
         return formula, temporal
+
+
+def _own_share(n_effective: float) -> np.float32:
+    """Return the share of a variance that is the frame's own; the rest is that of a baseline of so many frames."""
+    return np.float32(1.0 / (1.0 + 1.0 / n_effective))
 
 
 def _same_spokes(frames: Sequence[FrameImage]) -> bool:

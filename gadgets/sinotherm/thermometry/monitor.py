@@ -41,7 +41,7 @@ _LIVE: Final = (
     "dose_on_new_baseline",
 )
 """Settings that `SliceMonitor.configure` changes during a scan."""
-_NO_TIME: Final = "no dose: the frame carries no time; give thermometry.frame_interval_s"
+_NO_TIME: Final = "the frame carries no time; give thermometry.frame_interval_s"
 _NO_NOISE: Final = "the images state none, and it takes two baseline frames or more to see it (baseline_frames)"
 _DARK: Final = 5.0
 """Noise SDs which the 99th percentile of an image's magnitude exceeds; that of noise alone lies at 3."""
@@ -303,7 +303,7 @@ class SliceMonitor:
         made = {echo: builder.build(self._scan) for echo, builder in self._builders.items()}
         service = self._serve(made, last, follows=before is None)
         for echo, builder in self._builders.items():
-            service.echoes[echo].use_pre_heating(builder.images)
+            service.echoes[echo].use_pre_heating(builder.images, [self._time(image) for image in builder.images])
         missing = 0 if before is None else before.number - last.number - 1
         self._start(service, last, follows=missing <= self._settings.dose_gap_frames)
         self._builders, self._renewal = {}, range(0)
@@ -659,7 +659,7 @@ class SliceMonitor:
             number=image.number,
             slice=image.slice,
             temperature_degc=nothing if absolute else None,
-            unfiltered_degc=nothing if self._settings.neighbours > 1 else None,
+            unfiltered_degc=nothing if self._settings.filtered else None,
             cem43_min=dose if absolute else None,
             fov_m=image.fov_m,
             footprint=image.footprint,
@@ -684,11 +684,19 @@ class SliceMonitor:
             wrap_share=settings.alarm_wrap,
         )
         notices, self._notices = self._notices, []
-        timed = settings.body_temperature_degc is None or math.isfinite(self._time(image))
-        raised = (*alarms(seen, limits), *filter(None, (stale, *notices, "" if timed else _NO_TIME)))
+        raised = (*alarms(seen, limits), *filter(None, (stale, *notices, self._untimed(image))))
         for text in raised:
             logger.warning("frame %d: %s", image.number, text)
         return raised
+
+    def _untimed(self, image: FrameImage) -> str:
+        """Return what there cannot be for want of a time, or an empty text."""
+        wanted = {
+            "no dose": self._settings.body_temperature_degc is not None,
+            "no filter in time": self._settings.temporal != "none",
+        }
+        lacking = " and ".join(name for name, asked in wanted.items() if asked)
+        return f"{lacking}: {_NO_TIME}" if lacking and not math.isfinite(self._time(image)) else ""
 
     def _frame_statistics(
         self,
@@ -711,7 +719,7 @@ class SliceMonitor:
     ) -> tuple[TemperatureMap, FrameStatistics]:
         settings, image, body = self._settings, images[0], service.body
         size = magnitude(np.where(np.isfinite(image.data), image.data, np.complex64(0.0)))
-        readings = [service.echoes[other.echo].read(other) for other in images]
+        readings = [service.echoes[other.echo].read(other, self._time(image)) for other in images]
         watches = service.motion(image.echo, readings[0].chosen)
         motion = [watch.compare(plane) for watch, plane in zip(watches, size, strict=True)]
         moved = [self._moved(number, found) if body[number].any() else "" for number, found in enumerate(motion)]
@@ -769,7 +777,7 @@ class SliceMonitor:
     def _combined(
         self, images: Sequence[FrameImage], readings: Sequence[Reading]
     ) -> tuple[FloatArray, FloatArray | None, FloatArray]:
-        """Return change, change before the spatial filter (``None`` without one) and σ_T of all echoes together."""
+        """Return change, change before the filters (``None`` without one) and σ_T of all echoes together."""
         if len(readings) == 1:
             return readings[0].change, readings[0].unfiltered, readings[0].sigma
         times = [self._echo_time(image.echo) for image in images]
@@ -874,6 +882,7 @@ class SliceMonitor:
             "cold_mask": settings.cold_mask,
             "sigma_method": settings.sigma,
             "neighbours": settings.neighbours,
+            "temporal": settings.temporal,
             "baseline_mode": settings.baseline_mode,
         }
         if settings.body_temperature_degc is not None:

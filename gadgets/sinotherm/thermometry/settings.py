@@ -74,6 +74,12 @@ class ThermometrySettings(StageSettings):
 
     neighbours: int = setting(1, "Odd width of the window over which complex products are summed, pixels.", ge=1, le=15)
 
+    temporal: Literal["none", "trend"] = setting(
+        "none",
+        "Filter in time: trend follows the rate of heating of every voxel, and believes a frame that departs from it "
+        "by more than noise does. With log_maps the map before it is kept as well.",
+    )
+
     drift_order: int = setting(1, "Order of the drift polynomial; -1: no drift correction.", ge=-1, le=2)
     cold_mask: str = setting(
         "auto",
@@ -195,6 +201,11 @@ class ThermometrySettings(StageSettings):
     def referenceless(self) -> bool:
         """Whether frames are compared with their own surroundings."""
         return self.baseline_mode in ("polynomial", "harmonic")
+
+    @property
+    def filtered(self) -> bool:
+        """Whether the maps are filtered in space or in time: those before it are then kept too."""
+        return self.neighbours > 1 or self.temporal != "none"
 
     @property
     def drawings(self) -> tuple[str, ...]:
