@@ -556,6 +556,106 @@ def test_a_filter_in_time_without_times_is_none_and_says_so() -> None:
     assert statistics.alarms[0].startswith("no filter in time:")
 
 
+@pytest.mark.parametrize("planes", [1, 2])
+def test_the_filter_in_time_outlives_power_that_is_switched(planes: int) -> None:
+    """Also in foreign images, which are exactly zero outside of the body, and where one plane of a volume heats."""
+    monitor = SliceMonitor(SCAN, _settings(temporal="trend", baseline_frames=10))
+    series, still = Series(start=99), Series(start=99, seed=7)
+    for number in range(50):
+        heat = 8.0 * HOT * (20 <= number < 35)
+        image = series.image(number)
+        hot = (image.data * np.exp(1j * PER_DEGC * heat) * BODY).astype(np.complex64)
+        image = replace(image, data=hot)
+        found, statistics = monitor.frame([_volume([image, *[still.image(number)] * (planes - 1)])])
+        if number < 10:
+            continue
+        assert statistics.alarms == ()
+        for plane, true in enumerate((heat, np.zeros_like(heat))[:planes]):
+            valid = found.validity[plane] == 0
+            assert valid[HOT].all()
+            assert np.abs(found.change_degc[plane] - true)[HOT].max() < 6.0 * 0.15
+            scores = ((found.change_degc[plane] - true) / found.sigma_degc[plane])[valid & BODY]
+            assert np.mean(np.abs(scores) < 1.96) > 0.9
+
+
+@pytest.mark.parametrize("frames", [4, 10, 30])
+def test_windows_that_slide_make_the_filter_in_time_no_surer_than_a_frame(frames: int) -> None:
+    """Noise that frames share does not average out, and their baseline hides a part of it."""
+    monitor = SliceMonitor(SCAN, _settings(temporal="trend", baseline_frames=frames))
+    noise = np.random.default_rng(3).standard_normal((frames + 24, N, N, 2)) @ (1.0, 1j) * SD * 2.0
+    covered = []
+    for number in range(frames + 20):
+        data = BODY * np.exp(0.4j * X) + noise[number : number + 4].mean(axis=0)
+        image = FrameImage(
+            data=data.astype(np.complex64)[None, None],
+            number=number,
+            noise_sd=np.full((1, N, N), SD, np.float32),
+            footprint=(10.0 * number, 10.0 * number + 20.0, 10.0 * number + 40.0),
+        )
+        found, _ = monitor.frame([image])
+        if number >= frames + 5:
+            valid = found.validity[0] == 0
+            covered.append(np.mean(np.abs(found.change_degc[0] / found.sigma_degc[0])[valid] < 1.96))
+    assert np.mean(covered) > 0.92
+
+
+@pytest.mark.parametrize(("mode", "most"), [("mean", 0.98), ("library", 1.0)])
+def test_the_filtered_uncertainty_covers_breathing(mode: str, most: float) -> None:
+    """A library's states take turns, and their noise averages out too; that is not counted, for breath may be held."""
+    monitor = SliceMonitor(SCAN, _settings(temporal="trend", baseline_frames=30, baseline_mode=mode, drift_order=0))
+    covered = []
+    for number in range(70):
+        breath = 0.2 * math.sin(2.0 * math.pi * number / 5.0) * (mode == "library")
+        phase = PER_DEGC * 3.0 * breath * X
+        random = np.random.default_rng(number)
+        data = BODY * np.exp(1j * phase) + SD * (random.standard_normal((N, N, 2)) @ (1.0, 1j))
+        image = FrameImage(
+            data=data.astype(np.complex64)[None, None],
+            number=number,
+            noise_sd=np.full((1, N, N), SD, np.float32),
+            footprint=(10.0 * number, 10.0 * number + 5.0, 10.0 * number + 10.0),
+        )
+        found, _ = monitor.frame([image])
+        if number >= 35:
+            valid = found.validity[0] == 0
+            covered.append(np.mean(np.abs(found.change_degc[0] / found.sigma_degc[0])[valid] < 1.96))
+    assert 0.92 < np.mean(covered) <= most
+
+
+def test_a_filter_in_time_loses_no_readings_that_are_none() -> None:
+    """What is followed now and then is no reading expected, however certain the filter makes it."""
+    alarms = {}
+    for how in ("trend", "none"):
+        series = Series(start=99, noise=0.27)
+        monitor = SliceMonitor(SCAN, _settings(temporal=how, baseline_frames=10, max_sigma_degc=10.0))
+        alarms[how] = [text for _, found in _run(monitor, series, range(50)) for text in found.alarms]
+    assert len(alarms["trend"]) <= len(alarms["none"])
+
+
+def test_the_times_before_heating_are_those_at_which_the_frames_came() -> None:
+    """Of frames without a time, of which some are missing, the course has the gaps where they were."""
+    monitor = SliceMonitor(SCAN, _settings(temporal="trend", baseline_frames=4, frame_interval_s=10.0))
+    seen = []
+    series = Series(start=99)
+    for place in (0, 1, 3, 4):
+        image = _counted(replace(series.image(place)), counter="spokes", number=len(seen))
+        seen.append(image.number)
+        monitor.frame([image])
+    learned = monitor._service.first._trends[0]
+    assert learned._time_s == 40.0
+
+
+def test_another_cold_mask_begins_the_course_anew() -> None:
+    changes = {}
+    for how in ("trend", "none"):
+        series, monitor = Series(start=99), SliceMonitor(SCAN, _settings(temporal=how, baseline_frames=10))
+        _run(monitor, series, range(20))
+        monitor.configure(_settings(temporal=how, baseline_frames=10, cold_mask="circle:32,45,6"))
+        changes[how] = _run(monitor, series, range(20, 21))[0][0]
+    both = (changes["trend"].validity == 0) & (changes["none"].validity == 0)
+    np.testing.assert_allclose(changes["trend"].change_degc[both], changes["none"].change_degc[both], atol=1e-4)
+
+
 def test_two_echoes_are_filtered_in_time_each() -> None:
     scan, errors = replace(SCAN, echo_times_s=(0.010, 0.019)), []
     for how in ("trend", "none"):

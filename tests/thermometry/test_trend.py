@@ -30,6 +30,8 @@ def _filtered(
 ) -> tuple[np.ndarray, np.ndarray]:
     trend = TrendFilter(BODY.shape)
     own = np.full(BODY.shape, variance, dtype=np.float32)
+    # As one learns it of white noise.
+    trend.noise_factor = 1.0
     shown = [trend.update(frame, own, BODY, number * interval_s) for number, frame in enumerate(frames)]
     return np.stack([change for change, _ in shown]), np.stack([left for _, left in shown])
 
@@ -53,19 +55,48 @@ def test_steady_heating_is_followed_without_lag_and_with_less_noise(rate: float,
     assert 0.75 < error.std() / math.sqrt(variance[20:, BODY].mean()) < 1.05
 
 
-@pytest.mark.parametrize("interval_s", [0.2, 1.0, 10.0])
-@pytest.mark.parametrize("rise", [0.3, 1.0])
-def test_power_that_is_switched_is_seen_at_once(interval_s: float, rise: float) -> None:
+@pytest.mark.parametrize("where", ["spot", "most of the body"])
+@pytest.mark.parametrize("interval_s", [0.2, 600.0])
+@pytest.mark.parametrize("rise", [0.3, 1.0, 3.0, 30.0])
+def test_power_that_is_switched_is_seen_at_once(where: str, interval_s: float, rise: float) -> None:
+    """Up to ten thousand standard deviations a frame, and however long after."""
+    heated = SPOT if where == "spot" else np.hypot(*(np.mgrid[:SIDE, :SIDE] - SIDE / 2)) < 17
     on, off = 20, 40
-    course = np.clip(np.arange(60.0) - on + 1, 0, off - on) * rise
-    truth = (course[:, None, None] * SPOT).astype(np.float32)
-    frames = truth + _noise(60, smooth=1.0)
-    filtered, _ = _filtered(frames, interval_s=interval_s)
-    lag = (filtered - frames)[:, SPOT].mean(axis=1)
-    # The rise of about one frame is missing at first, and after four frames nothing that noise could not be.
-    assert abs(lag[on:]).max() < 1.3 * NOISE
-    assert abs(lag[[*range(on + 4, off), *range(off + 4, 60)]]).max() < 0.55 * NOISE
-    assert abs(lag[on + 4 : off].mean()) < 0.15 * NOISE
+    course = np.clip(np.arange(80.0) - on + 1, 0, off - on) * rise * NOISE
+    truth = (course[:, None, None] * heated).astype(np.float32)
+    frames = truth + _noise(80, smooth=1.0)
+    filtered, variance = _filtered(frames, interval_s=interval_s)
+    assert np.isfinite(filtered).all()
+    assert ((variance > 0.0) & (variance <= NOISE**2 * 1.001)).all()
+    lag = (filtered - frames)[:, heated].mean(axis=1)
+    assert abs(lag[on:]).max() < 1.6 * NOISE
+    # What noise alone makes of the mean of so few voxels from frame to frame is a half of it.
+    assert abs(lag[[*range(on + 5, off), *range(off + 5, 80)]]).max() < 0.6 * NOISE
+    assert abs(lag[on + 5 : off].mean()) < 0.2 * NOISE
+    # It filters again afterwards.
+    still = (filtered - truth)[60:, BODY]
+    assert still.std() < 0.75 * NOISE
+
+
+def test_what_was_believed_counts_as_a_frame_and_what_is_settled_as_less() -> None:
+    """The error of a frame that departs is its own, whatever the scatter before heating told of the filter's."""
+    noise = _noise(200)
+    mixed = (noise[1:] - 0.8 * noise[:-1]) / math.hypot(1.0, 0.8)
+    trend = TrendFilter(BODY.shape)
+    own = np.full(BODY.shape, NOISE**2, dtype=np.float32)
+    trend.learn([(frame, float(number)) for number, frame in enumerate(mixed[:40])], own, BODY, 40.0)
+    covered = {"settled": [], "switched": []}
+    for number in range(40, 199):
+        # 6 SD on and off, every eighth frame.
+        heat = 6.0 * NOISE * SPOT * ((number // 8) % 2)
+        shown, variance = trend.update((mixed[number] + heat).astype(np.float32), own, BODY, float(number))
+        inside = np.abs(shown - heat) <= 1.96 * np.sqrt(variance)
+        covered["settled"].append(inside[BODY & ~SPOT].mean())
+        if number % 8 == 0:
+            covered["switched"].append(inside[SPOT].mean())
+    # What a change of the rate may have made counts too, though none is there.
+    assert 0.93 < np.mean(covered["settled"]) < 0.99
+    assert np.mean(covered["switched"]) == pytest.approx(0.95, abs=0.03)
 
 
 def test_a_focus_of_one_voxel_is_believed() -> None:
@@ -92,10 +123,9 @@ def test_what_is_known_is_never_less_than_the_frame_tells(values: list[float], i
     for number, value in enumerate(values):
         change, variance = trend.update(np.full((2, 2), value, np.float32), own, valid, number * interval_s)
         assert np.isfinite(change).all()
-        assert (variance > 0.0).all()
-        assert (variance <= 0.0401).all()
-        # Five standard deviations are the most that the filter keeps of its own opinion.
-        assert (np.abs(change - value) <= 5.0 * 0.2 + 1e-3).all()
+        np.testing.assert_array_equal(variance, own)
+        # Six standard deviations are the most that the filter keeps of its own opinion.
+        assert (np.abs(change - value) <= 6.0 * 0.2 + 1e-3).all()
 
 
 def test_a_voxel_without_a_reading_keeps_what_was_given_and_goes_on() -> None:
@@ -112,7 +142,6 @@ def test_a_voxel_without_a_reading_keeps_what_was_given_and_goes_on() -> None:
     assert (masked == 30.0).all()
     shown, variance = trend.update(frames[12], own, BODY, 12.0)
     assert shown[BODY] == pytest.approx(1.2, abs=0.02)
-    assert (variance[BODY] < own[BODY]).all()
 
 
 def test_a_withdrawn_frame_leaves_no_trace() -> None:
@@ -129,7 +158,7 @@ def test_a_withdrawn_frame_leaves_no_trace() -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("time_s", [math.nan, 3.0, 2.0])
+@pytest.mark.parametrize("time_s", [math.nan, 3.0, 2.0, 3.0 + 1e-9])
 def test_without_a_later_time_the_course_begins_anew(time_s: float) -> None:
     trend = TrendFilter(BODY.shape)
     own = np.full(BODY.shape, NOISE**2, dtype=np.float32)
@@ -141,22 +170,36 @@ def test_without_a_later_time_the_course_begins_anew(time_s: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "mix", "least", "most"),
+    ("frames", "mix", "independent", "least", "most"),
     [
-        (40, (1.0, 0.0), 0.9, 1.1),
+        (40, (1.0, 0.0), 40.0, 0.9, 1.1),
         # Errors that alternate from frame to frame are filtered better than independent ones, slow ones worse.
-        (40, (1.0, -0.8), 0.4, 0.9),
-        (40, (1.0, 0.9), 1.15, 1.8),
-        (15, (1.0, -0.8), 1.0, 1.0),
+        (40, (1.0, -0.8), 40.0, 0.4, 0.9),
+        (40, (1.0, 0.9), 40.0, 1.15, 1.8),
+        (15, (1.0, -0.8), 15.0, 1.0, 1.0),
+        # Frames that share spokes hide a part of their noise from each other.
+        (40, (1.0, 0.0), 10.0, 2.0, 2.0),
+        (4, (1.0, 0.0), 4.0, math.inf, math.inf),
     ],
 )
 def test_the_scatter_before_heating_tells_what_noise_is_left(
-    frames: int, mix: tuple[float, float], least: float, most: float
+    frames: int, mix: tuple[float, float], independent: float, least: float, most: float
 ) -> None:
     noise = _noise(frames + 1)
     mixed = (mix[0] * noise[1:] + mix[1] * noise[:-1]) / math.hypot(*mix)
     trend = TrendFilter(BODY.shape)
     own = np.full(BODY.shape, NOISE**2, dtype=np.float32)
-    trend.learn([(frame, own, float(number)) for number, frame in enumerate(mixed)], BODY)
+    trend.learn([(frame, float(number)) for number, frame in enumerate(mixed)], own, BODY, independent)
     assert least <= trend.noise_factor <= most
-    assert TrendFilter(BODY.shape).noise_factor == 1.0
+    _, variance = trend.update(mixed[0], own, BODY, float(frames))
+    assert (variance <= own).all()
+    if independent != frames or frames < 5:
+        # Nothing is claimed that nobody saw.
+        np.testing.assert_array_equal(variance, own)
+
+
+def test_frames_without_signal_teach_nothing() -> None:
+    trend = TrendFilter(BODY.shape)
+    own = np.full(BODY.shape, NOISE**2, dtype=np.float32)
+    trend.learn([(frame, float(number)) for number, frame in enumerate(_noise(40))], own, np.zeros_like(BODY), 40.0)
+    assert trend.noise_factor == math.inf

@@ -176,21 +176,28 @@ class BaselineBuilder:
         Frames of the baseline.
     library
         Keep the frames themselves beside their mean.
+
+    Attributes
+    ----------
+    images, times_s
+        The frames so far, and the time of each, s.
     """
 
     def __init__(self, n_frames: int, *, library: bool = False) -> None:
         self._n_frames = n_frames
         self._library = library
         self.images: list[FrameImage] = []
+        self.times_s: list[float] = []
 
     @property
     def complete(self) -> bool:
         """Whether all frames are there."""
         return len(self.images) >= self._n_frames
 
-    def add(self, image: FrameImage) -> None:
-        """Take a pre-heating frame."""
+    def add(self, image: FrameImage, time_s: float = math.nan) -> None:
+        """Take a pre-heating frame, and its time, s."""
         self.images.append(image)
+        self.times_s.append(time_s)
 
     def build(self, scan: ScanHeader) -> Baseline:
         """Return the mean of the frames that belong together; those that lack spokes do not.

@@ -12,7 +12,7 @@ from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, MaskArra
 from sinotherm.core.scan import FrameImage
 from sinotherm.errors import DataError
 from sinotherm.thermometry.background import Background
-from sinotherm.thermometry.baseline import OUTLIER_FACTOR, Baseline, best_match
+from sinotherm.thermometry.baseline import OUTLIER_FACTOR, Baseline, best_match, effective_frames
 from sinotherm.thermometry.drift import DriftEstimator, DriftFit
 from sinotherm.thermometry.noise import sigma_by_formula, sigma_of_change, temporal_phase_sd
 from sinotherm.thermometry.phase import TemporalUnwrapper, complex_product
@@ -39,9 +39,9 @@ class Reading:
 
     Attributes
     ----------
-    change, unfiltered, sigma
-        float32 (slice, y, x), °C: change, the same before the filters in space and time (``None`` without one), and
-        σ_T (NaN: not known).
+    change, unfiltered, sigma, sigma_of_frame
+        float32 (slice, y, x), °C: change, the same before the filters in space and time (``None`` without one), σ_T
+        (NaN: not known), and that of the frame alone, before the filter in time.
     magnitude
         float32 (slice, y, x): of the image.
     followed, wrapped, no_drift
@@ -56,6 +56,7 @@ class Reading:
     change: FloatArray
     unfiltered: FloatArray | None
     sigma: FloatArray
+    sigma_of_frame: FloatArray
     magnitude: FloatArray
     followed: MaskArray
     wrapped: MaskArray
@@ -124,8 +125,10 @@ class EchoMeasurement:
         self.set_cold_mask(cold, one_sided=settings.cold_mask == "auto")
 
     def set_cold_mask(self, cold: MaskArray, *, one_sided: bool) -> None:
-        """Fit the drift in another mask from now on."""
+        """Fit the drift in another mask from now on; filters in time begin anew, for their course had another drift."""
         settings = self._settings
+        for trend in self._trends:
+            trend.begin()
         self._anchors = self._rim if self._backgrounds else cold
         self._drift = [
             DriftEstimator(
@@ -191,19 +194,22 @@ class EchoMeasurement:
         if by_time:
             sd = shared * temporal_phase_sd(products, self._trusted)
             self.baseline = replace(self.baseline, phase_sd_rad=sd)
-        self._learn_trend(products, taken)
+        if self._trends:
+            self._learn_trend(products, taken)
 
     def _learn_trend(self, products: Sequence[ComplexArray], taken: Sequence[tuple[FrameImage, float]]) -> None:
         """Begin the filters in time with the pre-heating frames, of which the products have no drift any more."""
-        independent = 1.0 if self.baseline.library else self.baseline.n_effective
-        frames = []
-        for product, (image, time_s) in zip(products, taken, strict=True):
-            sigma = np.fmax(*self._sigmas(image, magnitude(image.data), independent))
-            change = np.angle(product) * np.float32(self._scale)
-            frames.append((change, np.square(sigma) * _own_share(independent), time_s))
+        images = [image for image, _ in taken]
+        # Those of a library are each compared with another one: all of the variance is the frame's own.
+        n_effective = 1.0 if self.baseline.library else self.baseline.n_effective
+        variance = np.square(np.fmax(*self._sigmas(images[-1], self.magnitude, n_effective)))
+        variance *= np.float32(1.0) if self.baseline.library else _own_share(n_effective)
+        scale, independent = np.float32(self._scale), effective_frames(images)
         for plane, trend in enumerate(self._trends):
-            one = [(change[plane], variance[plane], time_s) for change, variance, time_s in frames]
-            trend.learn(one, self._trusted[plane])
+            frames = [
+                (np.angle(product[plane]) * scale, time_s) for product, (_, time_s) in zip(products, taken, strict=True)
+            ]
+            trend.learn(frames, variance[plane], self._trusted[plane], independent)
 
     def lose(self) -> None:
         """Frames are missing between the last one and the next: what it shows may be a turn away."""
@@ -255,15 +261,18 @@ class EchoMeasurement:
         # What is subtracted is uncertain too, most of all far from where it was fitted. The formula knows nothing of
         # it; the scatter of the pre-heating frames, each with a fit of its own, holds it already.
         sigma = np.fmax(np.sqrt(by_formula**2 + variance + fitted * scale**2), by_time)
+        of_frame = sigma
         if self._trends:
             unfiltered = change if unfiltered is None else unfiltered
             change, sigma = self._followed(change, sigma, trusted & ~wrapped & ~no_drift, n_effective, time_s)
         if any(image.change_error):
-            sigma = np.hypot(sigma, sigma_of_change(change, self._trusted, *image.change_error))
+            hidden = sigma_of_change(change, self._trusted, *image.change_error)
+            sigma, of_frame = np.hypot(sigma, hidden), np.hypot(of_frame, hidden)
         return Reading(
             change=change.astype(np.float32, copy=False),
             unfiltered=unfiltered,
             sigma=sigma,
+            sigma_of_frame=of_frame,
             magnitude=size,
             followed=trusted,
             wrapped=wrapped,
@@ -278,12 +287,13 @@ class EchoMeasurement:
         self, change: FloatArray, sigma: FloatArray, valid: MaskArray, n_effective: float, time_s: float
     ) -> tuple[FloatArray, FloatArray]:
         """Return change and σ_T after the filters in time, °C; the baseline's part of σ_T stays as it is."""
-        own = np.square(sigma) * _own_share(n_effective)
+        known = np.isfinite(sigma)
+        own = np.where(known, np.square(sigma) * _own_share(n_effective), np.float32(0.0))
         parts = [
             trend.update(change[plane], own[plane], valid[plane], time_s) for plane, trend in enumerate(self._trends)
         ]
         filtered, variance = (np.stack(arrays) for arrays in zip(*parts, strict=True))
-        return filtered, np.sqrt(variance + np.square(sigma) - own)
+        return filtered, np.sqrt(np.where(known, variance + np.square(sigma) - own, sigma))
 
     def _reference(self, data: CoilImages) -> tuple[CoilImages, FloatArray | np.float32, float, float | None]:
         """Return what a frame is compared with, its variance where it is fitted, its independent frames, and the score.

@@ -274,7 +274,7 @@ class SliceMonitor:
         if ordinal in self._renewal or not (self._renewal or self._service is not None or self._in_window(ordinal)):
             for image in images:
                 builder = BaselineBuilder(settings.baseline_frames, library=settings.baseline_mode == "library")
-                self._builders.setdefault(image.echo, builder).add(image)
+                self._builders.setdefault(image.echo, builder).add(image, self._time(image))
         if self._builders and all(builder.complete for builder in self._builders.values()):
             self._complete()
 
@@ -303,7 +303,7 @@ class SliceMonitor:
         made = {echo: builder.build(self._scan) for echo, builder in self._builders.items()}
         service = self._serve(made, last, follows=before is None)
         for echo, builder in self._builders.items():
-            service.echoes[echo].use_pre_heating(builder.images, [self._time(image) for image in builder.images])
+            service.echoes[echo].use_pre_heating(builder.images, builder.times_s)
         missing = 0 if before is None else before.number - last.number - 1
         self._start(service, last, follows=missing <= self._settings.dose_gap_frames)
         self._builders, self._renewal = {}, range(0)
@@ -729,10 +729,10 @@ class SliceMonitor:
             service.echoes[other.echo].withdraw(unusable)
         for echo in service.echoes.keys() - {other.echo for other in images}:
             service.echoes[echo].lose()
-        change, unfiltered, sigma = self._combined(images, readings)
+        change, unfiltered, sigma, of_frame = self._combined(images, readings)
         wrapped = np.logical_or.reduce([reading.wrapped for reading in readings])
         bits = self._validity(service, readings, sigma, wrapped, moved)
-        lost = self._lost(service, readings[0].magnitude, service.echoes[image.echo].magnitude, sigma, bits)
+        lost = self._lost(service, readings[0].magnitude, service.echoes[image.echo].magnitude, of_frame, bits)
         valid = bits == 0
         change = np.where(valid, change, np.float32(np.nan))
         # What has no reading is as it was last seen; a phase that jumped is heat, as far as anyone knows.
@@ -776,10 +776,10 @@ class SliceMonitor:
 
     def _combined(
         self, images: Sequence[FrameImage], readings: Sequence[Reading]
-    ) -> tuple[FloatArray, FloatArray | None, FloatArray]:
-        """Return change, change before the filters (``None`` without one) and σ_T of all echoes together."""
+    ) -> tuple[FloatArray, FloatArray | None, FloatArray, FloatArray]:
+        """Return change, change before the filters (``None`` without one), σ_T and that of the frame, of all echoes."""
         if len(readings) == 1:
-            return readings[0].change, readings[0].unfiltered, readings[0].sigma
+            return readings[0].change, readings[0].unfiltered, readings[0].sigma, readings[0].sigma_of_frame
         times = [self._echo_time(image.echo) for image in images]
         # An echo that is not followed shows an earlier phase.
         sizes = [np.where(reading.followed, reading.magnitude, np.float32(0.0)) for reading in readings]
@@ -787,11 +787,16 @@ class SliceMonitor:
         kept = [reading.unfiltered for reading in readings if reading.unfiltered is not None]
         unfiltered = combine_echoes(kept, sizes, times)[0] if kept else None
         # What has no weight may be infinitely uncertain.
-        parts = [
-            np.multiply(weight, one.sigma, where=weight > 0.0, out=np.zeros_like(weight))
-            for weight, one in zip(weights, readings, strict=True)
-        ]
-        return change, unfiltered, np.sqrt(np.square(parts).sum(axis=0))
+        sigma, of_frame = (
+            np.sqrt(
+                sum(
+                    np.square(np.multiply(weight, one, where=weight > 0.0, out=np.zeros_like(weight)))
+                    for weight, one in zip(weights, sigmas, strict=True)
+                )
+            )
+            for sigmas in ([one.sigma for one in readings], [one.sigma_of_frame for one in readings])
+        )
+        return change, unfiltered, sigma, of_frame
 
     def _moved(self, plane: int, found: Motion) -> str:
         """Return why a plane has moved, or an empty text."""

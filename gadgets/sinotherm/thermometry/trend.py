@@ -22,18 +22,24 @@ Half or eight times as much changes the RMSE of nine heated scenes by at most 0.
 """
 _NEIGHBOURHOOD_PX: Final = 3.0
 """SD of the Gaussian over which departures are averaged before they count."""
-_MOST_TOGETHER: Final = 3.0
-"""Of the averages' own scatter over the body: what is beyond is no noise."""
-_MOST_ALONE: Final = 5.0
-"""The same of a single voxel."""
+_MOST_TOGETHER: Final = 4.0
+"""Of the scatter of such averages: what is beyond is no noise."""
+_MOST_ALONE: Final = 6.0
+"""Of the noise of a frame, of which a departure has a little more: what is beyond is no noise in a single voxel."""
 _MEMORY: Final = 0.7
 """Share of what departures have averaged that the next frame keeps: a slow one shows in several frames together."""
+_MOST_BELIEVED: Final = 30.0
+"""Surprise above which a frame counts alone already; more would leave the range of single precision."""
+_HEATED: Final = 2.0
+"""Times the least scatter of averages so far: what scatters more than that is heat, and no measure of noise."""
 _UNKNOWN: Final = np.float32(1e6)
 """Variance of a temperature that has never been read, °C²."""
 _FASTEST: Final = np.float32(1.0)
 """SD of a rate of which nothing is known, °C/s."""
+_SHORTEST_S: Final = 1e-3
+"""Frames that are nearer to each other tell no rate."""
 _SETTLED: Final = 5
-"""Frames after which the filter's own variance no longer tells that it has just begun."""
+"""Frames after which what the filter does no longer tells that it has just begun."""
 _ENOUGH: Final = 30
 """Frames of which the scatter may show that the noise is less than the filter takes it for."""
 _MEDIAN: Final = 0.6745
@@ -51,44 +57,63 @@ class TrendFilter:
     Attributes
     ----------
     noise_factor
-        SD of the noise that is left, relative to that of a noise that is independent from frame to frame.
+        SD of the noise that is left, relative to that of a noise that is independent from frame to frame; infinite
+        where nothing is known of it, and the uncertainty then that of the frame.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.noise_factor = 1.0
-        # Temperature and rate; their variances and covariance (a, b, c); the same of the noise in them alone.
-        self._state: FloatArray = np.zeros((8, *shape), dtype=np.float32)
-        self._state[2], self._state[4] = _UNKNOWN, _FASTEST**2
-        self._departed: FloatArray = np.zeros(shape, dtype=np.float32)
-        self._time_s: float | None = None
-        self._before: tuple[FloatArray, FloatArray, float | None] = self._state, self._departed, None
+        self.noise_factor = math.inf
+        self._settled = 0.0
+        self._least = 0.5, 0.5 * _slow(1.0)
+        self._shape = shape
+        self.begin()
+        self._before = self._state, self._departed, self._frames, self._time_s
 
-    def learn(self, frames: Sequence[tuple[FloatArray, FloatArray, float]], valid: MaskArray) -> None:
+    def begin(self) -> None:
+        """Forget the course."""
+        # Temperature and rate; their variances and covariance (a, b, c); the same of the noise in them alone.
+        self._state: FloatArray = np.zeros((8, *self._shape), dtype=np.float32)
+        self._state[2], self._state[4] = _UNKNOWN, _FASTEST**2
+        self._departed: FloatArray = np.zeros(self._shape, dtype=np.float32)
+        self._frames = 0
+        self._time_s: float | None = None
+
+    def learn(
+        self, frames: Sequence[tuple[FloatArray, float]], variance: FloatArray, valid: MaskArray, independent: float
+    ) -> None:
         """Take frames of which is known that nothing heats in them, and see how much noise the filter leaves.
 
         Noise that comes in waves is taken for heat: the filter leaves more of it than it knows. Only `_ENOUGH` frames
-        may show that it is less (frames on rotating spokes make errors of alternating sign).
+        may show that it is less (frames on rotating spokes make errors of alternating sign), and none that share
+        spokes.
 
         Parameters
         ----------
         frames
-            Change, float32 (y, x), °C; variance of its noise, float32 (y, x), °C²; time, s.
+            Change, float32 (y, x), °C, and time, s.
+        variance
+            float32 (y, x): of the noise in each of them, °C².
         valid
             bool (y, x): voxels with signal.
+        independent
+            How many independent frames they are worth.
         """
         scores = []
-        for number, (change, variance, time_s) in enumerate(frames):
+        for change, time_s in frames:
             filtered, _ = self.update(change, variance, valid, time_s)
-            if number >= _SETTLED:
-                seen = valid & (self._state[5] > 0.0)
-                scores.append(np.abs(filtered[seen]) / np.sqrt(self._state[5][seen]))
-        if scores and scores[0].size:
+            noise = self._state[5]
+            seen = valid & np.isfinite(change) & (noise > 0.0)
+            if self._frames > _SETTLED and seen.any():
+                scores.append(np.abs(filtered[seen]) / np.sqrt(noise[seen]))
+                self._settled = float(np.median(noise[seen] / variance[seen]))
+        if scores:
             found = float(np.median(np.concatenate(scores))) / _MEDIAN
-            self.noise_factor = found if len(frames) >= _ENOUGH else max(1.0, found)
+            overlap = max(1.0, math.sqrt(len(frames) / independent))
+            self.noise_factor = found if len(frames) >= _ENOUGH and overlap < 1.01 else max(found, overlap)
 
     def withdraw(self) -> None:
         """Forget the last frame, which turned out to be none to go on from."""
-        self._state, self._departed, self._time_s = self._before
+        self._state, self._departed, self._frames, self._time_s = self._before
 
     def update(
         self, change: FloatArray, variance: FloatArray, valid: MaskArray, time_s: float
@@ -106,77 +131,101 @@ class TrendFilter:
         time_s
             Of the frame, s. Where it is not known, or not later than the last one, every voxel begins anew.
         """
-        self._before = self._state, self._departed, self._time_s
-        step = np.float32(np.nan if self._time_s is None else time_s - self._time_s)
-        if not step > 0.0:
-            fresh = TrendFilter(change.shape)
-            self._state, self._departed, step = fresh._state, fresh._departed, np.float32(0.0)
-        self._time_s = time_s if np.isfinite(time_s) else None
+        self._before = self._state, self._departed, self._frames, self._time_s
+        passed_s = math.nan if self._time_s is None else time_s - self._time_s
+        if not passed_s > _SHORTEST_S:
+            self.begin()
+            passed_s = 0.0
+        self._time_s = time_s if math.isfinite(time_s) else None
+        self._frames += 1
+        step = np.float32(passed_s)
         read = valid & np.isfinite(change) & np.isfinite(variance) & (variance > 0.0)
         own = np.where(read, variance, np.float32(1.0))
         temperature, rate, *spread = self._state
-        expected = temperature + step * rate
-        a, b, c = _carried(spread[:3], step)
-        noise = _carried(spread[3:], step)
+        expected, (a, b, c) = temperature + step * rate, _carried(spread[:3], step)
         departure = np.where(read, change - expected, np.float32(0.0))
         if step > 0.0:
-            chance = _CHANCE * own
-            usual = a + chance + own
             # As much more may the rate have changed as makes what is seen no more than noise.
-            beyond = np.square(self._surprise(departure, np.sqrt(usual), read)) - 1.0
-            most = chance + np.where(read, usual * beyond, np.float32(0.0))
-            a, b, c = a + most, b + most * (1.5 / step), c + most * (3.0 / step**2)
+            surprise = self._surprise(departure / np.sqrt(own), read)
+            more = _CHANCE * own + (a + own) * (np.square(surprise) - 1.0)
+            a, b, c = a + more, b + more * (1.5 / step), c + more * (3.0 / step**2)
         total = a + own
         gain, rate_gain, rest = a / total, b / total, own / total
-        n_a, n_b, n_c = noise
-        after = np.stack(
+        n_a, n_b, n_c = _carried(spread[3:], step)
+        after = np.where(
+            read,
             [
                 expected + gain * departure,
                 rate + rate_gain * departure,
                 gain * own,
-                b * rest,
-                c - rate_gain * b,
+                rest * b,
+                # Of c − b²/total rounding would leave less than nothing.
+                rest * c + np.maximum(gain * c - rate_gain * b, 0.0),
                 np.square(rest) * n_a + np.square(gain) * own,
                 rest * (n_b - rate_gain * n_a) + gain * rate_gain * own,
                 n_c - 2.0 * rate_gain * n_b + np.square(rate_gain) * (n_a + own),
-            ]
+            ],
+            [expected, rate, a, b, c, n_a, n_b, n_c],
         )
-        passed = np.stack([expected, rate, a, b, c, *noise])
-        self._state = np.where(read, after, passed).astype(np.float32, copy=False)
-        # What a change of the rate may have made is not noise, and none of it is known better than it is.
-        left = self._state[2] + np.float32(self.noise_factor**2 - 1.0) * self._state[5]
-        return np.where(read, self._state[0], change), np.where(read, left, variance)
+        self._state = after.astype(np.float32, copy=False)
+        return np.where(read, after[0], change), np.where(read, self._left(own), variance)
 
-    def _surprise(self, departure: FloatArray, sd: FloatArray, read: MaskArray) -> FloatArray:
+    def _left(self, own: FloatArray) -> FloatArray:
+        """Return the variance of what is shown: of noise, and of what a change of the rate may have made, °C².
+
+        A frame that is believed has its own noise, one that the filter settled on the rest that `learn` saw.
+        """
+        a, noise = self._state[2], self._state[5]
+        if not math.isfinite(self.noise_factor):
+            return own
+        settled = np.clip((own - noise) / ((1.0 - self._settled) * own), 0.0, 1.0)
+        return np.minimum(own, a + np.float32(self.noise_factor**2 - 1.0) * settled * noise)
+
+    def _surprise(self, scores: FloatArray, read: MaskArray) -> FloatArray:
         """Return by how much departures exceed what noise makes, at least 1, float32 (y, x).
 
-        Those of one frame, and their mean over the last ones, which follow no trend while the course is followed. Noise
-        has an unknown correlation in space: the scatter over the body tells the scale. Where all of the body heats, it
-        is no more than that of the voxels.
+        Those of one frame, and their mean over the last ones, which follow no trend while the course is followed. The
+        scatter of averages over the body tells how noise is correlated in space, or the least so far, where much heats.
+
+        Parameters
+        ----------
+        scores
+            float32 (y, x): departures relative to the noise of a frame; 0 where nothing is read.
+        read
+            bool (y, x).
         """
         from scipy.ndimage import gaussian_filter
 
         if not read.any():
-            return np.ones_like(departure)
-        alone = np.abs(departure) / sd
-        usual = gaussian_filter(np.where(read, sd, np.float32(0.0)), _NEIGHBOURHOOD_PX)
-        together = gaussian_filter(departure, _NEIGHBOURHOOD_PX) / np.maximum(usual, np.float32(1e-9))
-        self._departed = np.float32(_MEMORY) * self._departed + np.float32(1.0 - _MEMORY) * together
-        scale = _scale(together[read], 1.0)
-        slow = _scale(self._departed[read], math.sqrt((1.0 - _MEMORY) / (1.0 + _MEMORY)))
-        return np.maximum.reduce(
+            return np.ones_like(scores)
+        share = np.maximum(gaussian_filter(read.astype(np.float32), _NEIGHBOURHOOD_PX), np.float32(1e-3))
+        together = np.where(read, gaussian_filter(scores, _NEIGHBOURHOOD_PX) / share, np.float32(0.0))
+        departed = np.float32(_MEMORY) * self._departed + np.float32(1.0 - _MEMORY) * together
+        found = _scatter(together[read]), _scatter(departed[read])
+        if self._frames > _SETTLED:
+            self._least = min(self._least[0], found[0]), min(self._least[1], found[1])
+        now, slow = (min(one, _HEATED * least) for one, least in zip(found, self._least, strict=True))
+        surprise = np.maximum.reduce(
             [
-                np.ones_like(departure),
-                alone / np.float32(_MOST_ALONE),
-                np.abs(together) / np.float32(_MOST_TOGETHER * scale),
-                np.abs(self._departed) / np.float32(_MOST_TOGETHER * slow),
+                np.abs(scores) / np.float32(_MOST_ALONE),
+                np.abs(together) / np.float32(_MOST_TOGETHER * now),
+                np.abs(departed) / np.float32(_MOST_TOGETHER * slow),
             ]
         )
+        surprise = np.clip(surprise, 1.0, _MOST_BELIEVED).astype(np.float32, copy=False)
+        # What is believed is no departure any more.
+        self._departed = departed / np.square(surprise)
+        return surprise
 
 
-def _scale(values: FloatArray, most: float) -> float:
-    """Return the SD of values that lie around zero, by their median, between next to nothing and the most."""
-    return max(min(float(np.median(np.abs(values))) / _MEDIAN, most), 1e-6)
+def _slow(scatter: float) -> float:
+    """Return the scatter of means over the last frames of what scatters like this in each."""
+    return scatter * math.sqrt((1.0 - _MEMORY) / (1.0 + _MEMORY))
+
+
+def _scatter(values: FloatArray) -> float:
+    """Return the SD of values that lie around zero, by their median."""
+    return max(float(np.median(np.abs(values))) / _MEDIAN, 1e-6)
 
 
 def _carried(spread: Sequence[FloatArray] | FloatArray, step: np.float32) -> tuple[FloatArray, FloatArray, FloatArray]:
