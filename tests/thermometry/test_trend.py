@@ -26,12 +26,13 @@ def _noise(frames: int, seed: int = 0, *, smooth: float = 0.0) -> np.ndarray:
 
 
 def _filtered(
-    frames: np.ndarray, *, interval_s: float = 1.0, variance: float = NOISE**2
+    frames: np.ndarray, *, interval_s: float = 1.0, before: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the filter makes of frames of this noise, and its variances; ``before``: those before heating."""
     trend = TrendFilter(BODY.shape)
-    own = np.full(BODY.shape, variance, dtype=np.float32)
-    # As one learns it of white noise.
-    trend.noise_factor = 1.0
+    own = np.full(BODY.shape, NOISE**2, dtype=np.float32)
+    if before is not None:
+        trend.learn([(frame, (k - len(before)) * interval_s) for k, frame in enumerate(before)], own, BODY, len(before))
     shown = [trend.update(frame, own, BODY, number * interval_s) for number, frame in enumerate(frames)]
     return np.stack([change for change, _ in shown]), np.stack([left for _, left in shown])
 
@@ -47,7 +48,8 @@ def test_the_first_frame_is_shown_as_it_is() -> None:
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
 def test_steady_heating_is_followed_without_lag_and_with_less_noise(rate: float, smooth: float) -> None:
     truth = (rate * np.arange(60.0)[:, None, None] * BODY).astype(np.float32)
-    filtered, variance = _filtered(truth + _noise(60, smooth=smooth))
+    before = _noise(40, seed=1, smooth=smooth)
+    filtered, variance = _filtered(truth + _noise(60, smooth=smooth), before=before)
     error = (filtered - truth)[20:, BODY]
     assert abs(error.mean()) < 0.02
     assert error.std() < 0.75 * NOISE
@@ -65,15 +67,18 @@ def test_power_that_is_switched_is_seen_at_once(where: str, interval_s: float, r
     course = np.clip(np.arange(80.0) - on + 1, 0, off - on) * rise * NOISE
     truth = (course[:, None, None] * heated).astype(np.float32)
     frames = truth + _noise(80, smooth=1.0)
-    filtered, variance = _filtered(frames, interval_s=interval_s)
+    before = _noise(30, seed=1, smooth=1.0)
+    filtered, variance = _filtered(frames, interval_s=interval_s, before=before)
     assert np.isfinite(filtered).all()
-    assert ((variance > 0.0) & (variance <= NOISE**2 * 1.001)).all()
+    assert (variance > 0.0).all()
     lag = (filtered - frames)[:, heated].mean(axis=1)
-    assert abs(lag[on:]).max() < 1.6 * NOISE
+    assert abs(lag[on:]).max() < 2.0 * NOISE
     # What noise alone makes of the mean of so few voxels from frame to frame is a half of it.
     assert abs(lag[[*range(on + 5, off), *range(off + 5, 80)]]).max() < 0.6 * NOISE
     assert abs(lag[on + 5 : off].mean()) < 0.2 * NOISE
-    # It filters again afterwards.
+    # Where much lags at once σ says so, and it filters again afterwards.
+    covered = np.abs(filtered - truth) <= 1.96 * np.sqrt(variance)
+    assert covered[on : on + 4, heated].mean() > 0.85
     still = (filtered - truth)[60:, BODY]
     assert still.std() < 0.75 * NOISE
 
@@ -95,8 +100,73 @@ def test_what_was_believed_counts_as_a_frame_and_what_is_settled_as_less() -> No
         if number % 8 == 0:
             covered["switched"].append(inside[SPOT].mean())
     # What a change of the rate may have made counts too, though none is there.
-    assert 0.93 < np.mean(covered["settled"]) < 0.99
+    assert np.mean(covered["settled"]) > 0.93
     assert np.mean(covered["switched"]) == pytest.approx(0.95, abs=0.03)
+
+
+def _cases() -> dict[str, np.ndarray]:
+    frames = np.arange(80)
+    noise, ramp = _noise(80), np.linspace(-1.0, 1.0, SIDE)[None, None, :] * np.ones((SIDE, 1))
+    moved = np.random.default_rng(5).standard_normal(80)[:, None, None] * SPOT
+    pulses = {f"{on} on of {2 * on}": ((frames // on) % 2)[:, None, None] * SPOT * 30.0 for on in (1, 2, 5)}
+    courses = pulses | {
+        "breathing": np.sin(2.0 * np.pi * frames / 4.0)[:, None, None] * ramp * 10.0,
+        "offsets": 5.0 * moved,
+        "growing": np.minimum(1.2**frames, 200.0)[:, None, None] * SPOT,
+        "whole body": ((frames // 3) % 2)[:, None, None] * BODY * 10.0,
+    }
+    found = {name: noise + NOISE * course for name, course in courses.items()}
+    found["noise"] = 10.0 * noise
+    found["exact"] = noise * (frames > 20)[:, None, None]
+    return {name: course.astype(np.float32) for name, course in found.items()}
+
+
+@pytest.mark.parametrize("case", _cases())
+@pytest.mark.parametrize("interval_s", [0.01, 10.0, 600.0])
+def test_nothing_that_changes_again_and_again_is_the_end_of_the_filter(case: str, interval_s: float) -> None:
+    trend = TrendFilter(BODY.shape)
+    own, quiet = np.full(BODY.shape, NOISE**2, dtype=np.float32), _noise(70, seed=2)
+    trend.learn([(frame, number * interval_s) for number, frame in enumerate(_noise(30, seed=1))], own, BODY, 30.0)
+    for number, frame in enumerate(_cases()[case]):
+        shown, variance = trend.update(frame, own, BODY, (30 + number) * interval_s)
+        assert np.isfinite(shown).all()
+        assert (variance > 0.0).all()
+        assert (np.abs(shown - frame)[BODY] <= 7.0 * NOISE).all()
+    last = []
+    for number, frame in enumerate(quiet):
+        shown, variance = trend.update(frame, own, BODY, (110 + number) * interval_s)
+        last.append(shown[BODY])
+    assert np.std(last[30:]) < 0.75 * NOISE
+    assert np.mean(np.abs(last[30:]) <= 1.96 * np.sqrt(variance[BODY])) == pytest.approx(0.95, abs=0.03)
+
+
+@given(
+    steps_s=st.lists(st.floats(1e-4, 1e3), min_size=5, max_size=40),
+    seed=st.integers(0, 1000),
+    spread=st.floats(1.0, 1e4),
+)
+def test_no_course_leaves_the_numbers(steps_s: list[float], seed: int, spread: float) -> None:
+    """Frames from a tenth of a millisecond to a quarter of an hour apart, variances and jumps of all sizes."""
+    random = np.random.default_rng(seed)
+    trend, time_s = TrendFilter((6, 6)), 0.0
+    for step_s in steps_s:
+        time_s += step_s
+        own = (0.01 * spread ** random.uniform(0.0, 1.0, (6, 6))).astype(np.float32)
+        change = (np.sqrt(own) * random.standard_normal((6, 6)) + 50.0 * random.integers(0, 2)).astype(np.float32)
+        valid = random.uniform(size=(6, 6)) < 0.7
+        shown, variance = trend.update(change, own, valid, time_s)
+        assert np.isfinite(shown).all()
+        assert (np.isfinite(variance) & (variance > 0.0)).all()
+
+
+def test_a_small_body_is_filtered_as_well_after_an_hour() -> None:
+    small = np.hypot(*(np.mgrid[:SIDE, :SIDE] - SIDE / 2)) < 6
+    trend, random = TrendFilter(BODY.shape), np.random.default_rng(0)
+    own, errors = np.full(BODY.shape, NOISE**2, dtype=np.float32), []
+    for number in range(1500):
+        frame = (NOISE * random.standard_normal(BODY.shape)).astype(np.float32)
+        errors.append(trend.update(frame, own, small, float(number))[0][small].std())
+    assert np.mean(errors[-300:]) < 1.1 * np.mean(errors[50:350])
 
 
 def test_a_focus_of_one_voxel_is_believed() -> None:
@@ -123,7 +193,7 @@ def test_what_is_known_is_never_less_than_the_frame_tells(values: list[float], i
     for number, value in enumerate(values):
         change, variance = trend.update(np.full((2, 2), value, np.float32), own, valid, number * interval_s)
         assert np.isfinite(change).all()
-        np.testing.assert_array_equal(variance, own)
+        assert (variance >= own).all()
         # Six standard deviations are the most that the filter keeps of its own opinion.
         assert (np.abs(change - value) <= 6.0 * 0.2 + 1e-3).all()
 
@@ -174,7 +244,7 @@ def test_without_a_later_time_the_course_begins_anew(time_s: float) -> None:
     [
         (40, (1.0, 0.0), 40.0, 0.9, 1.1),
         # Errors that alternate from frame to frame are filtered better than independent ones, slow ones worse.
-        (40, (1.0, -0.8), 40.0, 0.4, 0.9),
+        (40, (1.0, -0.8), 40.0, 0.7, 0.9),
         (40, (1.0, 0.9), 40.0, 1.15, 1.8),
         (15, (1.0, -0.8), 15.0, 1.0, 1.0),
         # Frames that share spokes hide a part of their noise from each other.
@@ -192,10 +262,9 @@ def test_the_scatter_before_heating_tells_what_noise_is_left(
     trend.learn([(frame, float(number)) for number, frame in enumerate(mixed)], own, BODY, independent)
     assert least <= trend.noise_factor <= most
     _, variance = trend.update(mixed[0], own, BODY, float(frames))
-    assert (variance <= own).all()
     if independent != frames or frames < 5:
         # Nothing is claimed that nobody saw.
-        np.testing.assert_array_equal(variance, own)
+        assert (variance >= 0.99 * own).all()
 
 
 def test_frames_without_signal_teach_nothing() -> None:

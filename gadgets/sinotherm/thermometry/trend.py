@@ -31,11 +31,20 @@ _MEMORY: Final = 0.7
 _MOST_BELIEVED: Final = 30.0
 """Surprise above which a frame counts alone already; more would leave the range of single precision."""
 _HEATED: Final = 2.0
-"""Times the least scatter of averages so far: what scatters more than that is heat, and no measure of noise."""
+"""Times the usual scatter of averages: what scatters more than that is heat, and no measure of noise."""
+_EXACT: Final = 0.3
+"""The same: what scatters less is no frame of this scan."""
+_USUAL: Final = 0.1
+"""Share that a frame has in the usual scatter."""
+_SCATTER: Final = 0.5
+"""Scatter of averages, relative to a voxel's, above which noise would be smoother than the neighbourhood."""
+_LEAST_FACTOR: Final = 0.7
+"""Noise before heating that is less than this of what is left may have been less than later on."""
 _UNKNOWN: Final = np.float32(1e6)
 """Variance of a temperature that has never been read, °C²."""
 _FASTEST: Final = np.float32(1.0)
 """SD of a rate of which nothing is known, °C/s."""
+_TINY: Final = np.float32(1e-30)
 _SHORTEST_S: Final = 1e-3
 """Frames that are nearer to each other tell no rate."""
 _SETTLED: Final = 5
@@ -64,10 +73,10 @@ class TrendFilter:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.noise_factor = math.inf
         self._settled = 0.0
-        self._least = 0.5, 0.5 * _slow(1.0)
         self._shape = shape
+        self._usual: tuple[float, float] = _SCATTER, _slow(_SCATTER)
         self.begin()
-        self._before = self._state, self._departed, self._frames, self._time_s
+        self._before = self._state, self._departed, self._frames, self._time_s, self._usual
 
     def begin(self) -> None:
         """Forget the course."""
@@ -98,22 +107,24 @@ class TrendFilter:
         independent
             How many independent frames they are worth.
         """
-        scores = []
+        scores, settled = [], []
         for change, time_s in frames:
             filtered, _ = self.update(change, variance, valid, time_s)
             noise = self._state[5]
             seen = valid & np.isfinite(change) & (noise > 0.0)
             if self._frames > _SETTLED and seen.any():
                 scores.append(np.abs(filtered[seen]) / np.sqrt(noise[seen]))
-                self._settled = float(np.median(noise[seen] / variance[seen]))
+                settled.append(np.median(noise[seen] / variance[seen]))
         if scores:
             found = float(np.median(np.concatenate(scores))) / _MEDIAN
             overlap = max(1.0, math.sqrt(len(frames) / independent))
-            self.noise_factor = found if len(frames) >= _ENOUGH and overlap < 1.01 else max(found, overlap)
+            enough = len(frames) >= _ENOUGH and overlap < 1.01
+            self.noise_factor = max(found, _LEAST_FACTOR if enough else overlap)
+            self._settled = min(0.9, float(np.median(settled)))
 
     def withdraw(self) -> None:
         """Forget the last frame, which turned out to be none to go on from."""
-        self._state, self._departed, self._frames, self._time_s = self._before
+        self._state, self._departed, self._frames, self._time_s, self._usual = self._before
 
     def update(
         self, change: FloatArray, variance: FloatArray, valid: MaskArray, time_s: float
@@ -131,7 +142,7 @@ class TrendFilter:
         time_s
             Of the frame, s. Where it is not known, or not later than the last one, every voxel begins anew.
         """
-        self._before = self._state, self._departed, self._frames, self._time_s
+        self._before = self._state, self._departed, self._frames, self._time_s, self._usual
         passed_s = math.nan if self._time_s is None else time_s - self._time_s
         if not passed_s > _SHORTEST_S:
             self.begin()
@@ -144,10 +155,13 @@ class TrendFilter:
         temperature, rate, *spread = self._state
         expected, (a, b, c) = temperature + step * rate, _carried(spread[:3], step)
         departure = np.where(read, change - expected, np.float32(0.0))
+        together = np.zeros_like(departure)
         if step > 0.0:
-            # As much more may the rate have changed as makes what is seen no more than noise.
-            surprise = self._surprise(departure / np.sqrt(own), read)
-            more = _CHANCE * own + (a + own) * (np.square(surprise) - 1.0)
+            surprise, together = self._surprise(departure / np.sqrt(own), read)
+            # As much more may the rate have changed as makes what is seen no more than noise. What was believed before
+            # is no reason for more: a pulse after the other would go beyond all numbers.
+            most = (np.minimum(a, own) + own) * np.square(surprise) - (a + own)
+            more = _CHANCE * own + np.maximum(most, 0.0)
             a, b, c = a + more, b + more * (1.5 / step), c + more * (3.0 / step**2)
         total = a + own
         gain, rate_gain, rest = a / total, b / total, own / total
@@ -159,33 +173,40 @@ class TrendFilter:
                 rate + rate_gain * departure,
                 gain * own,
                 rest * b,
-                # Of c − b²/total rounding would leave less than nothing.
-                rest * c + np.maximum(gain * c - rate_gain * b, 0.0),
+                rest * c + gain * c - rate_gain * b,
                 np.square(rest) * n_a + np.square(gain) * own,
                 rest * (n_b - rate_gain * n_a) + gain * rate_gain * own,
                 n_c - 2.0 * rate_gain * n_b + np.square(rate_gain) * (n_a + own),
             ],
             [expected, rate, a, b, c, n_a, n_b, n_c],
-        )
-        self._state = after.astype(np.float32, copy=False)
-        return np.where(read, after[0], change), np.where(read, self._left(own), variance)
+        ).astype(np.float32, copy=False)
+        # Rounding would leave less than nothing of a difference, and more noise than there is uncertainty.
+        after[4] = np.maximum(after[4], np.square(after[3]) / np.maximum(after[2], _TINY))
+        after[5] = np.clip(after[5], 0.0, after[2])
+        after[7] = np.clip(after[7], 0.0, after[4])
+        most_b = np.sqrt(after[5]) * np.sqrt(after[7])
+        after[6] = np.clip(after[6], -most_b, most_b)
+        self._state = after
+        # What a whole neighbourhood departed by and was not believed may be heat.
+        hidden = np.square(rest * together) * own
+        return np.where(read, after[0], change), np.where(read, self._left(own) + hidden, variance)
 
     def _left(self, own: FloatArray) -> FloatArray:
-        """Return the variance of what is shown: of noise, and of what a change of the rate may have made, °C².
+        """Return the variance of the noise in what is shown, °C²; at most the frame's own.
 
         A frame that is believed has its own noise, one that the filter settled on the rest that `learn` saw.
         """
-        a, noise = self._state[2], self._state[5]
         if not math.isfinite(self.noise_factor):
             return own
+        noise = self._state[5]
         settled = np.clip((own - noise) / ((1.0 - self._settled) * own), 0.0, 1.0)
-        return np.minimum(own, a + np.float32(self.noise_factor**2 - 1.0) * settled * noise)
+        return np.minimum(own, own + settled * (np.float32(self.noise_factor**2) * noise - own))
 
-    def _surprise(self, scores: FloatArray, read: MaskArray) -> FloatArray:
-        """Return by how much departures exceed what noise makes, at least 1, float32 (y, x).
+    def _surprise(self, scores: FloatArray, read: MaskArray) -> tuple[FloatArray, FloatArray]:
+        """Return by how much departures exceed what noise makes, at least 1, and their local means, float32 (y, x).
 
         Those of one frame, and their mean over the last ones, which follow no trend while the course is followed. The
-        scatter of averages over the body tells how noise is correlated in space, or the least so far, where much heats.
+        scatter of averages over the body tells how noise is correlated in space; where much heats, the usual one.
 
         Parameters
         ----------
@@ -197,14 +218,14 @@ class TrendFilter:
         from scipy.ndimage import gaussian_filter
 
         if not read.any():
-            return np.ones_like(scores)
+            return np.ones_like(scores), np.zeros_like(scores)
         share = np.maximum(gaussian_filter(read.astype(np.float32), _NEIGHBOURHOOD_PX), np.float32(1e-3))
         together = np.where(read, gaussian_filter(scores, _NEIGHBOURHOOD_PX) / share, np.float32(0.0))
         departed = np.float32(_MEMORY) * self._departed + np.float32(1.0 - _MEMORY) * together
         found = _scatter(together[read]), _scatter(departed[read])
         if self._frames > _SETTLED:
-            self._least = min(self._least[0], found[0]), min(self._least[1], found[1])
-        now, slow = (min(one, _HEATED * least) for one, least in zip(found, self._least, strict=True))
+            self._usual = _followed(self._usual[0], found[0]), _followed(self._usual[1], found[1])
+        now, slow = (min(one, _HEATED * usual) for one, usual in zip(found, self._usual, strict=True))
         surprise = np.maximum.reduce(
             [
                 np.abs(scores) / np.float32(_MOST_ALONE),
@@ -215,7 +236,12 @@ class TrendFilter:
         surprise = np.clip(surprise, 1.0, _MOST_BELIEVED).astype(np.float32, copy=False)
         # What is believed is no departure any more.
         self._departed = departed / np.square(surprise)
-        return surprise
+        return surprise, together
+
+
+def _followed(usual: float, found: float) -> float:
+    """Return the usual scatter after a frame's, which has no part in it where it is heat, or no noise at all."""
+    return usual + _USUAL * (found - usual) if _EXACT * usual < found < _HEATED * usual else usual
 
 
 def _slow(scatter: float) -> float:
