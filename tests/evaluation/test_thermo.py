@@ -113,7 +113,7 @@ class _Linear:
     def __init__(self, weights: str) -> None:
         assert weights == "pdunet-thermo"
 
-    def reconstruct(self, data, sampling, angles, maps, *, reference):
+    def reconstruct(self, data, sampling, angles, maps, *, reference, still=None):
         plan = FinufftPlan(reference.shape, len(maps))
         plan.set_points(np.ascontiguousarray(radial_points(angles, sampling).reshape(-1, 2)))
         beyond = data - plan.forward(maps * reference).reshape(data.shape)
@@ -141,6 +141,35 @@ def test_an_untrained_guided_network_runs_through(tmp_path, monkeypatch: pytest.
     assert row["method"] == "pdunet"
     assert math.isfinite(row["tumour_rmse_degC"])
     assert row["coverage95_unheated"] is not None
+
+
+def test_fat_that_is_found_is_held_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what the phase of the reference tells, nearly all of the fat and next to nothing else."""
+    held = []
+
+    class Watched(_Linear):
+        def reconstruct(self, *given, still=None, **named):
+            held.append(still)
+            return super().reconstruct(*given, **named)
+
+    monkeypatch.setattr("sinotherm.networks.inference.RadialReconstructor", Watched)
+    y, x = np.mgrid[:96, :96] - 48
+    distance = np.hypot(x / 40, y / 36)
+    image = ((distance < 1) * np.where(distance > 0.8, 2.0, 1.0)).astype(np.float32)
+    scan = heated_scan(
+        image, heating="rf", peak_degc=44.0, spokes=60, seed=4, schedule="golden", matrix=96, coils=3,
+        baseline_frames=5, heated_frames=2, snr=200.0,
+    )  # fmt: skip
+    found = series(scan)
+    temperatures(found, method_named("pdunet"))
+    assert held == [None] * 7
+    held.clear()
+    temperatures(found, method_named("pdunet-fat"))
+    true = scan.anatomy.fat_mask
+    assert len(held) == 7
+    for still in held:
+        assert (still & true).sum() > 0.5 * true.sum()
+        assert (still & ~true).sum() < 0.1 * true.sum()
 
 
 def test_the_filter_in_time_takes_the_images_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

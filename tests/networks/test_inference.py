@@ -302,6 +302,18 @@ def test_a_guided_network_needs_its_reference_and_starts_from_it(tmp_path):
     np.testing.assert_allclose(image, truth, atol=5e-3)
     residuals = guided.residuals(own, sampling, ANGLES, maps, image, used, reference=truth)
     assert residuals["held_out"] < 0.05
+    still = np.zeros((N, N), dtype=bool)
+    still[: N // 2] = True
+    turned = (own * np.exp(0.3j)).astype(np.complex64)
+    kept, used = guided.reconstruct(turned, sampling, ANGLES, maps, reference=truth, still=still)
+    np.testing.assert_allclose(kept[still], truth[still], atol=1e-5)
+    # What a reference that is held wrongly leaves is in the guard's residuals.
+    everywhere = guided.residuals(
+        turned, sampling, ANGLES, maps, kept, used, reference=truth, still=np.ones_like(still)
+    )
+    assert everywhere["held_out"] > 0.2
+    with pytest.raises(DataError, match="still of shape"):
+        guided.reconstruct(own, sampling, ANGLES, maps, reference=truth, still=still[1:])
 
 
 def test_an_unguided_network_takes_no_reference(tmp_path):

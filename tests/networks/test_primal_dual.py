@@ -316,3 +316,28 @@ def test_narrow_closing_rounds_take_what_stands_out_of_the_noise_only():
         found[least] = float(turned[n // 2 - 3, n // 2 + 4]), float(turned[away].square().mean().sqrt())
     assert found[3.0][0] > 0.6
     assert found[3.0][1] < 0.4 * found[0.0][1]
+
+
+def test_what_cannot_change_stays_and_the_change_beside_it_is_sharp():
+    """Half of a heated spot is fat: told so, the network leaves it and finds the other half up to the border."""
+    n, body, phase, operator, _ = _heated_body(5.0)
+    still = torch.zeros(n, n, dtype=torch.bool)
+    still[:, n // 2 + 4 :] = True
+    heated = torch.where(still, torch.zeros_like(phase), phase)
+    measured = operator.forward((body * torch.polar(torch.ones(n, n), heated))[None])
+    torch.manual_seed(1)
+    network = PrimalDual(dataclasses.replace(SMALL_GUIDED, iterations=3, closing=((4.0, 0.0),) * 8)).eval()
+    torch.nn.init.constant_(network.step, 0.1)
+    errors = {}
+    for told in (None, still[None]):
+        with torch.inference_mode():
+            image = network(measured, operator, reference=body[None], still=told)[0]
+        turned = (image * body.conj()).angle()
+        inside = body.abs() > 0.3
+        border = inside & (heated > 0.5)
+        border[:, : n // 2] = False
+        errors[told is not None] = float((turned - heated)[border].mean())
+        if told is not None:
+            torch.testing.assert_close(image[still], body[still].to(image.dtype), atol=1e-5, rtol=0)
+    assert abs(errors[True]) < 0.5 * abs(errors[False])
+    assert errors[False] < -0.1

@@ -12,10 +12,14 @@ from sinotherm.errors import SettingsError, SpokeError, WeightsError
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import GuardLimits, ValidRange, save_network
 from sinotherm.operators.fourier_slice import FourierSlice
+from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
 from sinotherm.stages import cg_sense as stages_cg_sense
 from sinotherm.stages import images as stages_images
 from sinotherm.stages.pdunet import Settings, stage
+from sinotherm.thermometry.fat import fat_phase
+from sinotherm.thermometry.regions import region_mask
+from sinotherm.thermometry.settings import ThermometrySettings
 from untrained import card_of
 
 N, COILS = 48, 4
@@ -40,12 +44,10 @@ def frame(number=0, n_spokes=32, change=lambda data: data, received_s=float("nan
 LIMITS = GuardLimits(spokes=(16, 64), held_out=(0.6, 0.6), spoke=(0.6, 0.6))
 
 
-def untrained(folder, *, reference=False, limits=LIMITS):
+def untrained(folder, *, limits=LIMITS, **changes):
     """Save a network that corrects nothing: it does two steps of data consistency."""
     torch.manual_seed(0)
-    network = PrimalDual(
-        Architecture(iterations=3, primal_features=(4, 8), dual_features=4, memory=2, reference=reference)
-    )
+    network = PrimalDual(Architecture(iterations=3, primal_features=(4, 8), dual_features=4, memory=2, **changes))
     valid = ValidRange(spokes=(16, 64), coils=(1, 8), pixels=(32, 64), snr=(3.0, 1e9))
     card = card_of(network, valid=valid, guard=limits)
     path = folder / "tiny.safetensors"
@@ -340,6 +342,59 @@ def test_the_reference_follows_the_drift(guided):
     first = run(guided, items, reference_frames=2)[3]
     turn = np.angle(np.vdot(first.data, last.data))
     assert turn == pytest.approx(0.4, abs=0.03)
+
+
+FAT = "polygon:4,4,44,4,44,16,4,16"
+
+
+@pytest.mark.parametrize("matrix", [(N, N, 1), (N, N - 12, 1)])
+def test_what_thermometry_takes_for_fat_is_held_still(tmp_path, matrix):
+    """In its place on the images, whatever square the network works on; elsewhere the change is found."""
+    closing = untrained(tmp_path, reference=True, closing=((4.0, 0.0),) * 3)
+    scan = header(matrix)
+    fatty = dataclasses.replace(scan, chain={"thermometry": ThermometrySettings(fat=FAT, phase_sign=1).model_dump()})
+    rows, columns = matrix[1], matrix[0]
+    mask = region_mask(FAT, (1, rows, columns), scan.pixel_m)
+    items = [frame(0), frame(1), frame(2, change=lambda data: data * np.exp(0.3j))]
+    shown = {}
+    for name, one in (("fat", fatty), ("none", scan)):
+        last = run(closing, items, one, reference_frames=2, drift_order=-1)[-1]
+        shown[name] = np.angle(last.data[0] * last.reference[0, 0].conj())
+        assert last.meta["reference_fat_voxels"] == (int(mask.sum()) if name == "fat" else 0)
+        assert last.meta["method"] == "pdunet"
+    bright = np.abs(last.data[0]) > 0.3 * np.abs(last.data[0]).max()
+    assert np.abs(shown["fat"][mask & bright]).max() < 1e-3
+    assert np.median(shown["none"][mask & bright]) > 0.15
+    assert np.median(shown["fat"][~mask & bright]) > 0.15
+
+
+def test_fat_is_found_by_its_phase(guided):
+    """As thermometry finds it, by the f0, TE and sign that hold for its maps."""
+    settings = ThermometrySettings(fat="auto", phase_sign=-1, larmor_hz=63.87e6, echo_times_s=(0.019,))
+    scan = dataclasses.replace(header(), chain={"thermometry": settings.model_dump()})
+    offset = fat_phase(larmor_hz=63.87e6, echo_time_s=0.019, phase_sign=-1)
+    y, x = np.mgrid[:N, :N] - N // 2
+    shell = (np.abs(ellipse_image(N)) > 0.3) & (np.hypot(y - 4, x - 5) < 6)
+    own = np.where(shell, 2.0 * np.exp(1j * offset), 1.0)
+    maps, angles = coil_maps(COILS, N), spoke_angles("golden", 64)
+    _, sampling = ellipse_scan(N, angles, n_coils=COILS)
+    plan = FinufftPlan((N, N), COILS)
+    plan.set_points(np.ascontiguousarray(radial_points(angles, sampling).reshape(-1, 2)))
+    data = plan.forward((maps * ellipse_image(N) * own).astype(np.complex64)).reshape(COILS, 64, -1)
+    items = [
+        Frame(
+            spokes=tuple(
+                Spoke(data=data[:, i], sampling=sampling, angle_rad=float(a), header="head")
+                for i, a in enumerate(angles)
+            ),
+            number=number,
+            footprint=(0.0, 1.0, 2.0),
+        )
+        for number in range(3)
+    ]
+    found = run(guided, items, scan, reference_frames=2)[-1].meta["reference_fat_voxels"]
+    assert found == pytest.approx(shell.sum(), rel=0.5)
+    assert found > 20
 
 
 def test_frames_of_the_reference_that_are_missing_are_not_made_up_for(guided):

@@ -93,6 +93,16 @@ def test_the_reference_follows_the_body(place: tuple[float, float]) -> None:
     assert np.hypot(*guide.shift_px) < 0.3
 
 
+def test_what_cannot_change_moves_with_the_body() -> None:
+    fat = np.zeros((N, N), dtype=bool)
+    fat[N // 2 - 8 : N // 2 + 8, N // 2 - 5 : N // 2 + 5] = True
+    guide = Guide(IMAGE, MAPS, pixel_m=PIXEL, still=fat)
+    np.testing.assert_array_equal(guide.still, fat)
+    data, angles = _frame(np.zeros((N, N)))
+    guide.turned(_moved(data, angles, 2.0, -1.0), SAMPLING, angles)
+    np.testing.assert_array_equal(guide.still, np.roll(fat, (-1, 2), axis=(0, 1)))
+
+
 def test_a_body_that_seems_to_be_far_away_is_not_followed() -> None:
     guide = Guide(IMAGE, MAPS, pixel_m=PIXEL)
     for number in range(8):

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from sinotherm.core.arrays import ComplexArray, FloatArray
+from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
 from sinotherm.core.physics import PRF_COEFFICIENT
 from sinotherm.core.scan import FrameImage
 from sinotherm.errors import SettingsError
@@ -17,12 +17,14 @@ from sinotherm.evaluation.heated_scans import Series
 from sinotherm.operators.coils import combine
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
+from sinotherm.thermometry.fat import fat_phase, find_fat
 from sinotherm.thermometry.guide import Guide, references
 from sinotherm.thermometry.monitor import SliceMonitor
 from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = ["METHODS", "Method", "Temperatures", "method_named", "temperatures"]
 
+_LEAST_SIGNAL: Final = 0.02
 _TREND: Final = "-trend"
 """Ends the name of a method whose maps are filtered in time."""
 
@@ -33,6 +35,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "view-sharing": {"most": 11},
     "kspace-hybrid": {"sparsity": 3e-5, "iterations": 30},
     "pdunet": {"weights": "pdunet-thermo"},
+    "pdunet-fat": {"weights": "pdunet-thermo", "fat": "auto"},
 }
 """Settings of each method; the comparators' were chosen on val people at S = 40."""
 
@@ -165,23 +168,40 @@ def _kspace_hybrid(found: Series) -> ComplexArray:
     return np.stack(images).astype(np.complex64)
 
 
-def _pdunet() -> Callable[[Series], SeriesImages]:
+def _fat(found: Series, reference: ComplexArray) -> MaskArray:
+    """Return the fat that its phase and brightness tell, bool (y, x)."""
+    protocol, size = found.scan.protocol, np.abs(reference)
+    offset = fat_phase(larmor_hz=protocol.larmor_hz, echo_time_s=protocol.echo_time_s, phase_sign=protocol.phase_sign)
+    return find_fat(reference, size, _LEAST_SIGNAL * float(np.percentile(size, 99.0)), offset)
+
+
+def _pdunet(name: str) -> Callable[[Series], SeriesImages]:
+    """Return the network's reconstruction; with ``fat`` what is found to be fat stays as the reference shows it.
+
+    Its voxels are scored as all others are: what is taken for fat and is none counts as an error.
+    """
     from sinotherm.networks.inference import RadialReconstructor
 
-    network = RadialReconstructor(SETTINGS["pdunet"]["weights"])
+    settings = SETTINGS[name]
+    network = RadialReconstructor(settings["weights"])
 
     def images(found: Series) -> SeriesImages:
         """Reconstruct the change since the baseline, which the drift up to each frame has turned."""
         protocol, pixel = found.scan.protocol, found.header.pixel_m
         whole, others = references(range(found.n_baseline), partial(_together, found))
+        fat = _fat(found, whole) if "fat" in settings else None
         later, *before = (
-            Guide(one, found.maps, pixel_m=pixel, order=protocol.drift_order_space) for one in (whole, *others)
+            Guide(one, found.maps, pixel_m=pixel, order=protocol.drift_order_space, still=fat)
+            for one in (whole, *others)
         )
         result = []
         guides = [*before, *[later] * (len(found.data) - found.n_baseline)]
         for guide, data, angles in zip(guides, found.data, found.angles, strict=True):
             turned = guide.turned(data, protocol.sampling, angles)
-            result.append(network.reconstruct(data, protocol.sampling, angles, found.maps, reference=turned)[0])
+            image, _ = network.reconstruct(
+                data, protocol.sampling, angles, found.maps, reference=turned, still=guide.still
+            )
+            result.append(image)
         return SeriesImages(
             images=np.stack(result),
             references=[guide.reference for guide in guides],
@@ -191,7 +211,7 @@ def _pdunet() -> Callable[[Series], SeriesImages]:
     return images
 
 
-METHODS: Final = ("gridding", "cg-sense-tv", "tcr", "view-sharing", "kspace-hybrid", "pdunet", "pdunet-trend")
+METHODS: Final = ("gridding", "cg-sense-tv", "tcr", "view-sharing", "kspace-hybrid", "pdunet", "pdunet-fat-trend")
 
 
 def method_named(name: str) -> Method:
@@ -211,7 +231,10 @@ def method_named(name: str) -> Method:
         "tcr": lambda: _method(base, _tcr),
         "view-sharing": lambda: _method(base, _view_sharing, schedule="golden"),
         "kspace-hybrid": lambda: _method(base, _kspace_hybrid, schedule="golden", drift_free=True),
-        "pdunet": lambda: Method(name=base, schedule="golden", settings=SETTINGS[base], images=_pdunet()),
+        **dict.fromkeys(
+            ("pdunet", "pdunet-fat"),
+            lambda: Method(name=base, schedule="golden", settings=SETTINGS[base], images=_pdunet(base)),
+        ),
     }
     if base not in made:
         raise SettingsError(
@@ -252,7 +275,7 @@ def _monitor(found: Series, method: Method) -> SliceMonitor:
             "temporal": "trend" if method.trend else "none",
             # Every voxel that can be followed is scored, however uncertain.
             "max_sigma_degc": 1e6,
-            "min_signal": 0.02,
+            "min_signal": _LEAST_SIGNAL,
             "motion_correlation": 0.0,
             "motion_shift_px": 1e6,
             "alarm_signal": 0.0,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sinotherm.core.arrays import ComplexArray, FrameData, SpokeAngles, SpokeShifts
+from sinotherm.core.arrays import ComplexArray, FrameData, MaskArray, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.core.scan import Sinogram
 from sinotherm.errors import DataError, SettingsError, WeightsError
@@ -295,6 +295,7 @@ class RadialReconstructor:
         *,
         shifts: SpokeShifts | None = None,
         reference: ComplexArray | None = None,
+        still: MaskArray | None = None,
         use: str = "frame",
     ) -> tuple[ComplexArray, RadialSinogram]:
         """Return the image, complex64 (y, x), in units of the object, and its operator.
@@ -312,6 +313,8 @@ class RadialReconstructor:
         reference
             Pre-heating image, complex64 (y, x), turned by the drift since: a reference-guided network needs
             it, and reconstructs the change.
+        still
+            bool (y, x): what of the reference cannot change, as in `PrimalDual.forward`.
         use
             Slot of the kept operator.
 
@@ -330,6 +333,7 @@ class RadialReconstructor:
             "maps": (maps, (coils, size, size)),
             "shifts": (shifts, (spokes, 2)),
             "reference": (reference, (size, size)),
+            "still": (still, (size, size)),
         }
         for name, (given, shape) in needed.items():
             if given is not None and given.shape != shape:
@@ -338,12 +342,16 @@ class RadialReconstructor:
                     "needed."
                 )
         guide = None if reference is None else torch.from_numpy(np.ascontiguousarray(reference, np.complex64))
+        kept = None if still is None else torch.from_numpy(np.ascontiguousarray(still, bool))
         operator = self._operator(use, sampling, angles, maps, shifts)
         with torch.inference_mode():
             measured = operator.order(torch.from_numpy(samples).to(self.device)[None])
-            image = self.network(measured, operator, reference=None if guide is None else guide.to(self.device)[None])[
-                0
-            ]
+            image = self.network(
+                measured,
+                operator,
+                reference=None if guide is None else guide.to(self.device)[None],
+                still=None if kept is None else kept.to(self.device)[None],
+            )[0]
         return image.cpu().numpy(), operator
 
     def full_sinogram(self, samples: FrameData, image: ComplexArray, operator: RadialSinogram) -> Sinogram:
@@ -377,6 +385,7 @@ class RadialReconstructor:
         frame: int = 0,
         shifts: SpokeShifts | None = None,
         reference: ComplexArray | None = None,
+        still: MaskArray | None = None,
         residuals: bool = True,
     ) -> Verdict:
         """Return the guard's verdict on an image of `reconstruct`.
@@ -398,7 +407,16 @@ class RadialReconstructor:
         if verdict.trips or not residuals or len(angles) < FEWEST_GUARDED:
             return verdict
         found = self.residuals(
-            samples, sampling, angles, maps, image, operator, frame=frame, shifts=shifts, reference=reference
+            samples,
+            sampling,
+            angles,
+            maps,
+            image,
+            operator,
+            frame=frame,
+            shifts=shifts,
+            reference=reference,
+            still=still,
         )
         judged = self.guard.residual_verdict(spokes=len(angles), **found)
         return Verdict(trips=judged.trips, reason=judged.reason, numbers={**verdict.numbers, **judged.numbers})
@@ -415,6 +433,7 @@ class RadialReconstructor:
         frame: int = 0,
         shifts: SpokeShifts | None = None,
         reference: ComplexArray | None = None,
+        still: MaskArray | None = None,
     ) -> dict[str, float]:
         """Return the guard's two residuals: ``held_out`` (RMS over left-out spokes) and ``spoke`` (largest used)."""
         data = torch.from_numpy(samples)
@@ -435,6 +454,7 @@ class RadialReconstructor:
             maps,
             shifts=part,
             reference=reference,
+            still=still,
             use="kept",
         )
         unseen = self._operator("held out", sampling, angles[left], maps, rest)

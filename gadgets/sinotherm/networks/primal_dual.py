@@ -228,6 +228,7 @@ class PrimalDual(nn.Module):
         operator: MeasurementOperator,
         reference: Tensor | None = None,
         initial: Tensor | None = None,
+        still: Tensor | None = None,
     ) -> Tensor:
         """Return the image, complex64 (batch, y, x), in units of the object.
 
@@ -242,9 +243,12 @@ class PrimalDual(nn.Module):
             reconstructs the change.
         initial
             The first image where it is at hand already.
+        still
+            bool (batch, y, x): what of the reference cannot change (fat, whose phase heat does not turn); a guided
+            network then looks for the change elsewhere, up to its very border.
         """
         if reference is not None:
-            return self._changed(measured, operator, reference)
+            return self._changed(measured, operator, reference, still)
         image = self._started(measured, operator) if initial is None else initial
         scale = intensity_scale(image)
         image = image / scale[:, None, None]
@@ -259,7 +263,9 @@ class PrimalDual(nn.Module):
             image = image + self.step[index - 1] * update + correction
         return image * scale[:, None, None]
 
-    def _changed(self, measured: Tensor, operator: MeasurementOperator, reference: Tensor) -> Tensor:
+    def _changed(
+        self, measured: Tensor, operator: MeasurementOperator, reference: Tensor, still: Tensor | None
+    ) -> Tensor:
         """Return reference + change: what both scans have in common never enters the blocks.
 
         The blocks work in the frame of the reference's phase and their answer is multiplied by the
@@ -272,7 +278,8 @@ class PrimalDual(nn.Module):
         measured = measured / scale[:, None, None, None]
         modulus = before.abs()
         turn = before / modulus.clamp_min(torch.finfo(modulus.dtype).tiny)
-        back, gain = turn.conj(), before + 0.05 * turn
+        free = torch.ones_like(modulus) if still is None else (~still).to(modulus.dtype)
+        back, gain = turn.conj(), free * (before + 0.05 * turn)
         change = operator.inverse(measured - operator.forward(before)) * back
         guide = torch.complex(modulus, change.imag * modulus / (modulus.square() + 0.01))
         correction, memory = self._correct(0, [change, guide], None)
@@ -282,13 +289,13 @@ class PrimalDual(nn.Module):
             residual = measured - operator.forward(image)
             update = operator.update(self._refine(index - 1, residual, measured, context))
             correction, memory = self._correct(index, [(image - before) * back, update * back, guide], memory)
-            image = image + self.step[index - 1] * update + gain * correction
+            image = image + free * self.step[index - 1] * update + gain * correction
         if not self.training:
-            image = self.settled(image, measured, operator)
+            image = self.settled(image, measured, operator, free)
         return image * scale[:, None, None]
 
     @torch.no_grad()
-    def settled(self, image: Tensor, measured: Tensor, operator: MeasurementOperator) -> Tensor:
+    def settled(self, image: Tensor, measured: Tensor, operator: MeasurementOperator, free: Tensor) -> Tensor:
         """Return an image turned by the phase that its residual still shows.
 
         Blocks that were trained on examples shrink what is rare in them. The least-squares phase of the
@@ -296,12 +303,15 @@ class PrimalDual(nn.Module):
         wide neighbourhoods even few spokes are a full set, so that it is unbiased and has little noise. Over
         narrow ones it is noise nearly everywhere: φ counts by 1 − (least/z)², the non-negative garrote (Breiman
         1995, 10.1080/00401706.1995.10484371), z being φ over its SD, of which the body's median tells the scale.
+        Where ``free`` (batch, y, x) is 0 and not 1 the image stays, and has no part in its neighbours' means.
         """
         for width, least in self.architecture.closing:
             update = operator.update(measured - operator.forward(image))
-            energy = image.abs().square()
+            energy = free * image.abs().square()
             taps = _gaussian(width, energy)
-            shown, weight = _smoothed(torch.stack([(update * image.conj()).imag, energy], dim=1), taps).unbind(dim=1)
+            shown, weight = _smoothed(torch.stack([free * (update * image.conj()).imag, energy], dim=1), taps).unbind(
+                dim=1
+            )
             floor = 1e-3 * weight.amax(dim=(1, 2), keepdim=True)
             phase = shown / (weight + floor)
             if least > 0:
@@ -311,7 +321,7 @@ class PrimalDual(nn.Module):
                 body = torch.where(weight > 10 * floor, score, torch.nan).flatten(1)
                 scale = _GAUSSIAN_MAD * body.nanmedian(dim=1).values[:, None, None]
                 phase = phase * (1 - (least * scale / score.clamp_min(torch.finfo(score.dtype).tiny)).square()).relu()
-            image = image * torch.polar(torch.ones_like(phase), phase)
+            image = image * torch.polar(torch.ones_like(phase), free * phase)
         return image
 
 

@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, FrameData, SpokeAngles, SpokeShifts
+from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, FrameData, MaskArray, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Sinogram, Spoke
 from sinotherm.core.settings import StageSettings, setting
@@ -28,7 +28,11 @@ from sinotherm.operators.crew import crew
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
+from sinotherm.thermometry.fat import fat_phase, find_fat
 from sinotherm.thermometry.guide import Guide, belonging
+from sinotherm.thermometry.monitor import frequency_and_echo_times
+from sinotherm.thermometry.regions import region_mask
+from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = ["Settings", "stage"]
 
@@ -199,6 +203,7 @@ class _Slice:
         self._first: int | None = None
         self._maps: PlaneImages = np.empty((0, 0, 0), np.complex64)
         self._maps_name = ""
+        self._thermometry = ThermometrySettings.parse("thermometry", scan.chain.get("thermometry", {}))
         self._guides: dict[int, Guide] = {}
         self._rejected: dict[int, tuple[int, ...]] = {}
         self._plan: FinufftPlan | None = None
@@ -264,10 +269,11 @@ class _Slice:
             kept, whole, others = belonging(used, self._together, self._unexplained)
             numbers = [frame.number for frame in kept]
             rejected = tuple(frame.number for frame in used if frame.number not in numbers)
-            self._guides[echo], self._rejected[echo] = self._guide(whole), rejected
+            still = self._fat(whole, echo)
+            self._guides[echo], self._rejected[echo] = self._guide(whole, still), rejected
             # What a stray frame makes of drift and motion must not reach the frames after it.
-            before |= {(number, echo): self._guide(whole) for number in rejected}
-            before |= {(number, echo): self._guide(one) for number, one in zip(numbers, others, strict=True)}
+            before |= {(number, echo): self._guide(whole, still) for number in rejected}
+            before |= {(number, echo): self._guide(one, still) for number, one in zip(numbers, others, strict=True)}
             (logger.warning if rejected else logger.info)(
                 "slice %d: reference of echo %d from %d of %d frames%s",
                 *(used[0].slice, echo, len(kept), len(used)),
@@ -296,8 +302,29 @@ class _Slice:
         self._plan.set_points(radial_points(frame.angles(), frame.sampling, frame.shifts()).reshape(-1, 2))
         return self._plan
 
-    def _guide(self, reference: ComplexArray) -> Guide:
-        return Guide(reference, self._maps, pixel_m=self._scan.pixel_m, order=self._settings.drift_order)
+    def _guide(self, reference: ComplexArray, still: MaskArray | None) -> Guide:
+        order = self._settings.drift_order
+        return Guide(reference, self._maps, pixel_m=self._scan.pixel_m, order=order, still=still)
+
+    def _fat(self, reference: ComplexArray, echo: int) -> MaskArray | None:
+        """Return what thermometry takes for fat, bool (y, x), which heat does not turn; ``None`` where there is none.
+
+        Its maps have no reading there: whatever is taken for fat and is none, nobody is shown as cold.
+        """
+        scan, settings = self._scan, self._thermometry
+        if not settings.fat:
+            return None
+        if settings.fat == "auto":
+            size = np.abs(reference)
+            larmor_hz, echo_times_s = frequency_and_echo_times(scan, settings)
+            sign = 1 if settings.phase_sign is None else settings.phase_sign
+            offset = fat_phase(larmor_hz=larmor_hz, echo_time_s=echo_times_s[echo], phase_sign=sign)
+            found = find_fat(reference, size, settings.min_signal * float(np.percentile(size, 99.0)), offset)
+        else:
+            found = np.zeros(reference.shape, dtype=bool)
+            columns, rows = scan.recon.matrix[:2]
+            _cropped(found, scan)[...] = region_mask(settings.fat, (1, rows, columns), scan.pixel_m)[0]
+        return found if found.any() else None
 
     # --- images ----------------------------------------------------------------------------------
 
@@ -311,12 +338,13 @@ class _Slice:
         start = time.perf_counter()
         guide = own or self._guides.get(frame.echo)
         reference = None if guide is None else guide.turned(data, frame.sampling, angles, shifts=shifts)
+        still = None if guide is None else guide.still
         turned_s = time.perf_counter() - start
 
         def answer(network: RadialReconstructor) -> _Answer:
             start = time.perf_counter()
             image, operator = network.reconstruct(
-                data, frame.sampling, angles, maps, shifts=shifts, reference=reference
+                data, frame.sampling, angles, maps, shifts=shifts, reference=reference, still=still
             )
             if not np.isfinite(image).all():
                 image = np.zeros_like(image)
@@ -334,6 +362,7 @@ class _Slice:
                     frame=frame.number,
                     shifts=shifts,
                     reference=reference,
+                    still=still,
                     residuals=frame.number % settings.guard_every == 0,
                 )
             wanted = settings.sinogram and not verdict.trips
@@ -349,6 +378,7 @@ class _Slice:
                 "reference_rejected": self._rejected[frame.echo],
                 "reference_drift_rad": tuple(round(value, 5) for value in guide.drift_rad),
                 "reference_shift_px": tuple(round(value, 3) for value in guide.shift_px),
+                "reference_fat_voxels": 0 if still is None else int(still.sum()),
             }
         # Frames of a file have no time at which they came: the next ones are there already.
         live = not math.isnan(frame.received_s)
@@ -479,7 +509,7 @@ def _coil_maps(frames: Sequence[Frame], side: int) -> PlaneImages:
     return estimate_maps(data, first[0].sampling, angles, side, shifts=shifts)
 
 
-def _cropped(image: FloatArray | ComplexArray, scan: ScanHeader) -> FloatArray | ComplexArray:
+def _cropped(image: FloatArray | ComplexArray | MaskArray, scan: ScanHeader) -> FloatArray | ComplexArray | MaskArray:
     """Cut the image (y, x) out of the square; pixel n//2 stays the centre."""
     side = image.shape[-1]
     columns, rows = scan.recon.matrix[:2]

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 import numpy as np
+from scipy import ndimage
 
-from sinotherm.core.arrays import ComplexArray, FloatArray, FrameData, SpokeAngles, SpokeShifts
+from sinotherm.core.arrays import ComplexArray, FloatArray, FrameData, MaskArray, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.operators.coils import PlaneImages, combine
 from sinotherm.operators.density import radial_weights
@@ -141,6 +142,8 @@ class Guide:
         Size of a pixel (x, y), m.
     order
         Order of the drift's polynomial in space; −1: the reference stays as it is.
+    still
+        bool (y, x): fat, which heat does not turn.
 
     Attributes
     ----------
@@ -152,15 +155,24 @@ class Guide:
         Coefficients of the last frame's drift, of 1, x, y (, x², x·y, y²), coordinates from −1 to 1; rad.
     shift_px
         Shift (x, y) of the body in the last frame, pixels; zero while it lies still.
+    still
+        As given, where it lies in the last frame.
     """
 
     def __init__(
-        self, reference: ComplexArray, maps: PlaneImages, *, pixel_m: tuple[float, float], order: int = 1
+        self,
+        reference: ComplexArray,
+        maps: PlaneImages,
+        *,
+        pixel_m: tuple[float, float],
+        order: int = 1,
+        still: MaskArray | None = None,
     ) -> None:
         self.reference: ComplexArray = np.ascontiguousarray(reference, dtype=np.complex64)
         self.name = hashlib.sha256(self.reference.tobytes()).hexdigest()[:12]
         self.drift_rad: tuple[float, ...] = ()
         self.shift_px = (0.0, 0.0)
+        self.still = self._still = still
         self._placed: ComplexArray = self.reference
         self._maps = maps
         self._field: FloatArray = np.zeros(reference.shape, dtype=np.float32)
@@ -235,6 +247,8 @@ class Guide:
         ky, kx = (np.fft.fftfreq(n) for n in self.reference.shape)
         ramp = np.exp(-2j * np.pi * (kx[None, :] * shift[0] + ky[:, None] * shift[1]))
         self._placed = np.fft.ifft2(np.fft.fft2(self.reference) * ramp)
+        if self._still is not None:
+            self.still = ndimage.shift(self._still, shift[::-1], order=0)
         self._watch = MotionWatch(np.abs(self._placed))
         return True
 

@@ -91,7 +91,8 @@ class ThermometrySettings(StageSettings):
     drift_hold_frames: int = setting(5, "Frames for which the last good drift fit is kept when fits fail.", ge=0)
     fat: str = setting(
         "",
-        "Fat, which does not shift and has no reading: a region text, or auto (by phase and brightness); empty: none.",
+        "Fat, which does not shift and has no reading: a region text, or auto (by phase and brightness); empty: none. "
+        "A reference-guided network holds it still.",
         local=NAMES_A_FILE,
     )
 
