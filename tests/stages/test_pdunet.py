@@ -347,54 +347,82 @@ def test_the_reference_follows_the_drift(guided):
 FAT = "polygon:4,4,44,4,44,16,4,16"
 
 
-@pytest.mark.parametrize("matrix", [(N, N, 1), (N, N - 12, 1)])
-def test_what_thermometry_takes_for_fat_is_held_still(tmp_path, matrix):
-    """In its place on the images, whatever square the network works on; elsewhere the change is found."""
-    closing = untrained(tmp_path, reference=True, closing=((4.0, 0.0),) * 3)
-    scan = header(matrix)
-    fatty = dataclasses.replace(scan, chain={"thermometry": ThermometrySettings(fat=FAT, phase_sign=1).model_dump()})
-    rows, columns = matrix[1], matrix[0]
-    mask = region_mask(FAT, (1, rows, columns), scan.pixel_m)
-    items = [frame(0), frame(1), frame(2, change=lambda data: data * np.exp(0.3j))]
-    shown = {}
-    for name, one in (("fat", fatty), ("none", scan)):
-        last = run(closing, items, one, reference_frames=2, drift_order=-1)[-1]
-        shown[name] = np.angle(last.data[0] * last.reference[0, 0].conj())
-        assert last.meta["reference_fat_voxels"] == (int(mask.sum()) if name == "fat" else 0)
-        assert last.meta["method"] == "pdunet"
-    bright = np.abs(last.data[0]) > 0.3 * np.abs(last.data[0]).max()
-    assert np.abs(shown["fat"][mask & bright]).max() < 1e-3
-    assert np.median(shown["none"][mask & bright]) > 0.15
-    assert np.median(shown["fat"][~mask & bright]) > 0.15
-
-
-def test_fat_is_found_by_its_phase(guided):
-    """As thermometry finds it, by the f0, TE and sign that hold for its maps."""
-    settings = ThermometrySettings(fat="auto", phase_sign=-1, larmor_hz=63.87e6, echo_times_s=(0.019,))
-    scan = dataclasses.replace(header(), chain={"thermometry": settings.model_dump()})
-    offset = fat_phase(larmor_hz=63.87e6, echo_time_s=0.019, phase_sign=-1)
-    y, x = np.mgrid[:N, :N] - N // 2
-    shell = (np.abs(ellipse_image(N)) > 0.3) & (np.hypot(y - 4, x - 5) < 6)
-    own = np.where(shell, 2.0 * np.exp(1j * offset), 1.0)
-    maps, angles = coil_maps(COILS, N), spoke_angles("golden", 64)
+def imaged(number, turn, n_spokes=64, echo=0):
+    """Return a frame of the ellipses, multiplied by ``turn`` (y, x)."""
+    angles = spoke_angles("golden", n_spokes, first=number * n_spokes)
     _, sampling = ellipse_scan(N, angles, n_coils=COILS)
     plan = FinufftPlan((N, N), COILS)
     plan.set_points(np.ascontiguousarray(radial_points(angles, sampling).reshape(-1, 2)))
-    data = plan.forward((maps * ellipse_image(N) * own).astype(np.complex64)).reshape(COILS, 64, -1)
-    items = [
-        Frame(
-            spokes=tuple(
-                Spoke(data=data[:, i], sampling=sampling, angle_rad=float(a), header="head")
-                for i, a in enumerate(angles)
-            ),
-            number=number,
-            footprint=(0.0, 1.0, 2.0),
-        )
-        for number in range(3)
-    ]
-    found = run(guided, items, scan, reference_frames=2)[-1].meta["reference_fat_voxels"]
-    assert found == pytest.approx(shell.sum(), rel=0.5)
+    image = (coil_maps(COILS, N) * ellipse_image(N) * turn).astype(np.complex64)
+    data = plan.forward(image).reshape(COILS, n_spokes, -1)
+    spokes = tuple(
+        Spoke(data=data[:, i], sampling=sampling, angle_rad=float(a), header="head") for i, a in enumerate(angles)
+    )
+    return Frame(spokes=spokes, number=number, echo=echo, footprint=(0.0, 1.0, 2.0))
+
+
+def with_thermometry(scan, **values):
+    settings = ThermometrySettings(**{"phase_sign": 1, **values})
+    return dataclasses.replace(scan, chain={"thermometry": settings.model_dump()})
+
+
+Y, X = np.mgrid[:N, :N] - N // 2
+HEAT = np.exp(0.8j * np.exp(-((X - 2.0) ** 2 + (Y + 4.0) ** 2) / 30.0))
+"""Half of it within `FAT`."""
+
+
+@pytest.fixture(scope="module")
+def closing(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("closing"), reference=True, closing=((3.0, 0.0),) * 4)
+
+
+@pytest.mark.parametrize("matrix", [(N, N, 1), (N, N - 12, 1)])
+def test_what_thermometry_takes_for_fat_is_held_still(closing, matrix):
+    """In its place on the images, whatever square the network works on; elsewhere the change is found."""
+    scan = header(matrix)
+    mask = region_mask(FAT, (1, matrix[1], matrix[0]), scan.pixel_m)
+    items = [imaged(0, 1.0), imaged(1, 1.0), imaged(2, HEAT)]
+    shown = {}
+    for name, one in (("fat", with_thermometry(scan, fat=FAT)), ("none", scan)):
+        last = run(closing, items, one, reference_frames=2, guard=False)[-1]
+        drift = last.meta["reference_drift_rad"][0]
+        shown[name] = np.angle(last.data[0] * last.reference[0].conj()) - drift
+        assert last.meta["reference_fat_voxels"] == (int(mask.sum()) if name == "fat" else 0)
+        if name == "fat":
+            np.testing.assert_array_equal(last.held, mask)
+        else:
+            assert last.held is None
+    bright = np.abs(last.data[0]) > 0.3 * np.abs(last.data[0]).max()
+    assert np.abs(shown["fat"][mask & bright]).max() < 0.1
+    assert shown["none"][mask & bright].max() > 0.3
+    assert shown["fat"][~mask & bright].max() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [({"cold_mask": "fat"}, {}), ({"drift_order": 2}, {}), ({}, {"drift_order": -1}), ({"drift_order": 0}, {})],
+)
+def test_fat_that_tells_the_drift_is_not_held_still(closing, changes, options, caplog):
+    """Where the maps fit more to it than the guide has, a drift of 4 degC would be shown as heat."""
+    scan = with_thermometry(header(), fat=FAT, **changes)
+    last = run(closing, [imaged(n, 1.0) for n in range(3)], scan, reference_frames=2, guard=False, **options)[-1]
+    held = changes == {"drift_order": 0}
+    assert (last.held is not None) == held
+    assert ("fat is not held still" in caplog.text) != held
+
+
+def test_fat_is_found_by_its_phase(closing):
+    """As thermometry finds it, by the f0, TE and sign that hold for its maps, once for all echoes."""
+    scan = with_thermometry(header(), fat="auto", phase_sign=-1, larmor_hz=63.87e6, echo_times_s=(0.019, 0.022))
+    offset = fat_phase(larmor_hz=63.87e6, echo_time_s=0.019, phase_sign=-1)
+    inset = (np.abs(ellipse_image(N)) > 0.3) & (np.hypot(Y - 4, X - 5) < 6)
+    own = np.where(inset, 2.0 * np.exp(1j * offset), 1.0)
+    items = [imaged(number, own, echo=echo) for number in range(3) for echo in (0, 1)]
+    *_, first, second = (image for image in run(closing, items, scan, reference_frames=2, beside=False, guard=False))
+    found = first.meta["reference_fat_voxels"]
+    assert found == pytest.approx(inset.sum(), rel=0.5)
     assert found > 20
+    np.testing.assert_array_equal(first.held, second.held)
 
 
 def test_frames_of_the_reference_that_are_missing_are_not_made_up_for(guided):

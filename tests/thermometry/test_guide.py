@@ -97,10 +97,17 @@ def test_what_cannot_change_moves_with_the_body() -> None:
     fat = np.zeros((N, N), dtype=bool)
     fat[N // 2 - 8 : N // 2 + 8, N // 2 - 5 : N // 2 + 5] = True
     guide = Guide(IMAGE, MAPS, pixel_m=PIXEL, still=fat)
-    np.testing.assert_array_equal(guide.still, fat)
     data, angles = _frame(np.zeros((N, N)))
+    guide.turned(data, SAMPLING, angles)
+    np.testing.assert_array_equal(guide.still, fat)
     guide.turned(_moved(data, angles, 2.0, -1.0), SAMPLING, angles)
     np.testing.assert_array_equal(guide.still, np.roll(fat, (-1, 2), axis=(0, 1)))
+    # Where the frame lies, or how it drifted, is not known: nothing is said of it.
+    guide.turned(_moved(data, angles, 12.0, 0.0), SAMPLING, angles)
+    assert guide.still is None
+    unguided = Guide(IMAGE, MAPS, pixel_m=PIXEL, order=-1, still=fat)
+    unguided.turned(data, SAMPLING, angles)
+    assert unguided.still is None
 
 
 def test_a_body_that_seems_to_be_far_away_is_not_followed() -> None:

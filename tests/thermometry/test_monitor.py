@@ -346,6 +346,21 @@ def test_fat_has_no_reading_and_can_be_the_reference() -> None:
     assert abs((found.temperature_degc[0] - 37.0 - series.heat(7))[HOT].mean()) < 0.2
 
 
+def test_what_a_network_held_still_has_no_reading_and_is_no_loss() -> None:
+    """Wherever it lies in this frame, of whichever echo: it would be shown as cold."""
+    scan = replace(SCAN, echo_times_s=(0.010, 0.019))
+    series, monitor = Series(), SliceMonitor(scan, _settings(regions="hot=circle:35,29,5"))
+    for number in range(10):
+        held = np.roll(HOT, number % 3, axis=1)[None]
+        echoes = [series.image(number, te=te, echo=echo) for echo, te in enumerate(scan.echo_times_s)]
+        found, statistics = monitor.frame([echoes[0], replace(echoes[1], held=held)])
+        if number >= 4:
+            assert (found.validity[held] == NoReading.SIGNAL).all()
+            assert np.isnan(found.change_degc[held]).all()
+            assert np.isfinite(found.change_degc[0][BODY & ~held[0] & (np.hypot(X, Y) < 0.5)]).mean() > 0.95
+            assert statistics.alarms == ()
+
+
 def test_given_cold_mask_and_no_drift_correction() -> None:
     series = Series()
     given = SliceMonitor(SCAN, _settings(cold_mask="circle:14,32,6+circle:50,32,6+circle:32,50,5"))

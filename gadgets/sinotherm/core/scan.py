@@ -16,6 +16,7 @@ from sinotherm.core.arrays import (
     ComplexArray,
     FrameData,
     MapArray,
+    MaskArray,
     SampleMask,
     SpokeAngles,
     SpokeData,
@@ -338,6 +339,8 @@ class FrameImage:
         complex64 (coil, slice, y, x): the image whose change was reconstructed, or ``None``.
     change_error
         SD of the error of that change, for each unit of it and of its gradient a voxel.
+    held
+        bool (slice, y, x): what was taken not to change, fat, and has no reading; ``None``: nothing.
     spokes
         The frame's spokes, for stages that check or refine against the measurement; empty for foreign images.
     sinogram
@@ -362,6 +365,7 @@ class FrameImage:
     noise_sd: MapArray | None = None
     reference: CoilImages | None = None
     change_error: tuple[float, float] = (0.0, 0.0)
+    held: MaskArray | None = None
     spokes: tuple[Spoke, ...] = ()
     sinogram: Sinogram | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)

@@ -313,7 +313,7 @@ class PrimalDual(nn.Module):
                 dim=1
             )
             floor = 1e-3 * weight.amax(dim=(1, 2), keepdim=True)
-            phase = shown / (weight + floor)
+            phase = shown / (weight + floor).clamp_min(torch.finfo(weight.dtype).tiny)
             if least > 0:
                 # White noise of an image has in the sum the variance G²∗|f|².
                 spread = _smoothed(energy[:, None], taps.square())[:, 0]

@@ -308,6 +308,8 @@ def _with_thermometry(given: Values) -> Values:
         "network": THERMOMETRY_NETWORK,
         "reference_frames": str(baseline.baseline_frames),
         "reference_skip": str(baseline.baseline_skip),
+        # What the guide of the network does not follow looks like heat where fat is held still.
+        "drift_order": str(max(1, baseline.drift_order)),
     }
     own = decided | dict(given.get("pdunet", {}))
     if not stage_module("pdunet").Settings.parse("pdunet", own).beside:

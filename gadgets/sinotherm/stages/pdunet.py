@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 WARM_SPOKES: Final = 34
 
+_Plane = TypeVar("_Plane", bound="np.ndarray[Any, Any]")
 _Made: TypeAlias = Item | Callable[[], FrameImage]
 """What leaves the stage, or what waits for it."""
 
@@ -95,7 +96,11 @@ class Settings(StageSettings):
         0, "Frames at the start that are left out of the reference. With thermometry: as its baseline unless set.", ge=0
     )
     drift_order: int = setting(
-        1, "Order of the drift that the reference follows, with shifts of the body; -1: it stays as it is.", ge=-1, le=2
+        1,
+        "Order of the drift that the reference follows, with shifts of the body; -1: it stays as it is. With "
+        "thermometry: as its drift, 1 at least, unless set.",
+        ge=-1,
+        le=2,
     )
 
 
@@ -263,13 +268,15 @@ class _Slice:
         begin = held[0].number if self._first is None else self._first
         start = begin + self._settings.reference_skip
         before: dict[tuple[int, int], Guide] = {}
+        still: MaskArray | None = None
         for echo in dict.fromkeys(frame.echo for frame in held):
             own = [frame for frame in held if frame.echo == echo]
             used = [frame for frame in own if start <= frame.number < start + self._settings.reference_frames] or own
             kept, whole, others = belonging(used, self._together, self._unexplained)
             numbers = [frame.number for frame in kept]
             rejected = tuple(frame.number for frame in used if frame.number not in numbers)
-            still = self._fat(whole, echo)
+            # As thermometry does: found once, in the first echo, which must have a TE.
+            still = self._fat(whole) if echo == held[0].echo else still
             self._guides[echo], self._rejected[echo] = self._guide(whole, still), rejected
             # What a stray frame makes of drift and motion must not reach the frames after it.
             before |= {(number, echo): self._guide(whole, still) for number in rejected}
@@ -306,25 +313,34 @@ class _Slice:
         order = self._settings.drift_order
         return Guide(reference, self._maps, pixel_m=self._scan.pixel_m, order=order, still=still)
 
-    def _fat(self, reference: ComplexArray, echo: int) -> MaskArray | None:
-        """Return what thermometry takes for fat, bool (y, x), which heat does not turn; ``None`` where there is none.
+    def _fat(self, reference: ComplexArray) -> MaskArray | None:
+        """Return what thermometry takes for fat, bool (y, x), which heat does not turn; ``None``: nothing is held.
 
-        Its maps have no reading there: whatever is taken for fat and is none, nobody is shown as cold.
+        What is held still has no reading in the maps: nobody is shown as cold what was wrongly taken for fat. It tells
+        them of the drift only what the guide knows; where they fit more to it, or to fat alone, it is not held.
         """
         scan, settings = self._scan, self._thermometry
         if not settings.fat:
             return None
+        if settings.cold_mask == "fat" or self._settings.drift_order < settings.drift_order:
+            logger.warning(
+                "fat is not held still: the maps' drift (thermometry.cold_mask = %s, drift_order = %d) needs it "
+                "(pdunet.drift_order = %d)",
+                *(settings.cold_mask, settings.drift_order, self._settings.drift_order),
+            )
+            return None
+        found = np.zeros(reference.shape, dtype=bool)
+        shown = _cropped(reference, scan)
         if settings.fat == "auto":
-            size = np.abs(reference)
+            size = np.abs(shown)
             larmor_hz, echo_times_s = frequency_and_echo_times(scan, settings)
             sign = 1 if settings.phase_sign is None else settings.phase_sign
-            offset = fat_phase(larmor_hz=larmor_hz, echo_time_s=echo_times_s[echo], phase_sign=sign)
-            found = find_fat(reference, size, settings.min_signal * float(np.percentile(size, 99.0)), offset)
+            offset = fat_phase(larmor_hz=larmor_hz, echo_time_s=echo_times_s[0], phase_sign=sign)
+            level = settings.min_signal * float(np.percentile(size, 99.0))
+            _cropped(found, scan)[...] = find_fat(shown, size, level, offset)
         else:
-            found = np.zeros(reference.shape, dtype=bool)
-            columns, rows = scan.recon.matrix[:2]
-            _cropped(found, scan)[...] = region_mask(settings.fat, (1, rows, columns), scan.pixel_m)[0]
-        return found if found.any() else None
+            _cropped(found, scan)[...] = region_mask(settings.fat, (1, *shown.shape), scan.pixel_m)[0]
+        return found if found.any() and not found.all() else None
 
     # --- images ----------------------------------------------------------------------------------
 
@@ -385,8 +401,8 @@ class _Slice:
         pending = self._workers.begin(answer, alone=live)
         before = None if guide is None else guide.reference
         if live:
-            return self._image(frame, pending(), note, facts, before)
-        return lambda: self._image(frame, pending(), note, facts, before)
+            return self._image(frame, pending(), note, facts, before, still)
+        return lambda: self._image(frame, pending(), note, facts, before, still)
 
     def _image(
         self,
@@ -395,6 +411,7 @@ class _Slice:
         guided: Mapping[str, MetaValue],
         facts: Mapping[str, str],
         reference: ComplexArray | None,
+        still: MaskArray | None,
     ) -> FrameImage:
         """Return the network's image of a frame, or what stands in for it."""
         card, settings, verdict = self._network.card, self._settings, answer.verdict
@@ -416,7 +433,8 @@ class _Slice:
             shown = replace(shown, sinogram=answer.sinogram)
             if reference is None:
                 return shown
-            return replace(shown, reference=self._planes(reference), change_error=card.change_error)
+            held = None if still is None else _cropped(still, self._scan)[None]
+            return replace(shown, reference=self._planes(reference), change_error=card.change_error, held=held)
         note |= {"guard": verdict.reason, "in_place_of": "pdunet"}
         logger.warning("frame %d: guard: %s; %s takes over", frame.number, verdict.reason, settings.fallback)
         if settings.fallback == "gridding":
@@ -509,9 +527,10 @@ def _coil_maps(frames: Sequence[Frame], side: int) -> PlaneImages:
     return estimate_maps(data, first[0].sampling, angles, side, shifts=shifts)
 
 
-def _cropped(image: FloatArray | ComplexArray | MaskArray, scan: ScanHeader) -> FloatArray | ComplexArray | MaskArray:
+def _cropped(image: _Plane, scan: ScanHeader) -> _Plane:
     """Cut the image (y, x) out of the square; pixel n//2 stays the centre."""
     side = image.shape[-1]
     columns, rows = scan.recon.matrix[:2]
     top, left = side // 2 - rows // 2, side // 2 - columns // 2
-    return image[..., top : top + rows, left : left + columns]
+    shown: Any = image[..., top : top + rows, left : left + columns]
+    return shown

@@ -143,7 +143,7 @@ class Guide:
     order
         Order of the drift's polynomial in space; −1: the reference stays as it is.
     still
-        bool (y, x): fat, which heat does not turn.
+        bool (y, x): fat, which heat does not turn but drift does.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ class Guide:
     shift_px
         Shift (x, y) of the body in the last frame, pixels; zero while it lies still.
     still
-        As given, where it lies in the last frame.
+        As given, where it lies in the last frame; ``None`` where drift or shift of that frame are not known.
     """
 
     def __init__(
@@ -172,7 +172,8 @@ class Guide:
         self.name = hashlib.sha256(self.reference.tobytes()).hexdigest()[:12]
         self.drift_rad: tuple[float, ...] = ()
         self.shift_px = (0.0, 0.0)
-        self.still = self._still = still
+        self.still: MaskArray | None = None
+        self._still = self._still_placed = still
         self._placed: ComplexArray = self.reference
         self._maps = maps
         self._field: FloatArray = np.zeros(reference.shape, dtype=np.float32)
@@ -220,6 +221,7 @@ class Guide:
         self._plan.set_points(np.ascontiguousarray(radial_points(angles, sampling, shifts).reshape(-1, 2)))
         weights = radial_weights(angles, sampling, weights="gaps", centre="exact", shifts=shifts).astype(np.float32)
         turned = self._turn()
+        self.still = self._still_placed
         for number in range(MOST_ROUNDS):
             beyond = data - self._plan.forward(self._maps * turned).reshape(data.shape)
             change = self._plan.adjoint((beyond * weights).astype(np.complex64).reshape(len(data), -1))
@@ -227,6 +229,7 @@ class Guide:
             product = frame * turned.conj()
             fit = self._estimator.fit(product, np.angle(product), _DEGC_PER_RADIAN)
             if fit.problem:
+                self.still = None
                 break
             more = tuple(value / _DEGC_PER_RADIAN for value in fit.coefficients_degc)
             self.drift_rad = tuple(map(sum, zip(self.drift_rad or (0.0,) * len(more), more, strict=True)))
@@ -241,14 +244,17 @@ class Guide:
         """Put the reference where the body lies in a frame; return whether that is elsewhere."""
         motion = self._watch.compare(magnitude)
         shift = (self.shift_px[0] + motion.shift_px[0], self.shift_px[1] + motion.shift_px[1])
-        if not motion.distance_px > STILL_PX or math.hypot(*shift) > FARTHEST_PX:
+        if not motion.distance_px > STILL_PX:
+            return False
+        if math.hypot(*shift) > FARTHEST_PX:
+            self.still = None
             return False
         self.shift_px = shift
         ky, kx = (np.fft.fftfreq(n) for n in self.reference.shape)
         ramp = np.exp(-2j * np.pi * (kx[None, :] * shift[0] + ky[:, None] * shift[1]))
         self._placed = np.fft.ifft2(np.fft.fft2(self.reference) * ramp)
         if self._still is not None:
-            self.still = ndimage.shift(self._still, shift[::-1], order=0)
+            self.still = self._still_placed = ndimage.shift(self._still, shift[::-1], order=0)
         self._watch = MotionWatch(np.abs(self._placed))
         return True
 

@@ -731,8 +731,9 @@ class SliceMonitor:
             service.echoes[echo].lose()
         change, unfiltered, sigma, of_frame = self._combined(images, readings)
         wrapped = np.logical_or.reduce([reading.wrapped for reading in readings])
-        bits = self._validity(service, readings, sigma, wrapped, moved)
-        lost = self._lost(service, readings[0].magnitude, service.echoes[image.echo].magnitude, of_frame, bits)
+        dark = np.logical_or.reduce([service.dark, *(other.held for other in images if other.held is not None)])
+        bits = self._validity(service, dark, readings, sigma, wrapped, moved)
+        lost = self._lost(service, dark, readings[0].magnitude, service.echoes[image.echo].magnitude, of_frame, bits)
         valid = bits == 0
         change = np.where(valid, change, np.float32(np.nan))
         # What has no reading is as it was last seen; a phase that jumped is heat, as far as anyone knows.
@@ -815,15 +816,14 @@ class SliceMonitor:
     def _validity(
         self,
         service: _Service,
+        dark: MaskArray,
         readings: Sequence[Reading],
         sigma: FloatArray,
         wrapped: MaskArray,
         moved: Sequence[str],
     ) -> ValidityArray:
         """Return the bits of `NoReading`; fat has no reading for want of tissue signal."""
-        bits = np.where(
-            service.dark | ~(readings[0].magnitude > service.level), np.uint16(NoReading.SIGNAL), np.uint16(0)
-        )
+        bits = np.where(dark | ~(readings[0].magnitude > service.level), np.uint16(NoReading.SIGNAL), np.uint16(0))
         followed = np.logical_or.reduce([reading.followed for reading in readings]) | service.outside
         # An uncertainty that is not known is none.
         certain = followed & (sigma <= self._settings.max_sigma_degc)
@@ -836,7 +836,13 @@ class SliceMonitor:
         return bits.astype(np.uint16, copy=False)
 
     def _lost(
-        self, service: _Service, size: FloatArray, usual: FloatArray, sigma: FloatArray, bits: ValidityArray
+        self,
+        service: _Service,
+        dark: MaskArray,
+        size: FloatArray,
+        usual: FloatArray,
+        sigma: FloatArray,
+        bits: ValidityArray,
     ) -> ValidityArray:
         """Return the bits of the voxels that could be read before, and 0 where none is expected to be.
 
@@ -847,9 +853,9 @@ class SliceMonitor:
         with np.errstate(invalid="ignore"):
             # At the usual signal: a bright frame's uncertainty is smaller by chance.
             certain = sigma * np.maximum(size, usual) <= _MARGIN * most * usual
-        service.steady |= certain & (_MARGIN * usual > service.level) & ~service.dark
+        service.steady |= certain & (_MARGIN * usual > service.level) & ~dark
         weak = np.uint16(NoReading.SIGNAL | NoReading.NOISE)
-        expected = (service.steady | ((bits & weak) == 0)) & ~service.outside
+        expected = (service.steady | ((bits & weak) == 0)) & ~(service.outside | dark)
         return np.where(expected, bits, np.uint16(0))
 
     def _quality(self, reading: Reading, motion: Sequence[Motion], share: float) -> dict[str, MetaValue]:
