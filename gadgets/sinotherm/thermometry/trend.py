@@ -74,8 +74,9 @@ class TrendFilter:
         self.noise_factor = math.inf
         self._settled = 0.0
         self._shape = shape
-        self._usual: tuple[float, float] = _SCATTER, _slow(_SCATTER)
+        self._usual: tuple[float, float] | None = None
         self.begin()
+        self._before: tuple[FloatArray, FloatArray, int, float | None, tuple[float, float] | None]
         self._before = self._state, self._departed, self._frames, self._time_s, self._usual
 
     def begin(self) -> None:
@@ -223,9 +224,11 @@ class TrendFilter:
         together = np.where(read, gaussian_filter(scores, _NEIGHBOURHOOD_PX) / share, np.float32(0.0))
         departed = np.float32(_MEMORY) * self._departed + np.float32(1.0 - _MEMORY) * together
         found = _scatter(together[read]), _scatter(departed[read])
+        most = _SCATTER, _slow(_SCATTER)
         if self._frames > _SETTLED:
-            self._usual = _followed(self._usual[0], found[0]), _followed(self._usual[1], found[1])
-        now, slow = (min(one, _HEATED * usual) for one, usual in zip(found, self._usual, strict=True))
+            before = self._usual or (min(found[0], most[0]), min(found[1], most[1]))
+            self._usual = _followed(before[0], found[0]), _followed(before[1], found[1])
+        now, slow = (min(one, _HEATED * usual) for one, usual in zip(found, self._usual or most, strict=True))
         surprise = np.maximum.reduce(
             [
                 np.abs(scores) / np.float32(_MOST_ALONE),
