@@ -593,6 +593,16 @@ def test_the_filter_in_time_outlives_power_that_is_switched(planes: int) -> None
             assert np.mean(np.abs(scores) < 1.96) > 0.9
 
 
+def _of(data: np.ndarray, number: int, *, lasts_s: float = 10.0) -> FrameImage:
+    """Return the frame of an image (y, x), of which one begins every 10 s."""
+    return FrameImage(
+        data=data.astype(np.complex64)[None, None],
+        number=number,
+        noise_sd=np.full((1, N, N), SD, np.float32),
+        footprint=(10.0 * number, 10.0 * number + lasts_s / 2.0, 10.0 * number + lasts_s),
+    )
+
+
 @pytest.mark.parametrize("frames", [4, 10, 30])
 def test_windows_that_slide_make_the_filter_in_time_no_surer_than_a_frame(frames: int) -> None:
     """Noise that frames share does not average out, and their baseline hides a part of it."""
@@ -601,13 +611,7 @@ def test_windows_that_slide_make_the_filter_in_time_no_surer_than_a_frame(frames
     covered = []
     for number in range(frames + 20):
         data = BODY * np.exp(0.4j * X) + noise[number : number + 4].mean(axis=0)
-        image = FrameImage(
-            data=data.astype(np.complex64)[None, None],
-            number=number,
-            noise_sd=np.full((1, N, N), SD, np.float32),
-            footprint=(10.0 * number, 10.0 * number + 20.0, 10.0 * number + 40.0),
-        )
-        found, _ = monitor.frame([image])
+        found, _ = monitor.frame([_of(data, number, lasts_s=40.0)])
         if number >= frames + 5:
             valid = found.validity[0] == 0
             covered.append(np.mean(np.abs(found.change_degc[0] / found.sigma_degc[0])[valid] < 1.96))
@@ -624,13 +628,7 @@ def test_the_filtered_uncertainty_covers_breathing(mode: str, most: float) -> No
         phase = PER_DEGC * 3.0 * breath * X
         random = np.random.default_rng(number)
         data = BODY * np.exp(1j * phase) + SD * (random.standard_normal((N, N, 2)) @ (1.0, 1j))
-        image = FrameImage(
-            data=data.astype(np.complex64)[None, None],
-            number=number,
-            noise_sd=np.full((1, N, N), SD, np.float32),
-            footprint=(10.0 * number, 10.0 * number + 5.0, 10.0 * number + 10.0),
-        )
-        found, _ = monitor.frame([image])
+        found, _ = monitor.frame([_of(data, number)])
         if number >= 35:
             valid = found.validity[0] == 0
             covered.append(np.mean(np.abs(found.change_degc[0] / found.sigma_degc[0])[valid] < 1.96))
