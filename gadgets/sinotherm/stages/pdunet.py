@@ -28,7 +28,7 @@ from sinotherm.operators.crew import crew
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
-from sinotherm.thermometry.fat import fat_phase, find_fat
+from sinotherm.thermometry.fat import fat_at_echo
 from sinotherm.thermometry.guide import Guide, belonging
 from sinotherm.thermometry.monitor import frequency_and_echo_times
 from sinotherm.thermometry.regions import region_mask
@@ -332,12 +332,14 @@ class _Slice:
         found = np.zeros(reference.shape, dtype=bool)
         shown = _cropped(reference, scan)
         if settings.fat == "auto":
-            size = np.abs(shown)
             larmor_hz, echo_times_s = frequency_and_echo_times(scan, settings)
-            sign = 1 if settings.phase_sign is None else settings.phase_sign
-            offset = fat_phase(larmor_hz=larmor_hz, echo_time_s=echo_times_s[0], phase_sign=sign)
-            level = settings.min_signal * float(np.percentile(size, 99.0))
-            _cropped(found, scan)[...] = find_fat(shown, size, level, offset)
+            _cropped(found, scan)[...] = fat_at_echo(
+                shown,
+                min_signal=settings.min_signal,
+                larmor_hz=larmor_hz,
+                echo_time_s=echo_times_s[0],
+                phase_sign=1 if settings.phase_sign is None else settings.phase_sign,
+            )
         else:
             _cropped(found, scan)[...] = region_mask(settings.fat, (1, *shown.shape), scan.pixel_m)[0]
         return found if found.any() and not found.all() else None

@@ -10,7 +10,7 @@ from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
 from sinotherm.core.physics import FAT_SHIFT
 from sinotherm.thermometry.drift import polynomial_terms
 
-__all__ = ["fat_phase", "find_fat"]
+__all__ = ["fat_at_echo", "fat_phase", "find_fat"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,3 +101,15 @@ def find_fat(image: ComplexArray, magnitude: FloatArray, level: float, offset_ra
     found = nothing.copy()
     found[body] = is_fat
     return ndimage.binary_opening(found)
+
+
+def fat_at_echo(
+    image: ComplexArray, *, min_signal: float, larmor_hz: float, echo_time_s: float, phase_sign: int
+) -> MaskArray:
+    """Return what is surely fat in a combined image (y, x), by `find_fat`, bool (y, x).
+
+    Signal below ``min_signal`` of the 99th percentile is noise; the other arguments are those of `fat_phase`.
+    """
+    size = np.abs(image)
+    offset = fat_phase(larmor_hz=larmor_hz, echo_time_s=echo_time_s, phase_sign=phase_sign)
+    return find_fat(image, size, min_signal * float(np.percentile(size, 99.0)), offset)
