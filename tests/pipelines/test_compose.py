@@ -145,6 +145,11 @@ class TestNetworkWithThermometry:
         assert self.settings().reference_frames == 5
         assert self.settings("reconstruct").network == "pdunet-radial"
 
+    @pytest.mark.parametrize(("asked", "followed"), [("-1", 1), ("0", 1), ("2", 2)])
+    def test_its_reference_follows_the_drift_that_the_maps_take_out(self, asked, followed):
+        assert self.settings(thermometry={"drift_order": asked}).drift_order == followed
+        assert self.settings(thermometry={"drift_order": asked}, pdunet={"drift_order": "0"}).drift_order == 0
+
     def test_what_is_set_stays(self):
         found = self.settings(pdunet={"network": "pdunet-radial", "reference_frames": "3"})
         assert (found.network, found.reference_frames) == ("pdunet-radial", 3)
