@@ -233,10 +233,25 @@ class TestSchedules:
         np.testing.assert_allclose([spoke.angle_rad for spoke in spokes], expected)
 
     def test_a_lost_readout_takes_its_angle_with_it(self):
-        items = [readout(counter=i) for i in (3, 4, 7)]
-        spokes = run(items, angles="golden")
-        expected = np.array([0, 1, 4]) * GOLDEN_ANGLE % (2 * np.pi)
+        items = [readout(counter=i) for i in (3, 4, 7, 9)]
+        first, second, notice, *others = run(items, angles="golden")
+        assert notice.text.startswith("WRN 2 readouts are missing before readout 7: taken for spokes")
+        spokes = [first, second, *others]
+        expected = np.array([0, 1, 4, 6]) * GOLDEN_ANGLE % (2 * np.pi)
         np.testing.assert_allclose([spoke.angle_rad for spoke in spokes], expected)
+
+    def test_the_encoding_counter_tells_whose_a_lost_readout_was(self):
+        navigators = [ismrmrd.ACQ_IS_NAVIGATION_DATA]
+        items = [readout(counter=3 * i + s, step=i, slice=s) for i in range(8) for s in range(2)]
+        items += [readout(counter=3 * i + 2, flags=navigators) for i in range(8)]
+        items.sort(key=lambda item: item.header.scan_counter)
+        # A spoke of slice 1, and a navigator.
+        del items[13], items[11], items[4]
+        spokes = run(items, angles="golden")
+        for number, places in enumerate(([0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 3, 5, 6, 7])):
+            expected = np.array(places) * GOLDEN_ANGLE % (2 * np.pi)
+            found = [spoke.angle_rad for spoke in spokes if spoke.slice == number]
+            np.testing.assert_allclose(found, expected)
 
     def test_a_gap_before_the_first_spoke_does_not_count(self):
         noise = readout(flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
@@ -348,7 +363,8 @@ def test_what_is_no_image_is_kept_out_and_counted(caplog):
     items = [readout(flags=[flag], counter=i) for i, flag in enumerate(flags)]
     items += [readout(counter=6, encoding_space_ref=1), "text", readout(positions(0.0), counter=7)]
     with caplog.at_level(logging.INFO):
-        text, spoke = run(items)
+        notice, text, spoke = run(items)
+    assert notice.text.startswith("WRN readout 6 belongs to encoding space 1: it and all like it are in no image")
     assert text == "text"
     assert spoke.index == 7
     assert "1 spokes; kept out of frames: 1 noise, 1 phase correction, 1 navigator, 1 RT feedback" in caplog.text

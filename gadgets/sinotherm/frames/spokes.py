@@ -22,6 +22,7 @@ from sinotherm.core.scan import Estimates, MetaValue, ScanHeader, Spoke
 from sinotherm.errors import HeaderError, SpokeError
 from sinotherm.frames.clock import StampClock
 from sinotherm.frames.header import RADIAL_TRAJECTORIES
+from sinotherm.frames.schedule import RunningCount
 from sinotherm.frames.whitening import WhitenedReadout
 from sinotherm.wire.messages import Readout
 
@@ -138,9 +139,9 @@ class SpokeReader:
     trajectory_unit
         See `trajectory_scale`.
     counter
-        What counts the spokes of a schedule: ``running`` (per slice, partition and echo), ``encoding``
-        (kspace_encode_step_1) or ``scan`` (scan_counter from the first spoke); ``auto``: running
-        for golden angles, encoding for the others.
+        What counts the spokes of a schedule: ``running`` (per slice, partition and echo, lost ones too by
+        `RunningCount`), ``encoding`` (kspace_encode_step_1) or ``scan`` (scan_counter from the first spoke);
+        ``auto``: running for golden angles, encoding for the others.
     per_frame
         Spokes over which a uniform or rational schedule repeats; 0: the header's.
     order
@@ -149,6 +150,15 @@ class SpokeReader:
         Which ``user_float`` holds the angle, and whether it is in degrees.
     tick_s
         Length of a tick of the acquisition time stamp, s.
+
+    Attributes
+    ----------
+    kept_out
+        Readouts that are no part of an image, by kind.
+    notices
+        What the console should be told of the readouts; who tells it takes it out.
+    n_elsewhere, n_missing, n_repeated
+        Readouts of other encodings, and those that are missing or came again by the scan counter.
     """
 
     def __init__(
@@ -179,11 +189,13 @@ class SpokeReader:
         self._n_coils = scan.n_coils
         self._streams: Counter[tuple[int, int, int]] = Counter()
         self._table: list[float] = []
-        self._first_counter = self._missing_before = 0
+        self._first_counter = 0
+        self._running = RunningCount(self._per_frame)
         self._last_header: Any = None
         self._last_spoke: Any = None
         self._calibration: dict[str, MetaValue] = {}
         self.kept_out: Counter[str] = Counter()
+        self.notices: list[str] = []
         self.n_elsewhere = 0
         self.n_missing = 0
         self.n_repeated = 0
@@ -224,6 +236,12 @@ class SpokeReader:
             return None
         if header.encoding_space_ref != self._scan.encoding_space:
             self.kept_out[f"encoding space {header.encoding_space_ref}"] += 1
+            if not self.n_elsewhere:
+                self.notices.append(
+                    f"readout {header.scan_counter} belongs to encoding space {header.encoding_space_ref}: it and all "
+                    f"like it are in no image; those of encoding space {self._scan.encoding_space} are, the header's "
+                    "first radial one"
+                )
             self.n_elsewhere += 1
             return None
         data, trajectory = readout.data, readout.trajectory
@@ -593,7 +611,7 @@ class SpokeReader:
             self._counter = "running" if self._source in ("golden", "tiny_golden") else "encoding"
         if self._source == "tiny_golden" and not self._order:
             self._order = self._stated_order()
-        self._first_counter, self._missing_before = header.scan_counter, self.n_missing
+        self._first_counter = header.scan_counter
         if self._source in ("uniform180", "uniform360", "raga"):
             if not self._per_frame:
                 raise SpokeError(
@@ -623,9 +641,7 @@ class SpokeReader:
         if self._counter == "scan":
             return header.scan_counter - self._first_counter
         if self._counter == "running":
-            # A readout that was lost took its angle with it; with several streams it is unknown whose it was.
-            lost = self.n_missing - self._missing_before if len(self._streams) <= 1 else 0
-            return self._streams[stream] + lost
+            return self._run(header, idx, stream)
         count = idx.kspace_encode_step_1
         last = self._last_spoke
         if count == 0 and last is not None and self._streams[stream] == 1 and len(self._streams) == 1:
@@ -635,6 +651,24 @@ class SpokeReader:
                     f"readouts {last.scan_counter} and {header.scan_counter} both carry kspace_encode_step_1 = 0: it "
                     "does not count the spokes; set spokes.counter = running, or give trajectories."
                 )
+        return count
+
+    def _run(self, header: Any, idx: Any, stream: tuple[int, int, int]) -> int:
+        """Return the place of a spoke in a schedule that goes on with every spoke, lost ones too."""
+        taken = self._running.n_taken_for_lost
+        count = self._running.next(
+            stream,
+            idx.kspace_encode_step_1,
+            readout=header.scan_counter,
+            n_missing=self.n_missing,
+            n_others=self.kept_out.total(),
+        )
+        if self._running.n_taken_for_lost and not taken:
+            self.notices.append(
+                f"{self._running.n_taken_for_lost} readouts are missing before readout {header.scan_counter}: taken "
+                "for spokes, whose angles are left out; if they were none, the images turn with every such gap: give "
+                "trajectories, or count the spokes in kspace_encode_step_1"
+            )
         return count
 
     # When

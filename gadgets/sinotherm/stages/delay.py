@@ -43,7 +43,7 @@ class Settings(StageSettings):
     model: Literal["isotropic", "anisotropic"] = setting("anisotropic", "One delay, or an ellipse of delays x, y, xy.")
     spokes: int = setting(
         0,
-        "Spokes to estimate from; 0: the first frame, of 16 at least where frames.spokes or frames.window says so.",
+        "Spokes to estimate from; 0: the first frame, as frames.spokes or frames.window says, else the header's.",
         ge=0,
     )
     limit: float = setting(

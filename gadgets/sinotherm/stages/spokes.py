@@ -7,7 +7,7 @@ from sinotherm.core.scan import Item, ScanHeader
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.errors import SpokeError
 from sinotherm.frames.spokes import AngleCounter, AngleSource, SpokeReader, TrajectoryUnit
-from sinotherm.wire.messages import Readout
+from sinotherm.wire.messages import Readout, Text
 
 __all__ = ["Settings", "reader", "stage"]
 
@@ -25,8 +25,8 @@ class Settings(StageSettings):
     )
     counter: AngleCounter = setting(
         "auto",
-        "What counts the spokes of a schedule: running, encoding (step 1) or scan counter; auto: running for "
-        "golden angles, else encoding.",
+        "What counts the spokes of a schedule: running (of each slice, partition and echo, those that were lost too), "
+        "encoding (step 1) or scan counter; auto: running for golden angles, else encoding.",
     )
     per_frame: int = setting(
         0, "Spokes after which a uniform or rational schedule repeats; 0: as the header says.", ge=0, le=65_536
@@ -59,6 +59,9 @@ def reader(scan: ScanHeader, settings: Settings) -> SpokeReader:
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Replace every readout by its spoke; readouts that are no part of an image are dropped and counted.
 
+    The console is told, once, where readouts belong to an encoding of which no images are made, and where missing
+    readouts are taken for spokes of a schedule.
+
     Raises
     ------
     HeaderError
@@ -74,6 +77,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
             yield item
             continue
         spoke = spokes.read(item)
+        while spokes.notices:
+            yield Text(text=f"WRN {spokes.notices.pop(0)}")
         if spoke is not None:
             n_spokes += 1
             yield spoke

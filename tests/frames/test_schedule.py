@@ -1,0 +1,108 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sinotherm.errors import SpokeError
+from sinotherm.frames.schedule import RunningCount
+
+PERIOD = 8
+
+
+def acquired(n_slices, n_frames, navigators):
+    """Yield (slice, or None for a navigator, step, place in the schedule) of every readout of a scan."""
+    for frame in range(n_frames):
+        for step in range(PERIOD):
+            if navigators and step % 4 == 1:
+                yield None, 0, 0
+            for number in range(n_slices):
+                yield number, step, frame * PERIOD + step
+
+
+def counted(readouts, received, period=PERIOD, constant=False):
+    """Return (counted, true) places of the spokes that were received."""
+    count, last, missing, others, found = RunningCount(period), None, 0, 0, []
+    for number, (stream, step, place) in enumerate(readouts):
+        if not received(number):
+            continue
+        missing += 0 if last is None else number - last - 1
+        last = number
+        if stream is None:
+            others += 1
+            continue
+        step = 0 if constant else step
+        got = count.next(stream, step, readout=number, n_missing=missing, n_others=others)
+        found.append((got, place))
+    return found, count
+
+
+@settings(deadline=None)
+@given(
+    n_slices=st.integers(1, 3),
+    navigators=st.booleans(),
+    known=st.booleans(),
+    lost=st.lists(st.tuples(st.integers(3, 95), st.integers(1, 3)), max_size=2),
+)
+def test_the_step_tells_which_spokes_were_lost(n_slices, navigators, known, lost):
+    readouts = list(acquired(n_slices, 4, navigators))
+    gone = {number for first, n in lost for number in range(first, first + n)}
+    # Whoever has no period by the header learns it from the first frame.
+    if not known:
+        gone = {number for number in gone if number > len(readouts) // 3}
+    found, _ = counted(readouts, lambda number: number not in gone, period=PERIOD if known else 0)
+    assert [got for got, _ in found] == [true for _, true in found]
+
+
+@pytest.mark.parametrize("n_slices", [1, 2])
+def test_what_never_was_ours_takes_no_angle(n_slices):
+    """Navigators filtered on the way, or the readouts of another slice."""
+    readouts = list(acquired(n_slices, 4, navigators=True))
+    ours = {number for number, (stream, _, _) in enumerate(readouts) if stream == n_slices - 1}
+    found, count = counted(readouts, ours.__contains__)
+    assert [got for got, _ in found] == [true for _, true in found]
+    assert count.n_taken_for_lost == 0
+
+
+def test_without_a_step_all_that_is_missing_were_spokes():
+    found, count = counted(acquired(1, 3, navigators=False), lambda number: number not in (5, 6, 17), constant=True)
+    assert [got for got, _ in found] == [true for _, true in found]
+    assert count.n_taken_for_lost == 3
+
+
+def test_long_gaps_of_one_stream_are_counted_in_full_frames():
+    found, _ = counted(acquired(1, 6, navigators=False), lambda number: not 10 <= number < 31)
+    assert [got for got, _ in found] == [true for _, true in found]
+
+
+@pytest.mark.parametrize(
+    ("n_slices", "navigators", "constant", "gone"),
+    [
+        (2, False, True, range(9, 10)),
+        (1, True, True, range(9, 10)),
+        # More than a frame of each slice.
+        (2, False, False, range(9, 29)),
+        # More than a frame, and what is missing beyond it is no whole number of them.
+        (1, True, False, range(11, 23)),
+    ],
+)
+def test_what_nothing_tells_is_an_error(n_slices, navigators, constant, gone):
+    with pytest.raises(SpokeError, match=r"nothing tells which of them were spokes.*trajectories"):
+        counted(acquired(n_slices, 5, navigators), lambda number: number not in gone, constant=constant)
+
+
+def test_a_step_that_begins_anew_after_other_numbers_counts_nothing():
+    steps = [0, 1, 2, 3, 0, 1, 0, 1, 2]
+    count = RunningCount(4)
+    for number, step in enumerate(steps):
+        count.next(0, step, readout=number, n_missing=0, n_others=0)
+    assert count.next(0, 5, readout=11, n_missing=2, n_others=0) == 11
+    assert count.n_taken_for_lost == 2
+
+
+def test_both_counters_together_tell_that_more_than_spokes_is_missing():
+    count = RunningCount(0)
+    for number in range(4):
+        count.next(0, number, readout=number, n_missing=0, n_others=0)
+    # Three are missing, and the step says that two of them were spokes; then it begins anew, after nobody knows what.
+    assert count.next(0, 6, readout=7, n_missing=3, n_others=0) == 6
+    with pytest.raises(SpokeError, match=r"spokes\.per_frame"):
+        count.next(0, 0, readout=9, n_missing=4, n_others=0)
