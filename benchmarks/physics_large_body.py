@@ -1,6 +1,6 @@
 """A pelvis 1.4 times the field of view: what the outside costs inside it, with and without an extended grid.
 
-    python benchmarks/physics_large_body.py DATA/pelvis_prostatex.h5 docs/images/large_body.jpg
+    python benchmarks/physics_large_body.py DATA/pelvis_prostatex/pelvis_prostatex.h5 docs/images/large_body.jpg
 
 DATA: `pelvis_prostatex` (PROSTATEx, doi:10.7937/K9TCIA.2017.MURS5CL; see its SOURCE.md). The body is 358
 pixels wide, the image 256; eight smooth coils and a smooth phase are simulated. NRMSE in the disc of

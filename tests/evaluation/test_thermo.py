@@ -1,3 +1,4 @@
+import inspect
 import json
 import math
 from importlib.resources import files
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from sinotherm.errors import DataError, FileFormatError, SettingsError, WeightsError
 from sinotherm.evaluation.heated_scans import Series, heated_scan, series
-from sinotherm.evaluation.thermal_methods import SETTINGS, Temperatures, method_named, temperatures
+from sinotherm.evaluation.thermal_methods import METHODS, SETTINGS, Temperatures, method_named, temperatures
 from sinotherm.evaluation.thermo import command, figures, rows
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import save_network
@@ -193,10 +194,16 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("sinotherm.networks.weights.SHIPPED", tmp_path)
     with pytest.raises(WeightsError, match="pdunet-thermo"):
         method_named("pdunet")
-    with pytest.raises(SettingsError, match="known methods: gridding"):
+    with pytest.raises(SettingsError, match=r"known methods: gridding, .*, pdunet, pdunet-fat, each with -trend"):
         method_named("magic")
     with pytest.raises(SettingsError, match="known scenes"):
         next(iter(rows(None, scenes=("steam",), **SMALL)))  # type: ignore[arg-type]
+
+
+def test_the_help_names_the_methods_of_the_default() -> None:
+    text = inspect.signature(command).parameters["methods"].annotation.__metadata__[0].help
+    named = text.partition("by default ")[2].removesuffix(".").replace(" and ", ", ").split(", ")
+    assert named == list(METHODS)
 
 
 def test_places_are_random_and_lie_in_the_body() -> None:

@@ -10,7 +10,7 @@ __all__ = ["Finding", "command", "examine"]
 
 _EXTRAS: Final = {
     "openvino": "faster networks on the CPU",
-    "train": "training of networks",
+    "train": "NIfTI images in training and evaluation",
     "bench": "peers for `sinotherm bench`",
 }
 _STYLES: Final = {"ok": "green", "note": "yellow", "bad": "bold red"}

@@ -13,6 +13,7 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, help="Accept a scanner: figures of its own scans, each with a limit.")
 
 Scan = Annotated[Path, typer.Argument(metavar="FILE", help="MRD file of a radial scan.")]
+Measured = Annotated[Path, typer.Argument(metavar="FILE", help="MRD file of a radial scan, or of complex images.")]
 Spokes = Annotated[int, typer.Option("--spokes", help="Spokes from the start of the scan to judge on.", min=8)]
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here as well.", callback=writable)
@@ -55,7 +56,7 @@ Report = Annotated[
 
 
 @app.command()
-def stability(scan: Scan, settings: Settings = None, report: Report = None, json: Json = None) -> None:
+def stability(scan: Measured, settings: Settings = None, report: Report = None, json: Json = None) -> None:
     """Print bias, SD, drift and noise of thermometry on an unheated phantom; exit code 1 beyond a limit."""
     from sinotherm.evaluation.stability import run_stability
     from sinotherm.pipelines.compose import parse_assignments
@@ -66,7 +67,7 @@ def stability(scan: Scan, settings: Settings = None, report: Report = None, json
 
 @app.command()
 def sign(
-    scan: Scan,
+    scan: Measured,
     probe: Annotated[
         Path | None,
         typer.Option(

@@ -243,7 +243,7 @@ def method_named(name: str) -> Method:
     }
     if base not in made:
         raise SettingsError(
-            f"unknown method {name!r}; known methods: {', '.join(METHODS)}, each with {_TREND} at its end too."
+            f"unknown method {name!r}; known methods: {', '.join(made)}, each with {_TREND} at its end too."
         )
     method = made[base]()
     if base == name:

@@ -496,10 +496,16 @@ def command(
     scenes: Annotated[str, typer.Option(help="rf (diffuse), focal, or rf,focal.")] = "rf,focal",
     peaks: Annotated[
         str | None,
-        typer.Option(help="Highest temperatures, °C; 37 is not heated.", show_default="37,39,44,46,50"),
+        typer.Option(help="Highest temperatures, °C; 37 is not heated. By default 37,39,44,46,50.", show_default=False),
     ] = None,
     spokes: Annotated[str, typer.Option(help="Spokes of a frame; R_nyquist = 402 / spokes.")] = "201,100,50,40,25",
-    methods: Annotated[str | None, typer.Option(help="Methods, with commas between; by default all.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods, with commas between, each with -trend at its end too; by default gridding, cg-sense-tv, "
+            "tcr, view-sharing, kspace-hybrid, pdunet and pdunet-fat-trend."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Places, drifts and noises of each case.", min=1)] = 3,
     first_seed: Annotated[int, typer.Option("--first-seed", help="First of the seeds.", min=0)] = 0,
     snr: Annotated[float, typer.Option(help="SNR of 402 spokes in the tumour.", min=1.0)] = 40.0,
