@@ -346,6 +346,54 @@ def test_fat_has_no_reading_and_can_be_the_reference() -> None:
     assert abs((found.temperature_degc[0] - 37.0 - series.heat(7))[HOT].mean()) < 0.2
 
 
+@pytest.mark.parametrize("commanded", [False, True])
+def test_a_cold_mask_that_is_held_still_tells_no_drift(commanded: bool) -> None:
+    """What the network does not look for there may have turned by any drift: there is no reading, and it says why."""
+    cold = "polygon:14,22,50,22,50,28,14,28"
+    settings = _settings(cold_mask="auto" if commanded else cold, drift_order="1")
+    monitor, series = SliceMonitor(SCAN, settings), Series(start=99)
+    held = (Y < -0.1)[None] & BODY
+    for number in range(7):
+        if number == 5 and commanded:
+            monitor.configure(settings.model_copy(update={"cold_mask": cold}))
+        found, statistics = monitor.frame([series.image(number, held=held)])
+    assert (found.validity[0][BODY] & NoReading.DRIFT).all()
+    assert any("the network holds the cold mask still" in text for text in statistics.alarms)
+    free, _ = monitor.frame([series.image(7)])
+    assert np.isfinite(free.change_degc).any()
+
+
+def test_what_a_network_held_still_tells_nothing_of_the_noise_beside_it() -> None:
+    held = ((X > -0.1) & BODY)[None]
+    monitors = [SliceMonitor(SCAN, _settings(sigma="temporal", baseline_frames=12, drift_order="-1")) for _ in range(2)]
+    random = np.random.default_rng(4)
+    for number in range(13):
+        noise = SD * (random.standard_normal((1, 1, N, N)) + 1j * random.standard_normal((1, 1, N, N)))
+        images = (BODY + noise).astype(np.complex64), (BODY + np.where(held, 0.0, noise)).astype(np.complex64)
+        (free, _), (found, _) = (
+            monitor.frame([FrameImage(data=data, number=number, held=still, footprint=(number, number, number))])
+            for monitor, data, still in zip(monitors, images, (None, held), strict=True)
+        )
+    beside = BODY & (X <= -0.1) & (X > -0.2) & (np.abs(Y) < 0.4)
+    np.testing.assert_allclose(np.median(found.sigma_degc[0][beside]), np.median(free.sigma_degc[0][beside]), rtol=0.1)
+
+
+def test_what_is_no_noise_does_not_average_over_echoes() -> None:
+    shown = {}
+    for n_echoes in (1, 4):
+        times = tuple(0.019 + 1e-4 * echo for echo in range(n_echoes))
+        monitor = SliceMonitor(replace(SCAN, echo_times_s=times), _settings(drift_order="-1"))
+        series = Series(noise=1e-5)
+        for number in range(9):
+            found, _ = monitor.frame(
+                [series.image(number, te=te, echo=echo, change_error=(0.1, 0.0)) for echo, te in enumerate(times)]
+            )
+        shown[n_echoes] = found
+    sigma = shown[1].sigma_degc[0][HOT]
+    assert sigma.min() > 0.5
+    np.testing.assert_allclose(shown[4].sigma_degc[0][HOT], sigma, rtol=0.01)
+
+
 def test_what_a_network_held_still_has_no_reading_and_is_no_loss() -> None:
     """Wherever it lies in this frame, of whichever echo: it would be shown as cold."""
     scan = replace(SCAN, echo_times_s=(0.010, 0.019))

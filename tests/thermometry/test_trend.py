@@ -34,7 +34,7 @@ def _filtered(
     if before is not None:
         trend.learn([(frame, (k - len(before)) * interval_s) for k, frame in enumerate(before)], own, BODY, len(before))
     shown = [trend.update(frame, own, BODY, number * interval_s) for number, frame in enumerate(frames)]
-    return np.stack([change for change, _ in shown]), np.stack([left for _, left in shown])
+    return np.stack([change for change, *_ in shown]), np.stack([left for _, left, _ in shown])
 
 
 def test_the_first_frame_is_shown_as_it_is() -> None:
@@ -95,7 +95,7 @@ def test_what_was_believed_counts_as_a_frame_and_what_is_settled_as_less() -> No
     for number in range(40, 199):
         # 6 SD on and off, every eighth frame.
         heat = 6.0 * NOISE * SPOT * ((number // 8) % 2)
-        shown, variance = trend.update((mixed[number] + heat).astype(np.float32), own, BODY, float(number))
+        shown, variance, _ = trend.update((mixed[number] + heat).astype(np.float32), own, BODY, float(number))
         inside = np.abs(shown - heat) <= 1.96 * np.sqrt(variance)
         covered["settled"].append(inside[BODY & ~SPOT].mean())
         if number % 8 == 0:
@@ -129,13 +129,13 @@ def test_nothing_that_changes_again_and_again_is_the_end_of_the_filter(case: str
     own, quiet = np.full(BODY.shape, NOISE**2, dtype=np.float32), _noise(70, seed=2)
     trend.learn([(frame, number * interval_s) for number, frame in enumerate(_noise(30, seed=1))], own, BODY, 30.0)
     for number, frame in enumerate(_cases()[case]):
-        shown, variance = trend.update(frame, own, BODY, (30 + number) * interval_s)
+        shown, variance, _ = trend.update(frame, own, BODY, (30 + number) * interval_s)
         assert np.isfinite(shown).all()
         assert (variance > 0.0).all()
         assert (np.abs(shown - frame)[BODY] <= 7.0 * NOISE).all()
     last = []
     for number, frame in enumerate(quiet):
-        shown, variance = trend.update(frame, own, BODY, (110 + number) * interval_s)
+        shown, variance, _ = trend.update(frame, own, BODY, (110 + number) * interval_s)
         last.append(shown[BODY])
     assert np.std(last[30:]) < 0.75 * NOISE
     assert np.mean(np.abs(last[30:]) <= 1.96 * np.sqrt(variance[BODY])) == pytest.approx(0.95, abs=0.03)
@@ -155,7 +155,7 @@ def test_no_course_leaves_the_numbers(steps_s: list[float], seed: int, spread: f
         own = (0.01 * spread ** random.uniform(0.0, 1.0, (6, 6))).astype(np.float32)
         change = (np.sqrt(own) * random.standard_normal((6, 6)) + 50.0 * random.integers(0, 2)).astype(np.float32)
         valid = random.uniform(size=(6, 6)) < 0.7
-        shown, variance = trend.update(change, own, valid, time_s)
+        shown, variance, _ = trend.update(change, own, valid, time_s)
         assert np.isfinite(shown).all()
         assert (np.isfinite(variance) & (variance > 0.0)).all()
 
@@ -192,7 +192,7 @@ def test_what_is_known_is_never_less_than_the_frame_tells(values: list[float], i
     trend = TrendFilter((2, 2))
     own, valid = np.full((2, 2), 0.04, dtype=np.float32), np.ones((2, 2), dtype=bool)
     for number, value in enumerate(values):
-        change, variance = trend.update(np.full((2, 2), value, np.float32), own, valid, number * interval_s)
+        change, variance, _ = trend.update(np.full((2, 2), value, np.float32), own, valid, number * interval_s)
         assert np.isfinite(change).all()
         assert (variance >= own).all()
         # Six standard deviations are the most that the filter keeps of its own opinion.
@@ -206,12 +206,12 @@ def test_a_voxel_without_a_reading_keeps_what_was_given_and_goes_on() -> None:
     for number in range(10):
         trend.update(frames[number], own, BODY, float(number))
     nothing = np.full_like(frames[0], np.nan)
-    shown, variance = trend.update(nothing, own, BODY, 10.0)
+    shown, variance, _ = trend.update(nothing, own, BODY, 10.0)
     assert np.isnan(shown).all()
     np.testing.assert_array_equal(variance, own)
-    masked, _ = trend.update(np.full_like(own, 30.0), own, np.zeros_like(BODY), 11.0)
+    masked, *_ = trend.update(np.full_like(own, 30.0), own, np.zeros_like(BODY), 11.0)
     assert (masked == 30.0).all()
-    shown, variance = trend.update(frames[12], own, BODY, 12.0)
+    shown, variance, _ = trend.update(frames[12], own, BODY, 12.0)
     assert shown[BODY] == pytest.approx(1.2, abs=0.02)
 
 
@@ -229,13 +229,13 @@ def test_a_withdrawn_frame_leaves_no_trace() -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("time_s", [math.nan, 3.0, 2.0, 3.0 + 1e-9])
+@pytest.mark.parametrize("time_s", [math.nan, 3.0, 2.0, 3.0 + 1e-9, 1.7e9])
 def test_without_a_later_time_the_course_begins_anew(time_s: float) -> None:
     trend = TrendFilter(BODY.shape)
     own = np.full(BODY.shape, NOISE**2, dtype=np.float32)
     for number, frame in enumerate(_noise(4)):
         trend.update(frame, own, BODY, float(number))
-    shown, variance = trend.update(np.full_like(own, 2.0), own, BODY, time_s)
+    shown, variance, _ = trend.update(np.full_like(own, 2.0), own, BODY, time_s)
     np.testing.assert_allclose(shown, 2.0, atol=1e-5)
     np.testing.assert_allclose(variance[BODY], NOISE**2, rtol=1e-5)
 
@@ -262,7 +262,7 @@ def test_the_scatter_before_heating_tells_what_noise_is_left(
     own = np.full(BODY.shape, NOISE**2, dtype=np.float32)
     trend.learn([(frame, float(number)) for number, frame in enumerate(mixed)], own, BODY, independent)
     assert least <= trend.noise_factor <= most
-    _, variance = trend.update(mixed[0], own, BODY, float(frames))
+    _, variance, _ = trend.update(mixed[0], own, BODY, float(frames))
     if independent != frames or frames < 5:
         # Nothing is claimed that nobody saw.
         assert (variance >= 0.99 * own).all()

@@ -17,6 +17,7 @@ from sinotherm.evaluation.heated_scans import Series
 from sinotherm.operators.coils import combine
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
+from sinotherm.thermometry.drift import periphery_mask
 from sinotherm.thermometry.fat import fat_at_echo
 from sinotherm.thermometry.guide import Guide, references
 from sinotherm.thermometry.monitor import SliceMonitor
@@ -169,15 +170,16 @@ def _kspace_hybrid(found: Series) -> ComplexArray:
 
 
 def _fat(found: Series, reference: ComplexArray) -> MaskArray:
-    """Return the fat that its phase and brightness tell, bool (y, x)."""
-    protocol = found.scan.protocol
-    return fat_at_echo(
+    """Return the fat that its phase and brightness tell, but for what tells the drift, bool (y, x)."""
+    protocol, size = found.scan.protocol, np.abs(reference)
+    fat = fat_at_echo(
         reference,
         min_signal=_LEAST_SIGNAL,
         larmor_hz=protocol.larmor_hz,
         echo_time_s=protocol.echo_time_s,
         phase_sign=protocol.phase_sign,
     )
+    return fat & ~periphery_mask(size, _LEAST_SIGNAL * float(np.percentile(size, 99.0)), found.header.pixel_m)
 
 
 def _pdunet(name: str) -> Callable[[Series], SeriesImages]:

@@ -28,6 +28,7 @@ from sinotherm.operators.crew import crew
 from sinotherm.operators.density import radial_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import cg_sense
+from sinotherm.thermometry.drift import periphery_mask
 from sinotherm.thermometry.fat import fat_at_echo
 from sinotherm.thermometry.guide import Guide, belonging
 from sinotherm.thermometry.monitor import frequency_and_echo_times
@@ -316,8 +317,8 @@ class _Slice:
     def _fat(self, reference: ComplexArray) -> MaskArray | None:
         """Return what thermometry takes for fat, bool (y, x), which heat does not turn; ``None``: nothing is held.
 
-        What is held still has no reading in the maps: nobody is shown as cold what was wrongly taken for fat. It tells
-        them of the drift only what the guide knows; where they fit more to it, or to fat alone, it is not held.
+        What is held still has no reading in the maps: nobody is shown as cold what was wrongly taken for fat. It shows
+        no more of the drift than the guide knows; what tells the maps their drift is not held.
         """
         scan, settings = self._scan, self._thermometry
         if not settings.fat:
@@ -329,11 +330,10 @@ class _Slice:
                 *(settings.cold_mask, settings.drift_order, self._settings.drift_order),
             )
             return None
-        found = np.zeros(reference.shape, dtype=bool)
         shown = _cropped(reference, scan)
         if settings.fat == "auto":
             larmor_hz, echo_times_s = frequency_and_echo_times(scan, settings)
-            _cropped(found, scan)[...] = fat_at_echo(
+            fat = fat_at_echo(
                 shown,
                 min_signal=settings.min_signal,
                 larmor_hz=larmor_hz,
@@ -341,7 +341,14 @@ class _Slice:
                 phase_sign=1 if settings.phase_sign is None else settings.phase_sign,
             )
         else:
-            _cropped(found, scan)[...] = region_mask(settings.fat, (1, *shown.shape), scan.pixel_m)[0]
+            fat = region_mask(settings.fat, (1, *shown.shape), scan.pixel_m)[0]
+        if settings.cold_mask == "auto":
+            size = np.abs(shown)
+            cold = periphery_mask(size, settings.min_signal * float(np.percentile(size, 99.0)), scan.pixel_m)
+        else:
+            cold = region_mask(settings.cold_mask, (1, *shown.shape), scan.pixel_m)[0]
+        found = np.zeros(reference.shape, dtype=bool)
+        _cropped(found, scan)[...] = fat & ~cold
         return found if found.any() and not found.all() else None
 
     # --- images ----------------------------------------------------------------------------------

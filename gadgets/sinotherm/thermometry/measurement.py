@@ -24,6 +24,9 @@ __all__ = ["EchoMeasurement", "Reading", "magnitude"]
 _CERTAIN_RAD: Final = 0.4
 _SAME_RAD: Final = 1e-3
 _ROUNDING: Final = 1e-6
+_MOST_HELD: Final = 0.25
+"""Share of a cold mask that a network may hold still, where it shows no other drift than its guide found: of the mask
+that the scan began with it holds none, but for the border."""
 _FALL_SD: Final = 2.0
 """Standard deviations of its noise by which a voxel's signal falls before that counts."""
 
@@ -40,8 +43,10 @@ class Reading:
     Attributes
     ----------
     change, unfiltered, sigma, sigma_of_frame
-        float32 (slice, y, x), °C: change, the same before the filters in space and time (``None`` without one), σ_T
-        (NaN: not known), and that of the frame alone, before the filter in time.
+        float32 (slice, y, x), °C: change, the same before the filters in space and time (``None`` without one), its
+        noise (NaN: not known), and that of the frame alone, before the filter in time.
+    shared
+        float32 (slice, y, x), °C: what of σ_T is no noise and the same in every echo.
     magnitude
         float32 (slice, y, x): of the image.
     followed, wrapped, no_drift
@@ -57,6 +62,7 @@ class Reading:
     unfiltered: FloatArray | None
     sigma: FloatArray
     sigma_of_frame: FloatArray
+    shared: FloatArray
     magnitude: FloatArray
     followed: MaskArray
     wrapped: MaskArray
@@ -130,6 +136,7 @@ class EchoMeasurement:
         for trend in self._trends:
             trend.begin()
         self._anchors = self._rim if self._backgrounds else cold
+        self._cold = cold
         self._drift = [
             DriftEstimator(
                 magnitude=plane,
@@ -191,13 +198,17 @@ class EchoMeasurement:
                 product[plane] *= np.exp(np.complex64(-1j / self._scale) * fit.field_degc)
             products.append(product)
             taken.append(timed[place])
+        # What is held still does not scatter, and tells nothing of the noise beside it.
+        free = self._trusted & ~np.logical_or.reduce([_held(image) for image in used])
         if by_time:
-            sd = shared * temporal_phase_sd(products, self._trusted)
+            sd = shared * temporal_phase_sd(products, free)
             self.baseline = replace(self.baseline, phase_sd_rad=sd)
         if self._trends:
-            self._learn_trend(products, taken)
+            self._learn_trend(products, taken, free)
 
-    def _learn_trend(self, products: Sequence[ComplexArray], taken: Sequence[tuple[FrameImage, float]]) -> None:
+    def _learn_trend(
+        self, products: Sequence[ComplexArray], taken: Sequence[tuple[FrameImage, float]], valid: MaskArray
+    ) -> None:
         """Begin the filters in time with the pre-heating frames, of which the products have no drift any more."""
         images = [image for image, _ in taken]
         # Those of a library are each compared with another one: all of the variance is the frame's own.
@@ -209,7 +220,7 @@ class EchoMeasurement:
             frames = [
                 (np.angle(product[plane]) * scale, time_s) for product, (_, time_s) in zip(products, taken, strict=True)
             ]
-            trend.learn(frames, variance[plane], self._trusted[plane], independent)
+            trend.learn(frames, variance[plane], valid[plane], independent)
 
     def lose(self) -> None:
         """Frames are missing between the last one and the next: what it shows may be a turn away."""
@@ -248,7 +259,8 @@ class EchoMeasurement:
             for unwrapper, plane in zip(self._unwrappers, planes, strict=True)
         ]
         phase, wrapped = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-        field, variance, no_drift, fits, problems = self._drift_field(product, phase)
+        held = _held(image)
+        field, variance, no_drift, fits, problems = self._drift_field(product, phase, held)
         for unwrapper, plane in zip(self._unwrappers, planes, strict=True):
             if no_drift[plane].any():
                 unwrapper.withdraw()
@@ -261,18 +273,19 @@ class EchoMeasurement:
         # What is subtracted is uncertain too, most of all far from where it was fitted. The formula knows nothing of
         # it; the scatter of the pre-heating frames, each with a fit of its own, holds it already.
         sigma = np.fmax(np.sqrt(by_formula**2 + variance + fitted * scale**2), by_time)
-        of_frame = sigma
+        of_frame, shared = sigma, np.zeros_like(change)
         if self._trends:
             unfiltered = change if unfiltered is None else unfiltered
-            change, sigma = self._followed(change, sigma, trusted & ~wrapped & ~no_drift, n_effective, time_s)
+            valid = trusted & ~wrapped & ~no_drift & ~held
+            change, sigma, shared = self._followed(change, sigma, valid, n_effective, time_s)
         if any(image.change_error):
-            hidden = sigma_of_change(change, self._trusted, *image.change_error)
-            sigma, of_frame = np.hypot(sigma, hidden), np.hypot(of_frame, hidden)
+            shared = np.hypot(shared, sigma_of_change(change, self._trusted, *image.change_error))
         return Reading(
             change=change.astype(np.float32, copy=False),
             unfiltered=unfiltered,
             sigma=sigma,
             sigma_of_frame=of_frame,
+            shared=shared,
             magnitude=size,
             followed=trusted,
             wrapped=wrapped,
@@ -285,15 +298,16 @@ class EchoMeasurement:
 
     def _followed(
         self, change: FloatArray, sigma: FloatArray, valid: MaskArray, n_effective: float, time_s: float
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return change and σ_T after the filters in time, °C; the baseline's part of σ_T stays as it is."""
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return change, noise and what is none after the filters in time, °C; the baseline's part of it stays."""
         known = np.isfinite(sigma)
         own = np.where(known, np.square(sigma) * _own_share(n_effective), np.float32(0.0))
         parts = [
             trend.update(change[plane], own[plane], valid[plane], time_s) for plane, trend in enumerate(self._trends)
         ]
-        filtered, variance = (np.stack(arrays) for arrays in zip(*parts, strict=True))
-        return filtered, np.sqrt(np.where(known, variance + np.square(sigma) - own, sigma))
+        filtered, variance, hidden = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+        noise = np.sqrt(np.where(known, variance - hidden + np.square(sigma) - own, sigma))
+        return filtered, noise, np.sqrt(hidden)
 
     def _reference(self, data: CoilImages) -> tuple[CoilImages, FloatArray | np.float32, float, float | None]:
         """Return what a frame is compared with, its variance where it is fitted, its independent frames, and the score.
@@ -318,7 +332,7 @@ class EchoMeasurement:
         return baseline.library[best], exact, 1.0, score
 
     def _drift_field(
-        self, product: ComplexArray, phase: FloatArray
+        self, product: ComplexArray, phase: FloatArray, held: MaskArray
     ) -> tuple[FloatArray, FloatArray, MaskArray, list[DriftFit], list[str]]:
         """Return the drift, °C, its variance, where there is none to be had, the fits, and what went wrong."""
         field = np.zeros(phase.shape, dtype=np.float32)
@@ -333,6 +347,13 @@ class EchoMeasurement:
         for plane, estimator in enumerate(self._drift):
             if not self._trusted[plane].any():
                 # An end plane without a body in it has no drift, and its neighbours need none of it.
+                continue
+            if np.count_nonzero(self._cold[plane] & held[plane]) > _MOST_HELD * np.count_nonzero(self._cold[plane]):
+                missing[plane] = True
+                problems.append(
+                    "the network holds the cold mask still, as fat, so that it tells nothing of the drift: draw it "
+                    "elsewhere, or set it before the scan; no reading"
+                )
                 continue
             fit = estimator.fit(product[plane], phase[plane], self._scale)
             fits.append(fit)
@@ -388,6 +409,11 @@ class EchoMeasurement:
             degc_per_radian=self._scale,
         )
         return formula, temporal
+
+
+def _held(image: FrameImage) -> MaskArray:
+    """Return what a network held still, bool (slice, y, x)."""
+    return np.zeros(image.data.shape[1:], dtype=bool) if image.held is None else image.held
 
 
 def _own_share(n_effective: float) -> np.float32:

@@ -780,22 +780,28 @@ class SliceMonitor:
     ) -> tuple[FloatArray, FloatArray | None, FloatArray, FloatArray]:
         """Return change, change before the filters (``None`` without one), σ_T and that of the frame, of all echoes."""
         if len(readings) == 1:
-            return readings[0].change, readings[0].unfiltered, readings[0].sigma, readings[0].sigma_of_frame
+            one = readings[0]
+            return one.change, one.unfiltered, np.hypot(one.sigma, one.shared), np.hypot(one.sigma_of_frame, one.shared)
         times = [self._echo_time(image.echo) for image in images]
         # An echo that is not followed shows an earlier phase.
         sizes = [np.where(reading.followed, reading.magnitude, np.float32(0.0)) for reading in readings]
         change, weights = combine_echoes([reading.change for reading in readings], sizes, times)
         kept = [reading.unfiltered for reading in readings if reading.unfiltered is not None]
         unfiltered = combine_echoes(kept, sizes, times)[0] if kept else None
-        # What has no weight may be infinitely uncertain.
-        sigma, of_frame = (
-            np.sqrt(
-                sum(
-                    np.square(np.multiply(weight, one, where=weight > 0.0, out=np.zeros_like(weight)))
-                    for weight, one in zip(weights, sigmas, strict=True)
-                )
+
+        def weighted(parts: Sequence[FloatArray]) -> FloatArray:
+            # What has no weight may be infinitely uncertain.
+            return np.stack(
+                [
+                    np.multiply(weight, one, where=weight > 0.0, out=np.zeros_like(weight))
+                    for weight, one in zip(weights, parts, strict=True)
+                ]
             )
-            for sigmas in ([one.sigma for one in readings], [one.sigma_of_frame for one in readings])
+
+        shared = weighted([one.shared for one in readings]).sum(axis=0)
+        sigma, of_frame = (
+            np.sqrt(np.square(weighted(noise)).sum(axis=0) + np.square(shared))
+            for noise in ([one.sigma for one in readings], [one.sigma_of_frame for one in readings])
         )
         return change, unfiltered, sigma, of_frame
 

@@ -47,6 +47,8 @@ _FASTEST: Final = np.float32(1.0)
 _TINY: Final = np.float32(1e-30)
 _SHORTEST_S: Final = 1e-3
 """Frames that are nearer to each other tell no rate."""
+_LONGEST_S: Final = 3600.0
+"""Nor those that are farther apart: a clock was set anew, and single precision would be lost on what it means."""
 _SETTLED: Final = 5
 """Frames after which what the filter does no longer tells that it has just begun."""
 _ENOUGH: Final = 30
@@ -110,7 +112,7 @@ class TrendFilter:
         """
         scores, settled = [], []
         for change, time_s in frames:
-            filtered, _ = self.update(change, variance, valid, time_s)
+            filtered, *_ = self.update(change, variance, valid, time_s)
             noise = self._state[5]
             seen = valid & np.isfinite(change) & (noise > 0.0)
             if self._frames > _SETTLED and seen.any():
@@ -129,10 +131,11 @@ class TrendFilter:
 
     def update(
         self, change: FloatArray, variance: FloatArray, valid: MaskArray, time_s: float
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return the change after this frame and its variance, float32 (y, x), °C and °C².
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return the change after this frame, its variance, and what of that is no noise, float32 (y, x), °C, °C², °C².
 
-        Voxels without a reading keep what was given; their course goes on as it was.
+        What a whole neighbourhood departed by and was not believed may be heat. Voxels without a reading keep what was
+        given; their course goes on as it was.
 
         Parameters
         ----------
@@ -141,11 +144,12 @@ class TrendFilter:
         valid
             bool (y, x): voxels with a reading.
         time_s
-            Of the frame, s. Where it is not known, or not later than the last one, every voxel begins anew.
+            Of the frame, s. Where it is not known, not later than the last one, or later by more than an hour, every
+            voxel begins anew.
         """
         self._before = self._state, self._departed, self._frames, self._time_s, self._usual
         passed_s = math.nan if self._time_s is None else time_s - self._time_s
-        if not passed_s > _SHORTEST_S:
+        if not _SHORTEST_S < passed_s < _LONGEST_S:
             self.begin()
             passed_s = 0.0
         self._time_s = time_s if math.isfinite(time_s) else None
@@ -188,9 +192,12 @@ class TrendFilter:
         most_b = np.sqrt(after[5]) * np.sqrt(after[7])
         after[6] = np.clip(after[6], -most_b, most_b)
         self._state = after
-        # What a whole neighbourhood departed by and was not believed may be heat.
         hidden = np.square(rest * together) * own
-        return np.where(read, after[0], change), np.where(read, self._left(own) + hidden, variance)
+        return (
+            np.where(read, after[0], change),
+            np.where(read, self._left(own) + hidden, variance),
+            np.where(read, hidden, np.float32(0.0)),
+        )
 
     def _left(self, own: FloatArray) -> FloatArray:
         """Return the variance of the noise in what is shown, °C²; at most the frame's own.
