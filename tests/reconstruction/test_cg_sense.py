@@ -157,6 +157,8 @@ def test_no_signal_gives_no_image():
     found = cg_sense(np.zeros((3, 7, 2 * N), np.complex64), angles, sampling, maps)
     assert not found.image.any()
     assert found.in_time
+    faint = cg_sense(np.full((3, 7, 2 * N), 1e-20, np.complex64), angles, sampling, maps)
+    assert np.isfinite(faint.image).all()
     nothing = SenseNormal(angles, sampling, maps, weights=np.zeros((7, 2 * N), np.float32))
     with np.errstate(all="raise"):
         assert not nothing.right_hand_side(np.ones((3, 7, 2 * N), np.complex64)).any()

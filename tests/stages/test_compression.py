@@ -131,6 +131,50 @@ def test_a_scan_without_streaks_keeps_its_data_and_says_that_it_has_none(white):
     assert all(one is other for one, other in zip(run(spokes, streak_limit=0.0), spokes, strict=True))
 
 
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_every_slice_has_a_part_in_what_is_kept(interleaved):
+    """The first slice is seen by other coils than the second."""
+    spokes = scan(n_spokes=12)
+    first, second = (
+        [dataclasses.replace(s, slice=number, data=s.data * seen[:, None].astype(np.complex64)) for s in spokes]
+        for number, seen in enumerate((np.arange(12) < 6, np.arange(12) >= 6))
+    )
+    order = [s for pair in zip(first, second, strict=True) for s in pair] if interleaved else [*first, *second]
+    space = EncodingSpace(matrix=(N, N, 1), fov_m=(0.3, 0.3, 0.005))
+    header = ScanHeader(encoded=space, recon=space, trajectory="radial", spokes_per_frame=12, n_slices=2)
+    taken = []
+
+    def live():
+        for one in [*order, *order]:
+            taken.append(one)
+            yield one
+
+    out = stage(live(), header, Settings(coils=8, streak_limit=0.0))
+    made = [next(out)]
+    assert len(taken) == 24
+    made += out
+    for number in range(2):
+        before, after = (
+            sum(float(np.vdot(s.data, s.data).real) for s in found if s.slice == number)
+            for found in ([*order, *order], made)
+        )
+        assert after > 0.9 * before
+
+
+def test_slices_that_never_come_hold_nothing_back_beyond_the_second_frame():
+    space = EncodingSpace(matrix=(N, N, 1), fov_m=(0.3, 0.3, 0.005))
+    header = ScanHeader(encoded=space, recon=space, trajectory="radial", spokes_per_frame=12, n_slices=9)
+    taken = []
+
+    def live():
+        for one in scan():
+            taken.append(one)
+            yield one
+
+    next(stage(live(), header, Settings(coils=5)))
+    assert len(taken) == 13
+
+
 def test_how_long_spokes_wait():
     taken = []
 

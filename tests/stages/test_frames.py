@@ -107,6 +107,15 @@ def test_by_flags_only():
     assert indices(frames(items, dataclasses.replace(SCAN, spokes_per_frame=2), by="flags")) == [[0, 1, 2], [3, 4]]
 
 
+@pytest.mark.parametrize("key", ["slice", "echo"])
+def test_the_last_readout_of_a_repetition_ends_the_frames_of_all_slices_and_echoes(key):
+    items = [spoke(i, **{key: i % 2}, last=i % 6 == 5, last_of_all=i % 6 == 5) for i in range(12)]
+    assert sorted(indices(frames(items, by="flags"))) == [[0, 2, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]
+    # Each with a flag of its own: the first one takes no spoke from the other.
+    items = [spoke(i, **{key: i % 2}, last=i % 6 > 3, last_of_all=i % 6 > 3) for i in range(12)]
+    assert sorted(indices(frames(items, by="flags"))) == [[0, 2, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]
+
+
 def test_by_repetition_index():
     items = [spoke(i, repetition=i // 3, last=True) for i in range(6)]
     assert indices(frames(items, by="index")) == [[0, 1, 2], [3, 4, 5]]
@@ -208,6 +217,21 @@ def test_a_new_plane_begins_a_new_frame(caplog):
     assert "1 spokes after the last window are in no other frame" in caplog.text
 
 
+def test_a_plane_that_is_rounded_otherwise_is_the_same():
+    items = [spoke(i, header=header(1e-4 * i)) for i in range(6)]
+    assert indices(frames(items, spokes=3)) == [[0, 1, 2], [3, 4, 5]]
+    items = [spoke(i, header=header(float("nan") if i == 4 else 0.0)) for i in range(9)]
+    assert indices(frames(items, spokes=3)) == [[0, 1, 2], [5, 6, 7]]
+
+
+def test_what_a_new_plane_leaves_of_a_flagged_frame_is_partial(caplog):
+    """And no measure of whole frames."""
+    items = [spoke(i, header=header(0.0 if i < 6 else 7.0), last=i % 4 == 3) for i in range(16)]
+    scan = dataclasses.replace(SCAN, spokes_per_frame=4)
+    assert indices(frames(items, scan, by="flags")) == [[0, 1, 2, 3], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert caplog.text.count("partial frame of 2 of 4 spokes: dropped") == 2
+
+
 def part(set_=0, phase=0):
     made = ismrmrd.AcquisitionHeader()
     made.idx.set, made.idx.phase = set_, phase
@@ -302,6 +326,23 @@ class TestStacksOfStars:
             np.testing.assert_allclose(frame.angles(), [0.0, 0.4, 0.8])
             assert frame.footprint == (10.0, 18.5, 27.0)
             assert frame.received_s == 117.0
+
+    @pytest.mark.parametrize("values", [{}, {"by": "flags"}])
+    def test_a_flag_of_each_partition_ends_no_slab(self, volume, values):
+        """Where nobody says how many spokes a partition has."""
+        scan = dataclasses.replace(self.SCAN3, spokes_per_frame=None)
+        once = self.acquire(volume)
+        twice = [dataclasses.replace(one, index=one.index + 18) for one in once]
+        found = frames([*once, *twice], scan, **values)
+        assert [(frame.slice, frame.number) for frame in found] == [(s, n) for n in range(2) for s in range(4)]
+        np.testing.assert_allclose(found[0].data(), volume[1].transpose(1, 0, 2), atol=1e-5)
+
+    def test_a_flag_of_the_slab_ends_it_whatever_partitions_it_has(self, volume):
+        order = [(p, s) for s in range(3) for p in range(1, 5)]
+        items = [dataclasses.replace(one, last=one.index == 11) for one in self.acquire(volume, order)]
+        again = [dataclasses.replace(one, index=one.index + 12) for one in items]
+        scan = dataclasses.replace(self.SCAN3, spokes_per_frame=None)
+        assert len(frames([*items, *again], scan, by="flags")) == 8
 
     def test_a_second_slab_and_the_next_number(self, volume):
         items = self.acquire(volume)
@@ -424,5 +465,7 @@ def test_memory_is_bounded_before_it_is_taken(monkeypatch):
     many = [spoke(n) for n in range(40)]
     assert len(frames(many, spokes=10)) == 4
     assert len(frames(many, by="window", window=9, stride=1)) == 32
+    ended = [spoke(n, slice=n % 2, last=n % 8 == 7, last_of_all=n % 8 == 7) for n in range(40)]
+    assert len(frames(ended, by="flags")) == 10
     with pytest.raises(SpokeError, match=r"11 spokes of 128 bytes wait .* set frames.by and frames.spokes"):
         run(many, spokes=40)

@@ -210,6 +210,24 @@ def test_an_empty_centre_means_the_middle_and_oversampling_is_found(caplog):
     assert "readout oversampling" in caplog.text
 
 
+def test_oversampling_that_was_removed_before_is_found(caplog):
+    """The header still speaks of the readout as it was acquired, over twice the field of view."""
+    (spoke,) = run([readout(n=32, center_sample=16)])
+    assert (spoke.sampling.n_readout, spoke.sampling.centre) == (32, 16.0)
+    assert spoke.sampling.spacing == pytest.approx(1 / 32)
+    assert "taken for removed before" in caplog.text
+    # A partial echo of as many samples is none.
+    (spoke,) = run([readout(n=36, center_sample=4)])
+    assert spoke.sampling.spacing == pytest.approx(1 / 64)
+
+
+def test_trajectories_that_begin_late_are_refused():
+    with pytest.raises(SpokeError, match=r"readout 1 has a trajectory, and the first spoke had none.*uniform180"):
+        run([readout(), readout(positions(0.3), counter=1, step=1)])
+    given = run([readout(), readout(positions(0.3), counter=1, step=1)], angles="uniform180")
+    assert given[1].angle_rad == pytest.approx(math.pi / 8)
+
+
 def test_the_third_dimension_is_a_weight_or_a_constant(caplog):
     trajectory = positions(0.6)
     weight = np.abs(np.arange(64) - 32.0)[:, None].astype(np.float32)
@@ -378,6 +396,12 @@ def test_a_scan_of_other_encodings_alone_is_no_success():
         run([noise, *elsewhere])
     # A noise measurement by itself is a scan that went well.
     assert run([noise]) == []
+
+
+@pytest.mark.parametrize("flag", ["SLICE", "REPETITION", "MEASUREMENT"])
+def test_flags_that_end_frames(flag):
+    (spoke,) = run([readout(positions(0.0), flags=[getattr(ismrmrd, f"ACQ_LAST_IN_{flag}")])])
+    assert (spoke.last, spoke.last_of_all) == (True, flag != "SLICE")
 
 
 def test_counters_flags_and_stamps_travel():

@@ -180,6 +180,8 @@ class Spoke:
         Scan counter.
     last
         The readout carries a flag that ends a frame (LAST_IN_REPETITION, LAST_IN_SLICE, LAST_IN_MEASUREMENT).
+    last_of_all
+        One that ends those of all slices and echoes (LAST_IN_REPETITION, LAST_IN_MEASUREMENT).
     header
         The readout's ``ismrmrd.AcquisitionHeader``: geometry and stamps of the images made from it.
     received_s
@@ -206,6 +208,7 @@ class Spoke:
     time_s: float = float("nan")
     index: int = 0
     last: bool = False
+    last_of_all: bool = False
     header: Any = None
     received_s: float = float("nan")
     waiting: int = 0

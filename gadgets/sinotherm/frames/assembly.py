@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 import ismrmrd
+import numpy as np
 
+from sinotherm.core.arrays import FloatArray
 from sinotherm.core.scan import Frame, MetaValue, ScanHeader, Spoke
 from sinotherm.errors import SettingsError, SpokeError
 from sinotherm.frames.partitions import planes
@@ -25,11 +27,23 @@ MAX_BYTES: Final = 8 << 30
 
 _GEOMETRY_START: Final = ismrmrd.AcquisitionHeader.position.offset
 _GEOMETRY_BYTES: Final = ismrmrd.AcquisitionHeader.patient_table_position.offset - _GEOMETRY_START
+_SAME_MM: Final = 0.01
+_SAME_DIRECTION: Final = 1e-4
+"""Positions (mm) and directions that differ by no more are the same plane, rounded otherwise."""
 
 
 def _geometry(header: Any) -> bytes:
     """Return position and directions of a readout as they stand in its header; empty without one."""
     return b"" if header is None else ctypes.string_at(ctypes.addressof(header) + _GEOMETRY_START, _GEOMETRY_BYTES)
+
+
+def _moved(one: bytes, other: bytes) -> bool:
+    """Whether two geometries are of different planes."""
+    if one == other or not (one and other):
+        return one != other
+    apart: FloatArray = np.abs(np.frombuffer(one, np.float32) - np.frombuffer(other, np.float32))
+    # Written so that NaN is elsewhere.
+    return not (apart[:3].max() <= _SAME_MM and apart[3:].max() <= _SAME_DIRECTION)
 
 
 def _part(header: Any) -> tuple[int, int]:
@@ -39,12 +53,16 @@ def _part(header: Any) -> tuple[int, int]:
 
 @dataclass(slots=True, kw_only=True)
 class _Stream:
-    """The spokes of one slice and echo that wait for their frame."""
+    """The spokes of one slice and echo that wait for their frame.
+
+    ``late``: they begin where the plane changed, in the middle of a frame.
+    """
 
     spokes: list[Spoke] = field(default_factory=list)
     geometry: bytes = b""
     part: tuple[int, int] = (0, 0)
     short: bool = False
+    late: bool = False
     number: int = 0
     usual: int = 0
     longest: int = 0
@@ -114,6 +132,8 @@ class FrameAssembler:
         self._count = 0 if chosen == "index" else self._expected
         # Flags of a stack may end each of its partitions; a known count is the better sign.
         self._flags = chosen == "flags" or (chosen == "auto" and not (self._stack and self._count))
+        # Whether they do, the first one tells.
+        self._flag_each: bool | None = None
         self._repetitions = chosen in ("index", "auto")
         self._window, self._stride = window, stride or window
         self._partial = partial
@@ -173,23 +193,44 @@ class FrameAssembler:
         before = len(stream.spokes)
         geometry = _geometry(spoke.header)
         if stream.spokes:
-            if geometry != stream.geometry:
+            if _moved(geometry, stream.geometry):
                 logger.info("the plane of slice %d changes at readout %d", spoke.slice, spoke.index)
                 yield from self._cut(stream)
+                stream.late = True
             elif self._repetitions and spoke.repetition != stream.spokes[0].repetition:
                 yield from self._close(stream)
         part = _part(spoke.header)
         if part != stream.part and (stream.spokes or stream.number):
             yield from self._turn(stream, spoke, part)
-        stream.geometry, stream.part = geometry, part
+        if not stream.spokes or self.rule == "window":
+            stream.geometry = geometry
+        stream.part = part
         stream.spokes.append(spoke)
         if not self._stack:
             yield spoke
         if self.rule == "window":
             yield from self._slide(stream)
-        elif (self._count and len(stream.spokes) >= self._count) or (self._flags and spoke.last):
+        elif self._count and len(stream.spokes) >= self._count:
             yield from self._close(stream)
+        elif self._flags and self._ends(stream, spoke):
+            n = len(stream.spokes)
+            yield from self._cut(stream) if stream.late else self._close(stream)
+            if spoke.last_of_all:
+                # Whose own flags come later has fewer spokes yet.
+                for other in self._streams.values():
+                    if len(other.spokes) >= n:
+                        self._n_waiting -= len(other.spokes)
+                        yield from self._close(other)
         self._n_waiting += len(stream.spokes) - before
+
+    def _ends(self, stream: _Stream, spoke: Spoke) -> bool:
+        """Whether a spoke's flags end its frame."""
+        if not spoke.last or spoke.last_of_all or not self._stack:
+            return spoke.last
+        n_partitions = len({one.partition for one in stream.spokes})
+        if self._flag_each is None:
+            self._flag_each = n_partitions == 1
+        return not self._flag_each or n_partitions >= self._acquired
 
     def _turn(self, stream: _Stream, spoke: Spoke, part: tuple[int, int]) -> Iterator[Spoke | Frame]:
         """End the running frame where set or cardiac phase change, unless the settings say what ends frames.
@@ -265,10 +306,10 @@ class FrameAssembler:
             self.n_dropped_spokes += n
         elif stream.fresh:
             logger.info("%d spokes after the last window are in no other frame", stream.fresh)
-        stream.spokes, stream.fresh, stream.full = [], 0, False
+        stream.spokes, stream.fresh, stream.full, stream.late = [], 0, False, False
 
     def _close(self, stream: _Stream, *, complete: bool = True) -> Iterator[Spoke | Frame]:
-        spokes, stream.spokes, stream.short = stream.spokes, [], False
+        spokes, stream.spokes, stream.short, stream.late = stream.spokes, [], False, False
         expected = stream.usual or self._expected
         if complete and expected and len(spokes) != expected:
             logger.warning("frame %d has %d spokes where %d were expected", stream.number, len(spokes), expected)

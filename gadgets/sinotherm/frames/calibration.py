@@ -12,6 +12,7 @@ with it. `ScanHeader.estimates` has it then, and no frame waits.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -83,7 +84,9 @@ def calibration_facts(spoke: Spoke) -> Mapping[str, str]:
     return facts | named | {"estimated": " ".join(sorted(named)) or "nothing"}
 
 
-def first_frame(items: Iterator[Item], scan: ScanHeader, n_spokes: int = 0) -> tuple[list[Item], list[Spoke]]:
+def first_frame(
+    items: Iterator[Item], scan: ScanHeader, n_spokes: int = 0, *, n_slices: int = 1
+) -> tuple[list[Item], list[Spoke]]:
     """Read the stream up to the end of its first frame.
 
     Parameters
@@ -93,6 +96,8 @@ def first_frame(items: Iterator[Item], scan: ScanHeader, n_spokes: int = 0) -> t
     n_spokes
         Spokes per slice, partition and echo; 0: as the header or the flags of the readouts say, and
         64 where both are silent.
+    n_slices
+        Slices of which it is read; no further than to the second frame of the first.
 
     Returns
     -------
@@ -105,17 +110,22 @@ def first_frame(items: Iterator[Item], scan: ScanHeader, n_spokes: int = 0) -> t
     spokes: list[Spoke] = []
     wanted = n_spokes or scan.spokes_per_frame or 0
     most = (wanted or _MOST_SPOKES) * (scan.acquired_partitions or scan.n_partitions)
-    of_first = 0
+    counts: Counter[tuple[int, int]] = Counter()
+    whole: set[int] = set()
     for item in items:
         held.append(item)
         if not isinstance(item, Spoke):
             continue
-        if spokes and not wanted and item.repetition != spokes[0].repetition:
+        key = (item.slice, item.echo)
+        again = key == next(iter(counts), key) and key[0] in whole
+        if again or (spokes and not wanted and item.repetition != spokes[0].repetition):
             break
         spokes.append(item)
-        of_first += (item.slice, item.echo) == (spokes[0].slice, spokes[0].echo)
-        if of_first >= most or (item.last and not wanted):
-            break
+        counts[key] += 1
+        if counts[key] >= most or (item.last and not wanted):
+            whole.add(key[0])
+            if len(whole) >= n_slices:
+                break
     return held, spokes
 
 

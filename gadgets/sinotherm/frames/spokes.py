@@ -50,10 +50,8 @@ _FLAGS: Final = {
 }
 _NO_ESTIMATES: Final[Estimates] = {}
 _NO_IMAGE: Final = sum(1 << (bit - 1) for bit in _FLAGS.values())
-_LAST: Final = sum(
-    1 << (bit - 1)
-    for bit in (ismrmrd.ACQ_LAST_IN_SLICE, ismrmrd.ACQ_LAST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_MEASUREMENT)
-)
+_LAST_OF_ALL: Final = sum(1 << (bit - 1) for bit in (ismrmrd.ACQ_LAST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_MEASUREMENT))
+_LAST: Final = 1 << (ismrmrd.ACQ_LAST_IN_SLICE - 1) | _LAST_OF_ALL
 _REVERSE: Final = 1 << (ismrmrd.ACQ_IS_REVERSE - 1)
 
 _SCHEDULES: Final[tuple[AngleSchedule, ...]] = get_args(AngleSchedule)
@@ -176,7 +174,7 @@ class SpokeReader:
     ) -> None:
         self._scan = scan
         self._source = angles
-        self._assumed = False
+        self._assumed = self._chosen = False
         self._unit: TrajectoryUnit = trajectory_unit
         self._scale = 0.0
         self._counter = counter
@@ -279,6 +277,7 @@ class SpokeReader:
             time_s=self._time(header.acquisition_time_stamp),
             index=header.scan_counter,
             last=bool(flags & _LAST),
+            last_of_all=bool(flags & _LAST_OF_ALL),
             header=header,
             received_s=readout.received_s,
             waiting=readout.waiting,
@@ -445,6 +444,14 @@ class SpokeReader:
         # What is discarded is no part of the spoke, or the part that an asymmetric echo lacks: the centre tells.
         reach = 2 * max(centre - first, last - centre)
         n_whole = min(n_kept, n_samples, key=lambda n: abs(n - reach))
+        cropped = encoded.matrix[0] * self._scan.recon.fov_m[0] / encoded.fov_m[0]
+        if abs(n_whole - reach) <= 2 and abs(n_whole - cropped) <= 1 and cropped < 0.75 * encoded.matrix[0]:
+            logger.warning(
+                "%d samples around their centre for an encoded matrix of %d, as many as the field of view of the image "
+                "takes: the readout oversampling is taken for removed before; correct the header's encodedSpace",
+                *(n_whole, encoded.matrix[0]),
+            )
+            return self._scan.pixel_m[0] / self._scan.recon.fov_m[0], float(centre)
         if n_whole > encoded.matrix[0]:
             logger.info(
                 "%d samples for an encoded matrix of %d: taken as readout oversampling that the header leaves out",
@@ -555,9 +562,15 @@ class SpokeReader:
             raise SpokeError(
                 f"readout {header.scan_counter} has no trajectory: write one for every spoke, or set spokes.angles."
             )
+        if has_trajectory and self._chosen:
+            raise SpokeError(
+                f"readout {header.scan_counter} has a trajectory, and the first spoke had none, so that the angles are "
+                f"those of the schedule {self._source}: write one for every spoke, or set spokes.angles."
+            )
         if self._source != "auto":
             self._prepare(header)
             return
+        self._chosen = not has_trajectory
         self._source = "trajectory" if has_trajectory else self._stated_source(header)
         self._prepare(header)
 

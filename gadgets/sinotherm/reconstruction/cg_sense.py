@@ -199,7 +199,11 @@ def conjugate_gradients(
     done = 0
     while done < iterations and energy > (tolerance * size) ** 2 and (done == 0 or time.perf_counter() < deadline):
         image = normal(direction).add_(direction, alpha=regularisation)
-        step = energy / float(torch.vdot(direction.ravel(), image.ravel()).real)
+        curvature = float(torch.vdot(direction.ravel(), image.ravel()).real)
+        if not curvature > 0.0:
+            # What is left is too small for single precision.
+            break
+        step = energy / curvature
         solution.add_(direction, alpha=step)
         rest.sub_(image, alpha=step)
         next_energy = float(torch.linalg.vector_norm(rest)) ** 2

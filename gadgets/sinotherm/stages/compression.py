@@ -1,4 +1,4 @@
-"""Stage: coil compression, decided on the first frame and frozen for the scan."""
+"""Stage: coil compression, decided on the first frame of every slice and frozen for the scan."""
 
 import dataclasses
 import itertools
@@ -32,20 +32,22 @@ class Settings(StageSettings):
     method: Literal["svd", "region", "off"] = setting(
         "svd", "Strongest singular vectors, those that keep the field of view and give up the outside, or none."
     )
-    coils: int = setting(8, "Virtual coils; scans with no more coils keep theirs; 0: by energy.", ge=0)
+    coils: int = setting(
+        8, "Virtual coils; scans with no more coils keep theirs; 0: by energy (svd), half of them (region).", ge=0
+    )
     energy: float = setting(0.995, "Share of the signal's energy to keep where coils = 0 (svd).", gt=0.0, le=1.0)
     streak_limit: float = setting(
         2.5, "Coils whose streaks are above this times the median, and its scatter, are left out; 0: none is.", ge=0.0
     )
-    spokes: int = setting(0, "Spokes to decide on; 0: the first frame.", ge=0)
+    spokes: int = setting(0, "Spokes of each slice to decide on; 0: the first frame.", ge=0)
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Leave streak-prone coils out and turn the others into fewer virtual coils, the same for the whole scan.
 
-    The first frame is held back until its last spoke (`sinotherm.frames.calibration`), unless its first
-    spoke shows that there is nothing to decide; with a stored baseline nothing is, and the coils become
-    those of the baseline.
+    The first frame is held back until its last spoke (`sinotherm.frames.calibration`), where slices follow each
+    other until those of all have come, unless its first spoke shows that there is nothing to decide; with a stored
+    baseline nothing is, and the coils become those of the baseline.
 
     Raises
     ------
@@ -74,7 +76,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     note: dict[str, MetaValue] = {}
     compression: CoilCompression | None
     if matrix is None:
-        held, spokes = first_frame(items, scan, settings.spokes)
+        # What only a later slice's coils see would be lost.
+        held, spokes = first_frame(items, scan, settings.spokes, n_slices=scan.n_slices)
         compression, streaky = _decided(spokes, scan, settings)
         if compression is not None and not np.isnan(compression.energy):
             note["coil_compression_energy"] = round(compression.energy, 5)
