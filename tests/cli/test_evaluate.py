@@ -59,7 +59,18 @@ main()
 
 
 @pytest.mark.parametrize(
-    "arguments", [["radial", "--split", "test"], ["radial", "--coils", "1;8"], ["ct", "--split", "x"]]
+    "arguments",
+    [
+        ["radial", "--split", "test"],
+        ["radial", "--coils", "1;8"],
+        ["radial", "--coils", "8,0"],
+        ["radial", "--spokes", "-32"],
+        ["ct", "--split", "x"],
+        ["thermo", "--spokes", "nan"],
+        ["thermo", "--spokes", "40.7"],
+        ["thermo", "--spokes", "40,0"],
+        ["thermo", "--peaks", "44,inf"],
+    ],
 )
 def test_wrong_options_are_refused_before_anything_is_read(arguments):
     result = CliRunner().invoke(app, arguments)

@@ -1,5 +1,7 @@
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
@@ -53,6 +55,14 @@ def test_an_empty_image_stays_empty():
     assert not prepare(np.zeros((8, 8)), 8).any()
 
 
+def test_images_of_any_scale_are_the_same_when_prepared():
+    image = np.random.default_rng(1).random((20, 24))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for factor in (2.0**1023, 2.0**-900):
+            np.testing.assert_array_equal(prepare(image * factor, 16), prepare(image, 16))
+
+
 def test_only_people_of_the_split_and_sets_of_the_kind_are_read(folder):
     val = magnitude_slices(folder, size=16)
     assert {(one.dataset, one.person) for one in val} == {("heads", "bert")}
@@ -92,7 +102,7 @@ def test_a_folder_without_splits_is_read_whole(tmp_path):
 
 def test_nifti_slices_are_rows_of_y_and_columns_of_x(tmp_path):
     nibabel = pytest.importorskip("nibabel")
-    volume = np.arange(4 * 3 * 2, dtype=np.float32).reshape(4, 3, 2)
+    volume = np.arange(9 * 8 * 2, dtype=np.float32).reshape(9, 8, 2)
     nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "head.nii.gz")
     (series,) = read_series(tmp_path)
     assert series.person == "head"
@@ -310,7 +320,9 @@ def test_a_damaged_file_is_named(tmp_path, name, kind):
         list(read_series(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"train": ["anna"], "val": []}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"train": ["anna"], "val": []}', '{"heads": {"train": [1], "val": [2]}}']
+)
 def test_a_foreign_splits_file_is_named(folder, text):
     (folder / "splits.json").write_text(text)
     with pytest.raises(FileFormatError, match=r"splits\.json is not"):
@@ -339,3 +351,89 @@ def test_a_reader_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(DataError, match="reading NIfTI needs nibabel: pip install nibabel"):
         list(read_series(tmp_path))
+
+
+def test_slices_that_fill_the_range_of_their_integers_are_scored(tmp_path):
+    """The difference of the largest and the smallest value does not fit into an int16."""
+    image = _images(1)[0]
+    image[0, :2] = -400, 32767
+    _hdf5(tmp_path / "heads.h5", anna=image)
+    assert len(magnitude_slices(tmp_path, size=16)) == 1
+
+
+def test_masks_inside_a_file_are_left_out_by_name(tmp_path, caplog):
+    labels = {"p1__scan1__mask": _images(), "masks__brain": _images(), "p2__T1_dseg": _images()}
+    images = {"p1__scan1__t1": _images(), "p2__T1": _images(), "p2__masked": _images()}
+    _hdf5(tmp_path / "heads.h5", **labels, **images)
+    assert [(one.person, one.name) for one in read_series(tmp_path)] == [
+        ("p1", "scan1/t1"),
+        ("p2", "T1"),
+        ("p2", "masked"),
+    ]
+    (told,) = caplog.messages
+    assert told.endswith("heads.h5: masks, labels and phases are left out: masks/brain, p1/scan1/mask, p2/T1_dseg")
+    _hdf5(tmp_path / "only" / "masks.h5", **labels)
+    with pytest.raises(DataError, match="no images"):
+        list(read_series(tmp_path / "only" / "masks.h5"))
+    assert "no masks or phases, are needed; it holds brain int16" in caplog.text
+    np.save(tmp_path / "T1_mask.npy", _images())
+    with pytest.raises(DataError, match="no images"):
+        list(read_series(tmp_path / "T1_mask.npy"))
+    assert "its name says mask" in caplog.text
+
+
+def test_people_without_an_image_of_the_right_kind_are_named(tmp_path, caplog):
+    good, small = _images(), np.ones((6, 6))
+    wrong = {"bert__t1": good * 1j, "carl__deep__t1": np.ones((2, 2, 24, 20)), "dora": small, "names": np.arange(4)}
+    _hdf5(tmp_path / "heads.h5", anna__t1=good, anna__phasors=good * 1j, emil=good[None].astype(np.float16), **wrong)
+    assert {one.person for one in read_series(tmp_path)} == {"anna", "emil"}
+    (told,) = caplog.messages
+    assert "heads.h5: 3 people without real images of two or three dimensions, 8 pixels or more a side" in told
+    assert told.endswith("bert/t1 complex128 (2, 24, 20), carl/deep/t1 float64 (2, 2, 24, 20), dora float64 (6, 6)")
+
+
+@pytest.mark.parametrize("name", ["small.png", "small.nii", "small.npy"])
+def test_small_images_are_left_out_of_every_kind_of_file(tmp_path, caplog, name):
+    file = tmp_path / name
+    if file.suffix == ".png":
+        from matplotlib.image import imsave
+
+        imsave(file, _images(1)[0][:7], cmap="gray")
+    elif file.suffix == ".nii":
+        _nifti(file, _images()[:, :7])
+    else:
+        np.save(file, _images()[:, :7])
+    with pytest.raises(DataError, match="no images"):
+        list(read_series(tmp_path))
+    assert f"{name} is left out: real images are needed" in caplog.text
+
+
+def test_people_of_a_split_who_are_not_there_are_named(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    splits = {"heads": {"train": ["anna", "carl"], "val": ["bert", "dora"], "heldout": ["emil"]}}
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    for name in ("heads", "knees"):
+        _hdf5(tmp_path / name / f"{name}.h5", anna=_images(), bert=_images())
+    missing = "1 people whom splits.json lists for heads are not there, or have no images: {}"
+    assert {one.dataset for one in magnitude_slices(tmp_path, size=16)} == {"heads"}
+    assert caplog.messages[0] == f"{tmp_path}: {missing.format('dora')}"
+    assert "knees" not in caplog.text
+    caplog.clear()
+    magnitude_slices(tmp_path, split="all", size=16)
+    assert f"1 files are left out, whose sets splits.json does not list: {Path('knees/knees.h5')}" in caplog.text
+    assert "2 people whom splits.json lists for heads are not there, or have no images: carl, dora" in caplog.text
+    caplog.clear()
+    # The file of one person is not expected to hold the others.
+    _hdf5(tmp_path / "heads" / "bert.h5", images=_images())
+    assert magnitude_slices(tmp_path / "heads" / "bert.h5", size=16)
+    assert "not there" not in caplog.text
+
+
+def test_lists_of_other_names_are_told(folder, caplog):
+    (folder / "splits.json").write_text('{"heads": {"training": ["anna"], "validation": ["bert"]}}')
+    with pytest.raises(FileFormatError, match="heads has neither train nor val, but training, validation"):
+        magnitude_slices(folder)
+    (folder / "splits.json").write_text('{"heads": {"train": ["anna"], "validation": ["bert"]}}')
+    with pytest.raises(DataError, match="no images of split val"):
+        magnitude_slices(folder)
+    assert "splits.json has no list val of heads, only train, validation" in caplog.text

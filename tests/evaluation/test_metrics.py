@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import uniform_filter
 
-from sinotherm.evaluation.metrics import ImageScores, body_mask, by_person, fit_scale, people_means, score
+from sinotherm.evaluation.metrics import ImageScores, body_mask, body_signal, by_person, fit_scale, people_means, score
 
 RANDOM = np.random.default_rng(0)
 
@@ -74,3 +74,12 @@ def test_people_count_not_slices():
     assert people["b"] == one
     assert people_means([("a", one), ("b", two)])["ssim_sd"] == pytest.approx(0.5**0.5)
     assert people_means([("a", one), ("a", two)])["ssim_sd"] is None
+
+
+def test_the_signal_is_the_median_over_the_body_or_what_shines_in_a_dark_one():
+    y, x = np.mgrid[:64, :64] - 32
+    distance = np.hypot(x, y)
+    disc = np.where(distance < 20, 1.0 + 0.5 * np.cos(x), 0.0)
+    assert body_signal(disc) == np.median(disc[body_mask(disc)])
+    ring = np.where((distance < 26) & (distance > 24), 2.0, 0.0)
+    assert body_signal(ring) == 2.0

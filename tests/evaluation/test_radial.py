@@ -55,6 +55,16 @@ def test_the_snr_is_that_of_402_combined_spokes():
     assert np.angle(scan.truth[16, 8:24]).std() > 0.01
 
 
+def test_a_mostly_dark_object_is_scanned_with_noise_too():
+    y, x = np.mgrid[:64, :64] - 32
+    distance = np.hypot(x, y)
+    ring, disc = ((distance < 26) & (distance > 24)).astype(np.float32), (distance < 26).astype(np.float32)
+    dark, bright = (
+        simulate_scan(image, setting="real", coils=1, angles="uniform", spokes=8).noise_sd for image in (ring, disc)
+    )
+    assert dark == bright > 0
+
+
 def test_linear_methods_restore_the_amplitude():
     scan = simulate_scan(_image(), setting="paper", coils=1, angles="uniform", spokes=100)
     for name, reconstruct in methods(["fbp", "gridding"]).items():

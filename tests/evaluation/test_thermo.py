@@ -1,5 +1,6 @@
 import inspect
 import json
+import logging
 import math
 from importlib.resources import files
 from types import SimpleNamespace
@@ -251,6 +252,22 @@ def test_complex_baselines_are_taken_by_person(tmp_path, caplog) -> None:
         next(iter(rows(file_name, **options)))
 
 
+def test_people_of_complex_baselines_are_told(tmp_path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    baseline = _disc().astype(np.complex64)
+    with h5py.File(tmp_path / "heads.h5", "w") as file:
+        file["anna/deep"], file["bert"], file["carl/t1"] = baseline, baseline[None, None], _disc()
+        file["anna/mask"] = _disc()
+    options = SMALL | {"scenes": ("rf",), "peaks_degc": (46.0,), "spokes": (40,), "names": ("gridding",)}
+    (row,) = rows(tmp_path / "heads.h5", **options)
+    assert row["n_frames"] == 2 * 4
+    assert "heads: 2 people: anna, bert" in caplog.text
+    assert "heads.h5: 1 people without complex images" in caplog.text
+    assert "are left out: carl/t1 float32 (64, 64)\n" in caplog.text
+    with pytest.raises(SettingsError, match=r"--split val: the complex images of .*heads\.h5 have no splits"):
+        next(iter(rows(tmp_path / "heads.h5", split="val", **options)))
+
+
 def test_a_curve_or_split_that_cannot_be_used_is_refused(tmp_path) -> None:
     curve = tmp_path / "curve.csv"
     curve.write_text("time_s,temperature_degC\n2,37\n1,40\n")
@@ -301,7 +318,12 @@ def test_a_curve_makes_its_own_peak(tmp_path, caplog) -> None:
     assert "of 20 spokes 2 s" in caplog.text
 
 
-def test_command_writes_table_figure_and_record(tmp_path) -> None:
+def _stopped(row):
+    yield row
+    raise KeyboardInterrupt
+
+
+def test_command_writes_table_figure_and_record(tmp_path, monkeypatch) -> None:
     app = typer.Typer()
     app.command()(command)
     arguments = [
@@ -325,6 +347,11 @@ def test_command_writes_table_figure_and_record(tmp_path) -> None:
     assert CliRunner().invoke(app, again).exit_code == 0
     merged = json.loads((tmp_path / "thermo.json").read_text())["results"]
     assert [row["method"] for row in merged] == ["gridding", "gridding", "view-sharing"]
+    # Whoever stops a long run keeps the table of the rows that are ready.
+    (tmp_path / "thermo.csv").unlink()
+    monkeypatch.setattr("sinotherm.evaluation.thermo.rows", lambda *_, **__: _stopped(merged[0]))
+    assert CliRunner().invoke(app, ["-o", str(tmp_path)]).exit_code != 0
+    assert (tmp_path / "thermo.csv").read_text().count("gridding") == 1
     wrong = CliRunner().invoke(app, ["--peaks", "hot"])
     assert isinstance(wrong.exception, SettingsError)
 

@@ -230,6 +230,17 @@ def test_images_that_cannot_be_learnt_from_are_refused(config, tmp_path):
         load_images(whole, {"heads": 0.5, "haeds": 0.5}, "train")
 
 
+def test_masks_are_no_images_and_the_range_of_integers_is_no_bound(tmp_path, caplog):
+    folder = _heads(tmp_path, _round())
+    image = np.where(_round() > 0, 32767, 0).astype(np.int16)
+    image[0, 0] = -20
+    with h5py.File(folder / "heads" / "heads.h5", "w") as file:
+        file["anna/t1"], file["anna/scan/mask"], file["masks/anna"] = image, image, image
+    images, _ = load_images(folder, {"heads": 1.0}, "train")
+    assert len(images) == 1
+    assert "masks, labels and phases are left out: anna/scan/mask" in caplog.text
+
+
 def test_images_of_another_kind_are_refused(config, tmp_path, small):
     """Hounsfield units of a set of any name are for fan beams only, and magnitudes for all else."""
     lungs, heads = _heads(tmp_path / "lungs", 1000 * _round() - 1000), _heads(tmp_path / "heads", _round())
@@ -414,7 +425,8 @@ def test_wrong_configurations_are_refused(config, tmp_path):
     config.write_text(CONFIG.replace("decay = 2", ""))
     with pytest.raises(SettingsError, match="decay"):
         Configuration.read(config)
-    configuration = Configuration(name="a", data={}, steps=1, decay=1, architecture={"deep": 1}, simulation={"far": 1})
+    settings = {"architecture": {"deep": 1}, "simulation": {"far": 1}}
+    configuration = Configuration(name="a", data={"heads": 1.0}, steps=1, decay=1, **settings)
     with pytest.raises(SettingsError, match="deep"):
         build_network(configuration)
     with pytest.raises(SettingsError, match="far"):
@@ -439,6 +451,8 @@ def test_wrong_configurations_are_refused(config, tmp_path):
         ("steps = 6", "steps = 6\nweight_decay = -1.0", r"weight_decay = -1\.0; it must be at least 0"),
         ('"tiny"', '"a/tiny"', "name = 'a/tiny'; it must be the name of a folder"),
         ('"tiny"', '".."', r"name = '\.\.'; it must be"),
+        ("heads = 1.0", "", r"\[data\] is empty; name a set"),
+        ("steps = 6", "steps = 6\nvalid = {spokes = [64, 21]}", "the lowest of each must be no more than the highest"),
         ("heads = 1.0", "heads = 0.0", "every share must be above 0"),
         ("heads = 1.0", "heads = 'all'", r"data = .*; it must be dict\[str, float\]"),
         ("memory = 2", 'wrap = "mirorr"', "wrap = 'mirorr'; it must be one of 'mirror', 'circular', 'none'"),
@@ -546,7 +560,7 @@ def _pickled(state):
 
 
 def test_the_learning_rate_rises_stays_and_falls():
-    configuration = Configuration(name="a", data={}, steps=100, decay=40, warmup=10, learning_rate=1.0)
+    configuration = Configuration(name="a", data={"b": 1.0}, steps=100, decay=40, warmup=10, learning_rate=1.0)
     assert configuration.rate(0) == pytest.approx(0.1)
     assert configuration.rate(9) == configuration.rate(60) == 1.0
     assert configuration.rate(80) == pytest.approx(0.5)

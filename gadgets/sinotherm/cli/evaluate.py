@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from sinotherm.core.record import writable, writable_folder
+from sinotherm.core.record import whole_numbers, writable, writable_folder
 
 if TYPE_CHECKING:
     from sinotherm.simulation.image_sets import Split
@@ -31,15 +31,6 @@ Json = Annotated[
     typer.Option("--json", help="File for the figures, with machine and versions beside them.", callback=writable),
 ]
 PerPerson = Annotated[int | None, typer.Option("--per-person", help="At most so many slices of a person.", min=1)]
-
-
-def _integers(text: str, name: str) -> list[int]:
-    from sinotherm.errors import SettingsError
-
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise SettingsError(f"{name} {text!r}: whole numbers with commas between are needed.") from None
 
 
 def _choice(value: str | None, name: str, choices: tuple[str, ...]) -> str | None:
@@ -89,9 +80,9 @@ def radial(
         data,
         split=_split(split),
         setting=_choice(setting, "--setting", ("paper", "real")),
-        coils=_integers(coils, "--coils"),
+        coils=whole_numbers(coils, "--coils"),
         angles=schemes,
-        spokes=_integers(spokes, "--spokes"),
+        spokes=whole_numbers(spokes, "--spokes"),
         snr=snr,
         names=tuple(methods.split(",")) if methods else None,
         network=network,

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from sinotherm.errors import SettingsError
 
-__all__ = ["figures_record", "machine", "writable", "writable_folder", "write_record"]
+__all__ = ["figures_record", "machine", "whole_numbers", "writable", "writable_folder", "write_record"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,23 @@ def figures_record(command: str, figures: Mapping[str, Any] | Sequence[Mapping[s
     if isinstance(figures, Mapping):
         return record | dict(figures)
     return record | {"results": [dict(row) for row in figures]}
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Return the numbers of an option's value, with commas between.
+
+    Raises
+    ------
+    SettingsError
+        One is no whole number, or below 1.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"{option} {text!r}: whole numbers with commas between are needed.") from None
+    if min(numbers) < 1:
+        raise SettingsError(f"{option} {text!r}: {min(numbers)} is below 1; give whole numbers from 1 on.")
+    return numbers
 
 
 def writable(path: Path | None) -> Path | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.errors import SettingsError
 from sinotherm.evaluation.images import default_split, magnitude_slices
-from sinotherm.evaluation.metrics import body_mask
+from sinotherm.evaluation.metrics import body_signal
 from sinotherm.evaluation.radial import coil_maps, complex_object
 from sinotherm.evaluation.reports import Result, report, set_rows
 from sinotherm.networks.cartesian import CartesianLines
@@ -83,7 +83,7 @@ def _images(
     maps = coil_maps(image, case["coils"], random)
     lines = variable_density_lines(image.shape[0], case["acceleration"], random)
     operator = CartesianLines(lines, torch.from_numpy(maps))
-    level = float(np.median(image[body_mask(image)])) / case["snr"]
+    level = body_signal(image) / case["snr"]
     with torch.inference_mode():
         measured = operator.forward(torch.from_numpy(truth)[None])
         noise = random.standard_normal((2, *measured.shape), dtype=np.float32)
@@ -104,7 +104,7 @@ def evaluate(
 ) -> Iterator[Result]:
     """Yield one row for each set and method, and the scores of each slice; means and SDs are over people.
 
-    The SNR is |S|/SD(real part) of the fully sampled, combined image, median over the body.
+    The SNR is |S|/SD(real part) of the fully sampled, combined image; |S| as `body_signal`.
     """
     ready = methods(names)
     if "cg-sense" in ready:

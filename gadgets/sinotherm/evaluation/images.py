@@ -18,11 +18,12 @@ from sinotherm.simulation.image_sets import (
     attenuation,
     find_splits,
     is_hounsfield,
-    is_label,
     is_magnitude,
     prepare,
     read_series,
     set_of,
+    shows_something,
+    some_of,
 )
 
 __all__ = ["EvaluationSlice", "attenuation_slices", "default_split", "magnitude_slices", "spread"]
@@ -129,13 +130,13 @@ def _slices(
     refused: dict[str, list[str]] = defaultdict(list)
     for series in read_series(path, split=split or default_split(path), datasets=datasets):
         who = f"{series.person} {series.name} ({series.images.min():g} to {series.images.max():g})"
-        if is_label(series.name) or not fits(series.images):
+        if not fits(series.images):
             refused[series.dataset].append(who)
             continue
         slices = people[series.dataset, series.person]
         for index, image in enumerate(series.images):
             # Empty slices have no body to score.
-            if np.ptp(image) > 0 and (made := ready(image)).any():
+            if shows_something(image) and (made := ready(image)).any():
                 name = f"{series.name}[{index}]"
                 slices.append(EvaluationSlice(dataset=series.dataset, person=series.person, name=name, image=made))
     for dataset, series_names in refused.items():
@@ -144,7 +145,7 @@ def _slices(
             dataset,
             len(series_names),
             needed,
-            ", ".join([*series_names[:5]] + ["…"] * (len(series_names) > 5)),
+            some_of(series_names),
         )
     for dataset in dict.fromkeys(name for name, _ in people):
         all_of = [person for name, person in people if name == dataset]

@@ -8,7 +8,7 @@ import numpy as np
 
 from sinotherm.core.arrays import ComplexArray, FloatArray
 
-__all__ = ["ImageScores", "body_mask", "by_person", "fit_scale", "people_means", "score"]
+__all__ = ["ImageScores", "body_mask", "body_signal", "by_person", "fit_scale", "people_means", "score"]
 
 WINDOW = 7
 
@@ -49,6 +49,21 @@ def body_mask(reference: FloatArray) -> np.ndarray:
     signal = reference > 0.05 * reference.max()
     cross = generate_binary_structure(2, 1)
     return binary_dilation(binary_fill_holes(signal), structure=cross, iterations=5)
+
+
+def body_signal(reference: FloatArray) -> float:
+    """Return the signal of an SNR: the median over the body, or over what shines in a body that is mostly dark.
+
+    Parameters
+    ----------
+    reference
+        Modulus of the reference image, (y, x).
+    """
+    body = reference[body_mask(reference)]
+    signal = 0.05 * float(reference.max())
+    median = float(np.median(body))
+    # A median next to nothing would make a scan next to free of noise.
+    return median if median > signal else float(np.median(body[body > signal]))
 
 
 def fit_scale(image: ComplexArray, reference: ComplexArray) -> complex:

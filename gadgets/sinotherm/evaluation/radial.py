@@ -18,7 +18,7 @@ from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, FrameDat
 from sinotherm.core.geometry import RadialSampling, spoke_angles
 from sinotherm.errors import SettingsError
 from sinotherm.evaluation.images import EvaluationSlice, default_split, magnitude_slices
-from sinotherm.evaluation.metrics import ImageScores, body_mask, people_means, score
+from sinotherm.evaluation.metrics import ImageScores, body_mask, body_signal, people_means, score
 from sinotherm.evaluation.reports import Result, report
 from sinotherm.simulation.image_sets import Split
 
@@ -118,8 +118,7 @@ def simulate_scan(
 ) -> RadialScan:
     """Return a simulated frame of a magnitude image (y, x), readout oversampled twice.
 
-    The SNR is |S|/SD(real part) in the combined ramp-filtered reconstruction of 402 spokes, median over
-    the body.
+    The SNR is |S|/SD(real part) in the combined ramp-filtered reconstruction of 402 spokes; |S| as `body_signal`.
 
     Raises
     ------
@@ -143,8 +142,7 @@ def simulate_scan(
     noise_sd = 0.0
     if setting == "real":
         weights = readout_weights(sampling, centre="area") * (math.pi / FULL_SPOKES)
-        signal = float(np.median(image[body_mask(image)]))
-        noise_sd = signal / (snr * math.sqrt(FULL_SPOKES * float(np.sum(weights**2))))
+        noise_sd = body_signal(image) / (snr * math.sqrt(FULL_SPOKES * float(np.sum(weights**2))))
         noise = random.standard_normal((2, *samples.shape))
         samples = samples + noise_sd * (noise[0] + 1j * noise[1])
     return RadialScan(

@@ -1,5 +1,6 @@
 """What scores of reconstructions leave behind: table, record, and a figure of the worst, median and best slice."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -10,9 +11,11 @@ from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.core.record import figures_record, write_record
 from sinotherm.evaluation.images import EvaluationSlice
 from sinotherm.evaluation.metrics import ImageScores, fit_scale, people_means, score
-from sinotherm.evaluation.tables import command_line, print_row, table_cell, write_table
+from sinotherm.evaluation.tables import command_line, print_row, printable, table_cell, write_figure, write_table
 
 __all__ = ["Again", "Result", "report", "set_rows"]
+
+log = logging.getLogger(__name__)
 
 Result: TypeAlias = tuple[dict[str, Any], list[tuple[EvaluationSlice, ImageScores]]]
 """A row of the table, and the scores of the slices behind it."""
@@ -23,6 +26,8 @@ Again: TypeAlias = Callable[
 """From the methods' names: from a row, a slice's image and its place among the set's, the truth and each image."""
 
 _CASE: Final = ("dataset", "coils", "angles", "spokes")
+_MOST_SETS: Final = 8
+"""Sets of a figure, whose layout takes time with their square."""
 
 
 def set_rows(
@@ -70,14 +75,14 @@ def report(
             print_row(list(row))
         print_row([table_cell(value) for value in row.values()])
         kept.append((row, scores))
+        # Whoever stops a long run keeps the rows that are ready.
         if json is not None:
-            # Whoever stops a long run keeps the rows that are ready.
             write_record(json, figures_record(command_line(), [row for row, _ in kept]))
-    rows = [row for row, _ in kept]
+        if output is not None:
+            write_table([row for row, _ in kept], output, name)
     if output is not None:
-        write_table(rows, output, name)
         _figure(kept, output / f"{name}.png", again)
-    return rows
+    return [row for row, _ in kept]
 
 
 def _figure(results: Sequence[Result], file: Path, again: Again) -> None:
@@ -85,6 +90,9 @@ def _figure(results: Sequence[Result], file: Path, again: Again) -> None:
     from matplotlib.figure import Figure
 
     last = {row["dataset"]: row for row, _ in results}
+    if len(last) > _MOST_SETS:
+        log.info("%s shows the first %d of %d sets", file, _MOST_SETS, len(last))
+        last = dict(list(last.items())[:_MOST_SETS])
     methods = list(dict.fromkeys(row["method"] for row, _ in results))
     figure = Figure(figsize=(2.4 * (len(methods) + 1), 2.5 * 3 * len(last)), layout="constrained")
     axes = figure.subplots(3 * len(last), len(methods) + 1, squeeze=False)
@@ -99,7 +107,7 @@ def _figure(results: Sequence[Result], file: Path, again: Again) -> None:
             truth, found = images(row, one.image, place)
             window = {"cmap": "gray", "vmin": 0.0, "vmax": float(np.percentile(np.abs(truth), 99.5))}
             line[0].imshow(np.abs(truth), **window)
-            line[0].set_title(f"{one.person} {one.name} truth", fontsize=7)
+            line[0].set_title(printable(f"{one.person} {one.name} truth"), fontsize=7, parse_math=False)
             # A case may have fewer methods than another one.
             for axis, (r, values) in zip(line[1:], case, strict=False):
                 image = found[r["method"]]
@@ -107,4 +115,4 @@ def _figure(results: Sequence[Result], file: Path, again: Again) -> None:
                 axis.set_title(f"{r['method']} {values[place][1].ssim:.3f}", fontsize=7)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.savefig(file, dpi=120)
+    write_figure(figure, file)

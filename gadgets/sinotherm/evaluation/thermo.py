@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from sinotherm.core.record import writable, writable_folder
+from sinotherm.core.record import whole_numbers, writable, writable_folder
 
 if TYPE_CHECKING:
     from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
@@ -26,6 +26,8 @@ _DISC_M: Final = 0.010
 _SPOT_DEGC: Final = (0.5, 2.0)
 """Range of the injected hot spots; tissue above it counts as heated, below a fifth of it as not."""
 _LEAST_VOXELS: Final = 100
+_MOST_COLUMNS: Final = 16
+"""Sets and scenes of a figure, whose layout takes time with their square."""
 _CASE: Final = ("dataset", "split", "scene", "peak_degC", "method", "spokes")
 _UNHEATED_DEGC: Final = 37.0
 _PEAKS_DEGC: Final = (37.0, 39.0, 44.0, 46.0, 50.0)
@@ -182,14 +184,19 @@ def _objects(
     ------
     DataError
         There is nothing usable in the data.
+    SettingsError
+        A split of complex images is wanted.
     """
     if data is None:
         yield "simulation", "all", [("ellipses", None)]
         return
+    from sinotherm.errors import SettingsError
     from sinotherm.evaluation.images import default_split, magnitude_slices
 
     complex_objects = _complex_objects(data, per_person, people, matrix)
     if complex_objects:
+        if split not in (None, "all"):
+            raise SettingsError(f"--split {split}: the complex images of {data} have no splits; leave it out.")
         yield data.stem, "all", complex_objects
         return
     slices = magnitude_slices(data, split=split, per_person=per_person, size=matrix)
@@ -215,25 +222,33 @@ def _complex_objects(
 
     from sinotherm.errors import DataError
     from sinotherm.evaluation.images import spread
-    from sinotherm.simulation.image_sets import SMALLEST, readable
+    from sinotherm.simulation.image_sets import SMALLEST, readable, some_of
 
     if path.suffix.lower() not in (".h5", ".hdf5") or not path.is_file():
         return []
     import h5py
 
     stored: dict[str, list[ComplexArray]] = {}
+    others: dict[str, str] = {}
 
     def visit(name: str, node: Any) -> None:
-        if (
-            isinstance(node, h5py.Dataset)
-            and node.dtype.kind == "c"
-            and node.ndim in (2, 3)
-            and min(node.shape[-2:]) >= SMALLEST
-        ):
-            stored.setdefault(name.split("/")[0], []).extend(node[()].reshape(-1, *node.shape[-2:]))
+        shape = [n for n in getattr(node, "shape", None) or () if n != 1]
+        if not isinstance(node, h5py.Dataset) or len(shape) < 2:
+            return
+        person = name.split("/")[0]
+        if node.dtype.kind == "c" and len(shape) < 4 and min(shape[-2:]) >= SMALLEST:
+            stored.setdefault(person, []).extend(node[()].reshape(-1, *shape[-2:]))
+        else:
+            others.setdefault(person, f"{name} {node.dtype} {node.shape}")
 
     with readable(path, "HDF5"), h5py.File(path, "r") as store:
         store.visititems(visit)
+    if stored and (lost := [text for person, text in others.items() if person not in stored]):
+        logger.warning(
+            "%s: %d people without complex images of two or three dimensions, %d pixels or more a side, are left "
+            "out: %s",
+            *(path, len(lost), SMALLEST, some_of(lost)),
+        )
     found: list[tuple[str, ComplexArray]] = []
     for person, images in list(stored.items())[:people]:
         good = [image for image in images if np.isfinite(image).all() and image.any()]
@@ -248,6 +263,9 @@ def _complex_objects(
         found.extend((person, _resampled(image, matrix)) for image in spread(good, per_person))
     if stored and not found:
         raise DataError(f"{path}: its complex images are empty or not finite; a baseline with signal is needed.")
+    if found:
+        used = dict.fromkeys(person for person, _ in found)
+        logger.info("%s: %d people: %s", path.stem, len(used), ", ".join(used))
     return found
 
 
@@ -410,7 +428,12 @@ def _picture(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw RMSE and bias in the tumour against the spokes, one line a method, one column a scene."""
     from matplotlib.figure import Figure
 
+    from sinotherm.evaluation.tables import printable, write_figure
+
     scenes = list(dict.fromkeys((row["dataset"], row["scene"]) for row in results))
+    if len(scenes) > _MOST_COLUMNS:
+        logger.info("%s shows the first %d of %d sets and scenes", path, _MOST_COLUMNS, len(scenes))
+        scenes = scenes[:_MOST_COLUMNS]
     figure = Figure(figsize=(4.5 * len(scenes), 7.0), layout="constrained")
     axes = figure.subplots(2, len(scenes), squeeze=False)
     for column, place in enumerate(scenes):
@@ -425,19 +448,22 @@ def _picture(results: Sequence[Mapping[str, Any]], path: Path) -> None:
                 ]
                 axes[line][column].plot(counts, values, "o-", label=method)
                 axes[line][column].set(xlabel="spokes of a frame", ylabel=name.replace("_", " "))
-        axes[0][column].set_title(" ".join(place))
+        axes[0][column].set_title(printable(" ".join(place)), parse_math=False)
         axes[0][column].set_yscale("log")
     axes[0][0].legend()
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)
 
 
 def _numbers(text: str, option: str) -> list[float]:
     from sinotherm.errors import SettingsError
 
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise SettingsError(f"{option} {text!r}: numbers with commas between are needed.") from None
+        numbers = []
+    if not (numbers and all(map(math.isfinite, numbers))):
+        raise SettingsError(f"{option} {text!r}: numbers with commas between are needed.")
+    return numbers
 
 
 def _earlier(path: Path | None) -> list[dict[str, Any]]:
@@ -544,7 +570,7 @@ def command(
         split=split,
         scenes=scenes.split(","),  # type: ignore[arg-type]
         peaks_degc=None if peaks is None else _numbers(peaks, "--peaks"),
-        spokes=[int(value) for value in _numbers(spokes, "--spokes")],
+        spokes=whole_numbers(spokes, "--spokes"),
         names=methods.split(",") if methods else None,
         seeds=seeds,
         first_seed=first_seed,
@@ -562,10 +588,10 @@ def command(
             print_row(["---"] * len(row))
         results.append(row)
         print_row([table_cell(value) for value in row.values()])
+        # Whoever stops a long run keeps the rows that are ready.
         if json is not None:
-            # Whoever stops a long run keeps the rows that are ready.
             write_record(json, figures_record(command_line(), _merged(earlier, results)))
-    results = _merged(earlier, results)
+        if output is not None:
+            write_table(_merged(earlier, results), output, "thermo")
     if output is not None:
-        write_table(results, output, "thermo")
-        _picture(results, output / "thermo.png")
+        _picture(_merged(earlier, results), output / "thermo.png")

@@ -46,6 +46,8 @@ __all__ = [
     "readable",
     "resample",
     "set_of",
+    "shows_something",
+    "some_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ MAGNITUDE: Final = "magnitude images, which have no values below 0"
 
 _SUBJECT: Final = re.compile(r"sub-[0-9A-Za-z]+")
 _LABEL: Final = re.compile(
-    r"(?:^|[._-])(?:d?seg|probseg|segmentations?|masks?|labels?(?:tr|ts)?|phase(?:diff)?)$", re.IGNORECASE
+    r"(?:^|[/._-])(?:d?seg|probseg|segmentations?|masks?|labels?(?:tr|ts)?|phase(?:diff)?)(?=/|$)", re.IGNORECASE
 )
 
 
@@ -128,7 +130,10 @@ def resample(image: np.ndarray, size: int) -> FloatArray:
 
 def prepare(image: np.ndarray, size: int = 256) -> FloatArray:
     """Return a magnitude image as the evaluation protocol wants it: float32 (size, size), 99.5 % point at 1."""
-    square = np.maximum(resample(np.asarray(image, dtype=np.float64), size), 0.0)
+    values = np.asarray(image, dtype=np.float64)
+    # A power of two changes no digit, and what is nearly the largest of all numbers has a finite sum.
+    values = np.ldexp(values, -int(np.frexp(np.abs(values).max())[1]))
+    square = np.maximum(resample(values, size), 0.0)
     scale = float(np.percentile(square, 99.5))
     return (square / (scale if scale > 0 else 1.0)).astype(np.float32)
 
@@ -145,7 +150,8 @@ def find_splits(path: Path) -> dict[str, dict[str, list[str]]] | None:
     Raises
     ------
     FileFormatError
-        The file does not hold sets with lists of people, or people of a set are both in ``train`` and in ``val``.
+        The file does not hold sets with lists of people, a set has neither ``train`` nor ``val``, or people of it are
+        in both.
     """
     path = path.absolute()
     for folder in (path, path.parent, path.parent.parent):
@@ -154,13 +160,18 @@ def find_splits(path: Path) -> dict[str, dict[str, list[str]]] | None:
             continue
         with readable(file, "JSON"):
             splits = json.loads(file.read_text(encoding="utf-8"))
-        sets = splits.values() if isinstance(splits, dict) else [None]
-        if not all(isinstance(part, dict) and all(isinstance(who, list) for who in part.values()) for part in sets):
+        sets = splits.values() if isinstance(splits, dict) and splits else [None]
+        if not all(isinstance(part, dict) and all(map(_is_names, part.values())) for part in sets):
             raise FileFormatError(
-                f'{file} is not {{"SET": {{"train": [PEOPLE], "val": [PEOPLE]}}}}: correct it, or give it another name.'
+                f'{file} is not {{"SET": {{"train": [PEOPLE], "val": [PEOPLE]}}}} with names in quotation marks: '
+                "correct it, or give it another name."
             )
         for name, part in splits.items():
-            both = set(map(str, part.get("train", []))) & set(map(str, part.get("val", [])))
+            if not part.keys() & {"train", "val"}:
+                raise FileFormatError(
+                    f"{file}: {name} has neither train nor val, but {', '.join(part) or 'nothing'}: name its lists so."
+                )
+            both = set(part.get("train", [])) & set(part.get("val", []))
             if both:
                 raise FileFormatError(
                     f"{file}: {', '.join(sorted(both))} of {name} are in both train and val, where scores would be "
@@ -168,6 +179,10 @@ def find_splits(path: Path) -> dict[str, dict[str, list[str]]] | None:
                 )
         return splits
     return None
+
+
+def _is_names(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def set_of(file: Path, splits: Collection[str]) -> str | None:
@@ -187,6 +202,16 @@ def is_magnitude(images: np.ndarray) -> bool:
     return bool(not is_hounsfield(images) and images.min() >= LEAST_NEGATIVE * images.max())
 
 
+def shows_something(image: np.ndarray) -> bool:
+    """Return whether an image is more than one value; the difference of two may be too large for its integers."""
+    return bool(image.max() > image.min())
+
+
+def some_of(names: Collection[str]) -> str:
+    """Return the first five names, for the log."""
+    return ", ".join([*list(names)[:5]] + ["…"] * (len(names) > 5))
+
+
 def files_of(path: Path, sets: Collection[str]) -> list[Path]:
     """Return the files of images that `read_series` takes for these sets of ``splits.json``."""
     splits = find_splits(path) or {}
@@ -194,7 +219,7 @@ def files_of(path: Path, sets: Collection[str]) -> list[Path]:
 
 
 def is_label(name: str) -> bool:
-    """Return whether a name says mask, segmentation, label or phase, which are no images of a person's tissue."""
+    """Return whether a name, or a group it is in, says mask, segmentation, label or phase: no images of tissue."""
     return _LABEL.search(name) is not None
 
 
@@ -296,10 +321,21 @@ def _is_hdf5(file: Path) -> bool:
     return file.suffix.lower() in HDF5
 
 
+def _are_images(shape: Sequence[int], dtype: np.dtype[Any]) -> bool:
+    """Return whether an array (slice, row, column) or (row, column) is one of real images."""
+    return len(shape) in (2, 3) and dtype.kind in "uif" and min(shape[-2:]) >= SMALLEST and 0 not in shape
+
+
 def _hdf5(
-    file: Path, people: Collection[str] | None
+    file: Path, people: Collection[str] | None, *, named: bool = False
 ) -> Iterator[tuple[str, str, tuple[np.ndarray, Mapping[str, Any]] | None]]:
-    """Yield top-level name, name below it or the same, and for these people (``None``: all) images and attributes."""
+    """Yield top-level name, name below it or the same, and for these people (``None``: all) images and attributes.
+
+    Parameters
+    ----------
+    named
+        Whether the top-level names are people, so that those of them who have no image are told.
+    """
     import h5py
 
     found: list[tuple[str, str, Any]] = []
@@ -317,24 +353,47 @@ def _hdf5(
                             found.append((top, name, item)) if isinstance(item, h5py.Dataset) else None
                         )
                     )
-        images = 0
+        seen: set[str] = set()
+        labels: list[str] = []
+        others: dict[str, str] = {}
         for top, name, item in found:
+            path = name if name == top else f"{top}/{name}"
             shape = tuple(n for n in item.shape or () if n != 1)
-            if len(shape) not in (2, 3) or item.dtype.kind not in "uif" or min(shape[-2:]) < SMALLEST or not item.size:
+            asked = people is None or top in people
+            # Vectors and texts go along with images.
+            if len(shape) < 2:
                 continue
-            images += 1
-            content = None
-            if people is None or top in people:
-                with readable(file, "HDF5"):
-                    content = item[()].reshape(-1, *shape[-2:]), dict(item.attrs)
-            yield top, name, content
-        if not images:
-            held = [f"{n} {'records' if i.dtype.names else i.dtype} {i.shape}" for _, n, i in found[:5]]
+            if is_label(path):
+                labels += [path] * asked
+            elif _are_images(shape, item.dtype):
+                seen.add(top)
+                content = None
+                if asked:
+                    with readable(file, "HDF5"):
+                        content = item[()].reshape(-1, *shape[-2:]), dict(item.attrs)
+                yield top, name, content
+            elif asked:
+                others.setdefault(top, f"{path} {_kind(item)}")
+        if not seen:
             log.warning(
-                "%s is left out: real images of two or three dimensions are needed; it holds %s",
+                "%s is left out: real images of two or three dimensions, no masks or phases, are needed; it holds %s",
                 file,
-                ", ".join(held) or "nothing",
+                ", ".join(f"{name} {_kind(item)}" for _, name, item in found[:5]) or "nothing",
             )
+            return
+        if labels:
+            log.warning("%s: masks, labels and phases are left out: %s", file, some_of(labels))
+        if named and (lost := [text for top, text in others.items() if top not in seen]):
+            log.warning(
+                "%s: %d people without real images of two or three dimensions, %d pixels or more a side, are left "
+                "out: %s",
+                *(file, len(lost), SMALLEST, some_of(lost)),
+            )
+
+
+def _kind(item: Any) -> str:
+    """Return type and shape of a dataset, for the log."""
+    return f"{'records' if item.dtype.names else item.dtype} {item.shape}"
 
 
 def _volume(file: Path) -> np.ndarray | None:
@@ -342,11 +401,7 @@ def _volume(file: Path) -> np.ndarray | None:
     if file.name.lower().endswith(".npy"):
         with readable(file, "NumPy"):
             images = np.asarray(np.load(file, allow_pickle=False))
-        shape = images.shape
-        if len(shape) not in (2, 3) or images.dtype.kind not in "uif" or min(shape[-2:]) < SMALLEST or not images.size:
-            log.warning("%s is left out: real images are needed, not %s of shape %s", file, images.dtype, shape)
-            return None
-        return images.reshape(-1, *shape[-2:])
+        return _checked(images, file, images)
     if file.name.lower().endswith(".png"):
         with readable(file, "PNG"):
             from matplotlib.image import imread
@@ -355,22 +410,29 @@ def _volume(file: Path) -> np.ndarray | None:
         if pixels.ndim == 3:
             # Grey with alpha has two channels, colour three or four.
             pixels = pixels[..., : 3 if pixels.shape[-1] > 2 else 1].mean(axis=-1)
-        return pixels[None]
+        return _checked(pixels, file, pixels)
     with readable(file, "NIfTI"):
         import nibabel
 
-        volume = np.asarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
-    shape = volume.shape
-    volume = volume.reshape(*shape[:3], *(n for n in shape[3:] if n > 1))
+        stored = np.asarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
+    volume = stored.reshape(*stored.shape[:3], *(n for n in stored.shape[3:] if n > 1))
     if volume.ndim == 2:
         volume = volume[..., None]
-    if volume.ndim not in (3, 4) or volume.dtype.kind not in "uif" or min(volume.shape[:2]) < 2 or not volume.size:
-        log.warning("%s is left out: a real volume is needed, not %s of shape %s", file, volume.dtype, shape)
-        return None
-    if volume.ndim == 4:
+    if volume.ndim == 4 and volume.size:
         volume = volume[..., 0]
     # NIfTI stores (x, y, z); here a slice is (row, column) = (y, x).
-    return np.moveaxis(volume, -1, 0).swapaxes(1, 2)
+    return _checked(volume.T, file, stored)
+
+
+def _checked(images: np.ndarray, file: Path, stored: np.ndarray) -> np.ndarray | None:
+    """Return images as (slice, row, column); ``None``, with a warning, if the stored array holds none."""
+    if _are_images(images.shape, images.dtype):
+        return images.reshape(-1, *images.shape[-2:])
+    log.warning(
+        "%s is left out: real images are needed, not %s of shape %s; %d pixels or more a side",
+        *(file, stored.dtype, stored.shape, SMALLEST),
+    )
+    return None
 
 
 def _finite(images: np.ndarray, file: Path, person: str) -> np.ndarray:
@@ -392,6 +454,10 @@ def _finite(images: np.ndarray, file: Path, person: str) -> np.ndarray:
 def _file_series(file: Path, dataset: str, person: str | None, people: Collection[str] | None) -> Iterator[ImageSeries]:
     """Yield the series of a file that belong to these people (``None``: to all)."""
     if not _is_hdf5(file):
+        # In a folder such files are left out already.
+        if is_label(_stem(file)):
+            log.warning("%s is left out: its name says mask, label or phase", file)
+            return
         images = _volume(file)
         if images is not None and person is not None:
             yield ImageSeries(
@@ -402,7 +468,7 @@ def _file_series(file: Path, dataset: str, person: str | None, people: Collectio
                 attributes={},
             )
         return
-    for top, below, content in _hdf5(file, people if person is None else None):
+    for top, below, content in _hdf5(file, people if person is None else None, named=person is None):
         if content is not None:
             yield ImageSeries(
                 dataset=dataset,
@@ -419,8 +485,9 @@ def read_series(path: Path, *, split: Split = "all", datasets: Sequence[str] | N
     Parameters
     ----------
     path
-        A file, the folder of a set, or a folder with several sets. Of a folder, hidden files, ``derivatives`` and
-        what is named as mask, label or phase are left out, and PNG and NumPy files beside better ones (`FOR_WANT`).
+        A file, the folder of a set, or a folder with several sets. What is named as mask, label or phase is left
+        out (`is_label`), inside HDF5 files too; of a folder, hidden files, ``derivatives``, and PNG and NumPy files
+        beside better ones (`FOR_WANT`).
     split
         People to read; ``train`` and ``val`` need a ``splits.json``.
     datasets
@@ -452,12 +519,17 @@ def read_series(path: Path, *, split: Split = "all", datasets: Sequence[str] | N
             "masks or labels: %s",
             path,
             len(others),
-            ", ".join([str(file.relative_to(path)) for file in others[:5]] + ["…"] * (len(others) > 5)),
+            some_of([str(file.relative_to(path)) for file in others]),
         )
     known = {file: name for file in files if (name := set_of(file, splits)) is not None}
     rest = [] if listed_only else [file for file in files if file not in known]
+    if listed_only and split == "all" and (unlisted := [file for file in files if file not in known]):
+        log.info(
+            "%s: %d files are left out, whose sets splits.json does not list: %s",
+            *(path, len(unlisted), some_of([str(file.relative_to(path)) for file in unlisted])),
+        )
     owners = {file: (dataset, person) for file, dataset, person in _owners(path, rest)}
-    found = False
+    found: set[tuple[str, str]] = set()
     for file in files:
         people = None
         if file in known:
@@ -480,8 +552,33 @@ def read_series(path: Path, *, split: Split = "all", datasets: Sequence[str] | N
         else:
             continue
         for series in _file_series(file, dataset, person, people):
-            found = True
+            found.add((series.dataset, series.person))
             yield series
+    _tell_missing(path, splits, split, datasets, found)
     if not found:
         hint = "" if split == "all" else "; --split all takes whoever is there"
         raise DataError(f"no images of split {split} in {path}: HDF5, NIfTI, PNG or NumPy are read{hint}.")
+
+
+def _tell_missing(
+    path: Path,
+    splits: Mapping[str, Mapping[str, Sequence[str]]],
+    split: Split,
+    datasets: Sequence[str] | None,
+    found: Collection[tuple[str, str]],
+) -> None:
+    """Warn of people whom ``splits.json`` lists for this split and who are not among those that were found."""
+    lists = ("train", "val") if split == "all" else (split,)
+    for name, part in splits.items():
+        # One person's file or folder does not hold the others.
+        whole = (path / "splits.json").is_file() or _stem(path) == name
+        if not whole or (datasets is not None and name not in datasets):
+            continue
+        if split != "all" and split not in part:
+            log.warning("%s: splits.json has no list %s of %s, only %s", path, split, name, ", ".join(part))
+        lost = [who for which in lists for who in part.get(which, ()) if (name, who) not in found]
+        if lost:
+            log.warning(
+                "%s: %d people whom splits.json lists for %s are not there, or have no images: %s",
+                *(path, len(lost), name, some_of(lost)),
+            )

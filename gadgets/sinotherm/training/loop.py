@@ -44,6 +44,7 @@ from sinotherm.simulation.image_sets import (
     is_magnitude,
     prepare,
     read_series,
+    shows_something,
 )
 from sinotherm.training.losses import image_loss, structural_similarity
 from sinotherm.training.simulation import (
@@ -199,10 +200,14 @@ class Configuration:
             raise SettingsError(f"configuration: name = {self.name!r}; it must be the name of a folder, not a path.")
         if self.decay > self.steps:
             raise SettingsError(f"{what}: decay = {self.decay} is more than steps = {self.steps}: give both.")
+        if not self.data:
+            raise SettingsError(f"{what}: [data] is empty; name a set of images and its share, as in SET = 1.0.")
         if any(share <= 0 for share in self.data.values()):
             raise SettingsError(f"{what}: data = {self.data}; every share must be above 0.")
         if not {"spokes", "coils", "pixels"}.issuperset(self.valid):
             raise SettingsError(f"{what}: valid = {self.valid}; it may claim spokes, coils and pixels.")
+        if any(low > high for low, high in self.valid.values()):
+            raise SettingsError(f"{what}: valid = {self.valid}; the lowest of each must be no more than the highest.")
         if self.network == "paper" and self.geometry == "cartesian":
             raise SettingsError(f"{what}: the papers' networks know radial and fan-beam data only.")
         if bool(self.architecture.get("reference")) != bool(self.simulation.get("heating")):
@@ -292,7 +297,7 @@ def load_images(
     images: list[np.ndarray] = []
     owners: list[tuple[str, str]] = []
     for series in read_series(folder, split=split, datasets=tuple(shares)):
-        shown = [image for image in series.images if np.ptp(image) > 0]
+        shown = [image for image in series.images if shows_something(image)]
         if shown and not fits(series.images):
             raise DataError(
                 f"{series.person} {series.name} of {series.dataset} in {folder} ({series.images.min():g} to "
