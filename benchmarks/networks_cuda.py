@@ -70,7 +70,7 @@ def network_row(coils: int = 8, spokes: int = 34) -> dict[str, Any]:
     angles = spoke_angles("golden", spokes)
     operator = RadialSinogram(SAMPLING, angles, n_pixels=N, maps=maps)
     samples = torch.randn(1, coils, spokes, 2 * N, dtype=torch.complex64).pin_memory()
-    fast = sped_up(network)
+    fast = sped_up(network, precision="bfloat16")
     paper = PaperPrimalDual(PaperArchitecture.pdunet()).cuda().eval()
     magnitude = MagnitudeSinogram(SAMPLING, angles, n_pixels=N, device="cuda")
     measured = magnitude.measured(samples[:, :1].cuda())

@@ -13,7 +13,7 @@ from sinotherm.networks import inference
 from sinotherm.networks.blocks import DualBlock, as_complex, as_real
 from sinotherm.networks.fused import FusedDualBlock, FusedUNet, fusable
 from sinotherm.networks.guard import Guard, held_out_spokes, noise_energy, relative_residual
-from sinotherm.networks.inference import RadialReconstructor, choose_device, sped_up
+from sinotherm.networks.inference import RadialReconstructor, choose_device, choose_precision, sped_up
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.radial import RadialSinogram
@@ -148,7 +148,7 @@ def test_fused_dual_block_equals_the_eager_one_to_rounding(wrap, angles, detecto
 
 def test_blocks_run_eagerly_where_convolutions_cannot_be_fused(monkeypatch):
     monkeypatch.setattr("sinotherm.networks.inference.fusable", lambda: False)
-    fast = sped_up(_network())
+    fast = sped_up(_network(), precision="bfloat16")
     assert all(isinstance(block, UNet) for block in fast.primal)
     assert {p.dtype for p in fast.primal.parameters()} == {torch.bfloat16}
     data, sampling, maps = _scan()
@@ -157,6 +157,18 @@ def test_blocks_run_eagerly_where_convolutions_cannot_be_fused(monkeypatch):
         measured = operator.order(torch.from_numpy(data)[None])
         plain, eager = _network()(measured, operator), fast(measured, operator)
     assert (eager - plain).norm() < 1e-2 * (plain - operator.inverse(measured)).norm()
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_bfloat16_is_chosen_where_the_device_computes_in_it(monkeypatch, able):
+    """Emulated it takes four times as long as single precision."""
+    monkeypatch.setattr("sinotherm.networks.inference.fusable", lambda: able)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: able)
+    for device in ("cpu", "cuda"):
+        assert choose_precision("auto", torch.device(device)) == ("bfloat16" if able else "float32")
+        assert choose_precision("float32", torch.device(device)) == "float32"
+    if not able:
+        assert {p.dtype for p in sped_up(_network()).parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("missing", ["machine", "mkldnn"])

@@ -77,7 +77,7 @@ def _candidates(
     if cpu and importlib.util.find_spec("openvino") is not None:
         runtimes += ("openvino",)
     for runtime in runtimes:
-        quick = sped_up(network, runtime=runtime)
+        quick = sped_up(network, precision="bfloat16", runtime=runtime)
         calls[f"sinotherm, {runtime} bfloat16"] = lambda quick=quick: quick(measured, fast)  # type: ignore[misc]
     if not cpu:
         mixed = _network(name, device)

@@ -58,7 +58,9 @@ class Settings(StageSettings):
     )
     device: Device = setting("auto", "Where it runs: CUDA if there is one, or the one that is named.")
     precision: Precision = setting(
-        "bfloat16", "Precision of the network's blocks; operators are always in single precision."
+        "auto",
+        "Precision of the network's blocks; auto: bfloat16 where the processor or GPU computes in it. Operators are "
+        "always in single precision.",
     )
     runtime: Runtime = setting("torch", "What runs the blocks on a CPU: PyTorch, or OpenVINO (an extra).")
     symmetries: Symmetries = setting(
@@ -433,7 +435,7 @@ class _Slice:
         if not verdict.trips:
             meta = {
                 "network_seconds": round(answer.taken_s, 4),
-                "network_precision": settings.precision,
+                "network_precision": self._network.precision,
                 "network_symmetries": settings.symmetries,
                 **note,
             }
