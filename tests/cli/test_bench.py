@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from sinotherm.cli.bench import app
 from sinotherm.errors import SettingsError
+from sinotherm.networks.inference import choose_device, choose_precision
 
 STREAM_ROW = {
     "chain": "sinotherm",
@@ -137,7 +138,8 @@ def test_network_is_measured_for_real(tmp_path: Path) -> None:
     rows = {row["candidate"]: row for row in record["results"]}
     assert rows["eager float32"]["error_to_correction"] == 0
     # Random layers damp no rounding error; a hundredth is asked of networks in tests/networks/test_inference.py.
-    assert 0 < rows["sinotherm, torch bfloat16"]["error_to_correction"] < 5e-2
+    precision = choose_precision("auto", choose_device("cpu"))
+    assert 0 < rows[f"sinotherm, torch {precision}"]["error_to_correction"] < 5e-2
     assert rows["pdunet-paper, eager float32"]["coils"] == 1
     # OpenVINO's plugin frees the thread's signal stack when it is unloaded; the next signal ended the process.
     gc.collect()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sinotherm.bench.operators import MATRIX, radial_problem
 from sinotherm.errors import SettingsError
-from sinotherm.networks.inference import Device, Runtime, choose_device, estimate_maps, sped_up
+from sinotherm.networks.inference import Device, Runtime, choose_device, choose_precision, estimate_maps, sped_up
 from sinotherm.networks.paper import MagnitudeSinogram, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.radial import RadialSinogram, SinogramBackend
@@ -76,9 +76,10 @@ def _candidates(
     runtimes: tuple[Runtime, ...] = ("torch",)
     if cpu and importlib.util.find_spec("openvino") is not None:
         runtimes += ("openvino",)
+    precision = choose_precision("auto", device)
     for runtime in runtimes:
-        quick = sped_up(network, precision="bfloat16", runtime=runtime)
-        calls[f"sinotherm, {runtime} bfloat16"] = lambda quick=quick: quick(measured, fast)  # type: ignore[misc]
+        quick = sped_up(network, precision=precision, runtime=runtime)
+        calls[f"sinotherm, {runtime} {precision}"] = lambda quick=quick: quick(measured, fast)  # type: ignore[misc]
     if not cpu:
         mixed = _network(name, device)
         mixed.reduced = torch.bfloat16
