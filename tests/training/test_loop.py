@@ -90,6 +90,15 @@ def _state(trainer):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
+@pytest.mark.parametrize("able", [True, False])
+@pytest.mark.parametrize("reduced", ["true", "false"])
+def test_blocks_train_in_bfloat16_only_where_it_is_computed(data, config, tmp_path, monkeypatch, able, reduced):
+    monkeypatch.setattr("sinotherm.training.loop.has_bfloat16", lambda device: able)
+    config.write_text(CONFIG.replace("reduced = false", f"reduced = {reduced}"))
+    trainer = Trainer(Configuration.read(config), tmp_path / "run", data)
+    assert trainer.model.reduced is (torch.bfloat16 if able and reduced == "true" else None)
+
+
 def test_a_resumed_run_ends_in_the_same_numbers(data, config, tmp_path, small):
     configuration = Configuration.read(config)
     whole = Trainer(configuration, tmp_path / "a" / "run", data)

@@ -5,7 +5,6 @@ keeps its own layout of the weights, applies the activation while the result is 
 complex images and sinograms enter and leave the channels-last layout with one compiled copy.
 """
 
-import platform
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -18,6 +17,7 @@ from torch.nn import functional
 
 from sinotherm.networks.blocks import AngleWrap, DualBlock, WholeBlock, mirror_detector, pad_angles
 from sinotherm.networks.unet import UNet
+from sinotherm.operators.backend import has_bfloat16
 from sinotherm.operators.crew import crew
 
 __all__ = ["FusedDualBlock", "FusedUNet", "fusable"]
@@ -28,10 +28,8 @@ _SLOPE = 0.1
 @cache
 def fusable() -> bool:
     """Return whether PyTorch has the fused convolutions here, and the processor bfloat16."""
-    if platform.machine() not in {"x86_64", "AMD64"} or not torch.backends.mkldnn.is_available():
-        return False
-    names = ("_convolution_pointwise", "_reorder_convolution_weight", "_is_mkldnn_bf16_supported")
-    return all(hasattr(torch.ops.mkldnn, name) for name in names) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    names = ("_convolution_pointwise", "_reorder_convolution_weight")
+    return has_bfloat16(torch.device("cpu")) and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 class _Convolution:

@@ -33,7 +33,7 @@ from sinotherm.networks.primal_dual import PrimalDual
 from sinotherm.networks.radial import RadialSinogram, SinogramBackend, upsample
 from sinotherm.networks.unet import UNet
 from sinotherm.networks.weights import load_network
-from sinotherm.operators.backend import Device, choose_device
+from sinotherm.operators.backend import Device, choose_device, has_bfloat16
 from sinotherm.operators.coils import adaptive_maps
 from sinotherm.operators.density import readout_weights
 from sinotherm.operators.nufft import FinufftPlan, radial_points
@@ -170,15 +170,10 @@ class _OpenVinoBlock(nn.Module):
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Precision:
-    """Return the precision; ``auto``: bfloat16 where the device computes in it.
-
-    A processor that does not (AVX2) takes four times as long for it as for single precision.
-    """
+    """Return the precision; ``auto``: bfloat16 where the device computes in it."""
     if precision != "auto":
         return precision
-    cuda = device.type == "cuda"
-    able = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else fusable()
-    return "bfloat16" if able else "float32"
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def sped_up(network: PrimalDual, *, precision: Precision = "auto", runtime: Runtime = "torch") -> PrimalDual:

@@ -32,7 +32,7 @@ from sinotherm.errors import DataError, SettingsError, WeightsError
 from sinotherm.networks.paper import PaperArchitecture, PaperPrimalDual
 from sinotherm.networks.primal_dual import Architecture, PrimalDual
 from sinotherm.networks.weights import load_tensors_of
-from sinotherm.operators.backend import Device, choose_device
+from sinotherm.operators.backend import Device, choose_device, has_bfloat16
 from sinotherm.simulation.image_sets import (
     HOUNSFIELD,
     MAGNITUDE,
@@ -142,7 +142,8 @@ class Configuration:
         how much more one where the change is not that of its surroundings. Narrow spots and the borders of heated
         tissue are few voxels; without it they are the last that a network learns.
     reduced
-        Whether blocks train in bfloat16 (operators and weights stay in single precision).
+        Whether blocks train in bfloat16 where the device computes in it (operators and weights stay in single
+        precision).
     validate, checkpoint
         Steps between validations and between checkpoints.
     seed
@@ -513,7 +514,10 @@ class Trainer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         if c.reduced and isinstance(self.model, PrimalDual):
-            self.model.reduced = torch.bfloat16
+            if has_bfloat16(self.device):
+                self.model.reduced = torch.bfloat16
+            else:
+                log.info("%s: blocks train in single precision: bfloat16 is emulated here", c.name)
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(),
             lr=c.learning_rate,
