@@ -277,7 +277,6 @@ def _settings(protocol: Protocol) -> dict[str, dict[str, str]]:
             "body_temperature_degc": str(BODY_TEMPERATURE_DEGC),
             "baseline_frames": str(protocol.baseline_frames),
             "drift_order": str(protocol.drift_order_space),
-            "fat": "auto",
         },
     }
 
