@@ -8,9 +8,13 @@ from sinotherm.frames.schedule import RunningCount
 PERIOD = 8
 
 
-def acquired(n_slices, n_frames, navigators):
-    """Yield (slice, or None for a navigator, step, place in the schedule) of every readout of a scan."""
+def acquired(n_slices, n_frames, navigators, unsent=0):
+    """Yield (slice, or None for a navigator, step, place in the schedule) of every readout of a scan.
+
+    Before every frame but the first so many readouts that nobody sends.
+    """
     for frame in range(n_frames):
+        yield from [(-1, 0, 0)] * (unsent if frame else 0)
         for step in range(PERIOD):
             if navigators and step % 4 == 1:
                 yield None, 0, 0
@@ -18,11 +22,11 @@ def acquired(n_slices, n_frames, navigators):
                 yield number, step, frame * PERIOD + step
 
 
-def counted(readouts, received, period=PERIOD, constant=False):
-    """Return (counted, true) places of the spokes that were received."""
+def counted(readouts, received=lambda number: True, period=PERIOD, constant=False, repetitions=False):
+    """Return (counted, true) places of the spokes that were received, and what counted them."""
     count, last, missing, others, found = RunningCount(period), None, 0, 0, []
     for number, (stream, step, place) in enumerate(readouts):
-        if not received(number):
+        if stream == -1 or not received(number):
             continue
         missing += 0 if last is None else number - last - 1
         last = number
@@ -30,7 +34,8 @@ def counted(readouts, received, period=PERIOD, constant=False):
             others += 1
             continue
         step = 0 if constant else step
-        got = count.next(stream, step, readout=number, n_missing=missing, n_others=others)
+        repetition = place // PERIOD if repetitions else 0
+        got = count.next(stream, step, repetition, readout=number, n_missing=missing, n_others=others)
         found.append((got, place))
     return found, count
 
@@ -89,20 +94,64 @@ def test_what_nothing_tells_is_an_error(n_slices, navigators, constant, gone):
         counted(acquired(n_slices, 5, navigators), lambda number: number not in gone, constant=constant)
 
 
+@pytest.mark.parametrize("n_slices", [1, 2])
+@pytest.mark.parametrize("unsent", [5, 8, 20])
+def test_what_is_missing_between_the_frames_takes_no_angle_where_repetitions_are_counted(n_slices, unsent):
+    readouts = list(acquired(n_slices, 4, navigators=True, unsent=unsent))
+    found, _ = counted(readouts, repetitions=True)
+    assert [got for got, _ in found] == [true for _, true in found]
+    # Nor do those that are missing besides hide it.
+    found, _ = counted(readouts, lambda number: number not in (17, 18), repetitions=True)
+    assert [got for got, _ in found] == [true for _, true in found]
+
+
+@pytest.mark.parametrize("lost", [1, 3, 7])
+def test_a_step_that_begins_anew_within_repetitions_tells_no_more_than_it_can(lost):
+    """Segments of four."""
+    readouts = [(0, place % 4, place) for place in range(40)]
+    for first in range(9, 20):
+        found, _ = counted(readouts, lambda number, first=first: not first <= number < first + lost, repetitions=True)
+        assert [got for got, _ in found] == [true for _, true in found]
+
+
+def test_a_header_that_is_wrong_is_no_proof_against_the_scan_counter():
+    for first in range(1, 30):
+        readouts = acquired(1, 5, navigators=False)
+        found, _ = counted(readouts, lambda number, first=first: number not in (first, first + 1), period=19)
+        assert [got for got, _ in found] == [true for _, true in found]
+
+
+def test_a_step_that_only_seemed_to_count_is_an_error():
+    """Each spoke twice, of which the second one was lost at once."""
+    count = RunningCount(PERIOD)
+    for number, missing, step in ((0, 0, 0), (2, 1, 1)):
+        count.next(0, step, 0, readout=number, n_missing=missing, n_others=0)
+    with pytest.raises(SpokeError, match="does not count the spokes, though it seemed to"):
+        count.next(0, 1, 0, readout=3, n_missing=1, n_others=0)
+
+
+def test_what_is_ahead_of_another_slice_is_not_taken_for_lost_on_no_evidence():
+    count = RunningCount(0)
+    assert count.next(0, 0, 0, readout=0, n_missing=0, n_others=0) == 0
+    # A step that counts over the slices, and a readout that was not sent.
+    assert count.next(1, 1, 0, readout=2, n_missing=1, n_others=0) == 0
+
+
 def test_a_step_that_begins_anew_after_other_numbers_counts_nothing():
     steps = [0, 1, 2, 3, 0, 1, 0, 1, 2]
     count = RunningCount(4)
     for number, step in enumerate(steps):
-        count.next(0, step, readout=number, n_missing=0, n_others=0)
-    assert count.next(0, 5, readout=11, n_missing=2, n_others=0) == 11
+        count.next(0, step, 0, readout=number, n_missing=0, n_others=0)
+    assert count.next(0, 5, 0, readout=11, n_missing=2, n_others=0) == 11
     assert count.n_taken_for_lost == 2
 
 
 def test_both_counters_together_tell_that_more_than_spokes_is_missing():
-    count = RunningCount(0)
+    count = RunningCount(PERIOD)
     for number in range(4):
-        count.next(0, number, readout=number, n_missing=0, n_others=0)
-    # Three are missing, and the step says that two of them were spokes; then it begins anew, after nobody knows what.
-    assert count.next(0, 6, readout=7, n_missing=3, n_others=0) == 6
-    with pytest.raises(SpokeError, match=r"spokes\.per_frame"):
-        count.next(0, 0, readout=9, n_missing=4, n_others=0)
+        count.next(0, number, 0, readout=number, n_missing=0, n_others=0)
+    # Three are missing, and the step says that two of them were spokes: what is missing later on need be none either.
+    assert count.next(0, 6, 0, readout=7, n_missing=3, n_others=0) == 6
+    with pytest.raises(SpokeError, match="nothing tells"):
+        count.next(0, 7, 0, readout=16, n_missing=11, n_others=0)
+    assert count.n_taken_for_lost == 0

@@ -131,12 +131,12 @@ def test_a_scan_without_streaks_keeps_its_data_and_says_that_it_has_none(white):
     assert all(one is other for one, other in zip(run(spokes, streak_limit=0.0), spokes, strict=True))
 
 
+@pytest.mark.parametrize("spokes", [0, 4])
 @pytest.mark.parametrize("interleaved", [True, False])
-def test_every_slice_has_a_part_in_what_is_kept(interleaved):
+def test_every_slice_has_a_part_in_what_is_kept(interleaved, spokes):
     """The first slice is seen by other coils than the second."""
-    spokes = scan(n_spokes=12)
     first, second = (
-        [dataclasses.replace(s, slice=number, data=s.data * seen[:, None].astype(np.complex64)) for s in spokes]
+        [dataclasses.replace(s, slice=number, data=s.data * seen[:, None].astype(np.complex64)) for s in scan(12)]
         for number, seen in enumerate((np.arange(12) < 6, np.arange(12) >= 6))
     )
     order = [s for pair in zip(first, second, strict=True) for s in pair] if interleaved else [*first, *second]
@@ -149,9 +149,9 @@ def test_every_slice_has_a_part_in_what_is_kept(interleaved):
             taken.append(one)
             yield one
 
-    out = stage(live(), header, Settings(coils=8, streak_limit=0.0))
+    out = stage(live(), header, Settings(coils=8, streak_limit=0.0, spokes=spokes))
     made = [next(out)]
-    assert len(taken) == 24
+    assert len(taken) == (24 if not spokes else 2 * spokes if interleaved else 12 + spokes)
     made += out
     for number in range(2):
         before, after = (

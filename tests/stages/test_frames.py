@@ -111,7 +111,11 @@ def test_by_flags_only():
 def test_the_last_readout_of_a_repetition_ends_the_frames_of_all_slices_and_echoes(key):
     items = [spoke(i, **{key: i % 2}, last=i % 6 == 5, last_of_all=i % 6 == 5) for i in range(12)]
     assert sorted(indices(frames(items, by="flags"))) == [[0, 2, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]
-    # Each with a flag of its own: the first one takes no spoke from the other.
+    # Of a frame that lost a spoke, and of slices that have not as many.
+    assert sorted(indices(frames([one for one in items if one.index != 2], by="flags")))[0] == [0, 4]
+    # Each with a flag of its own: the first one takes no spoke from the other, whatever it lost.
+    flagged = [spoke(i, **{key: i % 2}, last=i % 6 > 3, last_of_all=i % 6 > 3) for i in range(12) if i != 2]
+    assert sorted(indices(frames(flagged, by="flags"))) == [[0, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]
     items = [spoke(i, **{key: i % 2}, last=i % 6 > 3, last_of_all=i % 6 > 3) for i in range(12)]
     assert sorted(indices(frames(items, by="flags"))) == [[0, 2, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]
 

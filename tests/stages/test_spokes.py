@@ -276,6 +276,14 @@ class TestSchedules:
         spokes = run([noise, readout(counter=9), readout(counter=10)], angles="golden")
         np.testing.assert_allclose([spoke.angle_rad for spoke in spokes], [0.0, GOLDEN_ANGLE])
 
+    def test_what_was_received_where_no_spoke_is_missing(self):
+        items = [readout(counter=i, slice=i % 2) for i in (0, 1, 2, 9, 10, 11)]
+        with pytest.raises(SpokeError, match=r"readout 9: 6 readouts are missing.*counter = received"):
+            run(items, angles="golden")
+        spokes = run(items, angles="golden", counter="received")
+        expected = np.repeat(np.arange(3), 2) * GOLDEN_ANGLE % (2 * np.pi)
+        np.testing.assert_allclose(sorted(spoke.angle_rad for spoke in spokes), sorted(expected))
+
     def test_by_scan_counter(self):
         spokes = run([readout(counter=i) for i in (5, 6, 9)], angles="tiny_golden", counter="scan", tiny_golden_order=3)
         np.testing.assert_allclose([s.angle_rad for s in spokes], np.array([0, 1, 4]) * tiny_golden_angle(3))

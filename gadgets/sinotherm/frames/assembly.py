@@ -55,7 +55,8 @@ def _part(header: Any) -> tuple[int, int]:
 class _Stream:
     """The spokes of one slice and echo that wait for their frame.
 
-    ``late``: they begin where the plane changed, in the middle of a frame.
+    ``late``: they begin where the plane changed, in the middle of a frame; ``ended``: the flag of another stream's
+    readout said that the repetition is over.
     """
 
     spokes: list[Spoke] = field(default_factory=list)
@@ -63,6 +64,7 @@ class _Stream:
     part: tuple[int, int] = (0, 0)
     short: bool = False
     late: bool = False
+    ended: bool = False
     number: int = 0
     usual: int = 0
     longest: int = 0
@@ -197,7 +199,9 @@ class FrameAssembler:
                 logger.info("the plane of slice %d changes at readout %d", spoke.slice, spoke.index)
                 yield from self._cut(stream)
                 stream.late = True
-            elif self._repetitions and spoke.repetition != stream.spokes[0].repetition:
+            elif (stream.ended and not spoke.last) or (
+                self._repetitions and spoke.repetition != stream.spokes[0].repetition
+            ):
                 yield from self._close(stream)
         part = _part(spoke.header)
         if part != stream.part and (stream.spokes or stream.number):
@@ -213,14 +217,11 @@ class FrameAssembler:
         elif self._count and len(stream.spokes) >= self._count:
             yield from self._close(stream)
         elif self._flags and self._ends(stream, spoke):
-            n = len(stream.spokes)
             yield from self._cut(stream) if stream.late else self._close(stream)
-            if spoke.last_of_all:
-                # Whose own flags come later has fewer spokes yet.
+            if spoke.last_of_all and not self._count:
+                # Their own last spokes may come yet, with flags of their own.
                 for other in self._streams.values():
-                    if len(other.spokes) >= n:
-                        self._n_waiting -= len(other.spokes)
-                        yield from self._close(other)
+                    other.ended = bool(other.spokes)
         self._n_waiting += len(stream.spokes) - before
 
     def _ends(self, stream: _Stream, spoke: Spoke) -> bool:
@@ -306,10 +307,10 @@ class FrameAssembler:
             self.n_dropped_spokes += n
         elif stream.fresh:
             logger.info("%d spokes after the last window are in no other frame", stream.fresh)
-        stream.spokes, stream.fresh, stream.full, stream.late = [], 0, False, False
+        stream.spokes, stream.fresh, stream.full, stream.late, stream.ended = [], 0, False, False, False
 
     def _close(self, stream: _Stream, *, complete: bool = True) -> Iterator[Spoke | Frame]:
-        spokes, stream.spokes, stream.short, stream.late = stream.spokes, [], False, False
+        spokes, stream.spokes, stream.short, stream.late, stream.ended = stream.spokes, [], False, False, False
         expected = stream.usual or self._expected
         if complete and expected and len(spokes) != expected:
             logger.warning("frame %d has %d spokes where %d were expected", stream.number, len(spokes), expected)

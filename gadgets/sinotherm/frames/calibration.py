@@ -109,7 +109,9 @@ def first_frame(
     held: list[Item] = []
     spokes: list[Spoke] = []
     wanted = n_spokes or scan.spokes_per_frame or 0
-    most = (wanted or _MOST_SPOKES) * (scan.acquired_partitions or scan.n_partitions)
+    n_partitions = scan.acquired_partitions or scan.n_partitions
+    most = (wanted or _MOST_SPOKES) * n_partitions
+    longest = max(most, (scan.spokes_per_frame or _MOST_SPOKES) * n_partitions)
     counts: Counter[tuple[int, int]] = Counter()
     whole: set[int] = set()
     for item in items:
@@ -117,14 +119,16 @@ def first_frame(
         if not isinstance(item, Spoke):
             continue
         key = (item.slice, item.echo)
-        again = key == next(iter(counts), key) and key[0] in whole
-        if again or (spokes and not wanted and item.repetition != spokes[0].repetition):
+        ended = counts[key] >= longest or (key[0] in whole and not wanted)
+        if (key == next(iter(counts), key) and ended) or (
+            spokes and not wanted and item.repetition != spokes[0].repetition
+        ):
             break
         spokes.append(item)
         counts[key] += 1
         if counts[key] >= most or (item.last and not wanted):
             whole.add(key[0])
-            if len(whole) >= n_slices:
+            if len(whole) >= n_slices or (item.last_of_all and not wanted):
                 break
     return held, spokes
 

@@ -2,18 +2,23 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Final
 
 from sinotherm.errors import SpokeError
 
 __all__ = ["RunningCount"]
 
+_FEWEST: Final = 8
+"""Spokes of a frame, where nothing says how many it has."""
+
 
 @dataclass(slots=True, kw_only=True)
 class _Last:
-    """The last spoke of a stream: its place, its encoding step, and the readouts that were missing by then."""
+    """The last spoke of a stream: its place and counters, and the readouts that were missing by then."""
 
     count: int
     step: int
+    repetition: int
     missing: int
 
 
@@ -22,7 +27,8 @@ class RunningCount:
 
     The scan counter says that readouts are missing, not which: spokes of this stream or of another, navigators, or
     nothing that was ever meant for us. ``kspace_encode_step_1`` tells it where it counts the spokes: it rises by one
-    until it begins anew. Where it does not, only a scan of one stream and of nothing but spokes leaves no choice.
+    until it begins anew, in a later repetition if these are counted. Where it does not, only a scan of one stream and
+    of nothing but spokes leaves no choice.
 
     Parameters
     ----------
@@ -42,18 +48,21 @@ class RunningCount:
         self._counts: bool | None = None
         self._streams: dict[Hashable, _Last] = {}
         self._first: _Last | None = None
+        self._most = 0
         self._others = 0
         self._spokes_alone = True
+        self._guessed = False
+        self._tied = True
 
-    def next(self, stream: Hashable, step: int, *, readout: int, n_missing: int, n_others: int) -> int:
+    def next(self, stream: Hashable, step: int, repetition: int, *, readout: int, n_missing: int, n_others: int) -> int:
         """Return the place of the next spoke of a stream in its schedule, from 0.
 
         Parameters
         ----------
         stream
             Whose it is.
-        step
-            Its ``kspace_encode_step_1``.
+        step, repetition
+            Its ``kspace_encode_step_1`` and repetition counter.
         readout
             Its scan counter, for messages.
         n_missing, n_others
@@ -65,55 +74,78 @@ class RunningCount:
             Readouts are missing, and nothing tells how many of them were spokes of the stream.
         """
         last = self._streams.get(stream)
+        now = _Last(count=0, step=step, repetition=repetition, missing=n_missing)
         if self._first is None:
-            self._first, self._others = _Last(count=0, step=step, missing=n_missing), n_others
+            self._first, self._others = now, n_others
+        self._most = max(self._most, step - self._first.step)
         if last is None:
-            gap, ahead = n_missing - self._first.missing, step - self._first.step
+            ahead = step - self._first.step
             # A first spoke that lies ahead of the scan's first by what was missing was not the stream's first.
-            count = ahead if self._counts is not False and 0 < ahead <= gap else 0
+            now.count = ahead if self._counts and 0 < ahead <= n_missing - self._first.missing else 0
+        elif n_missing > last.missing:
+            alone = self._spokes_alone and len(self._streams) == 1 and n_others == self._others
+            lost = self._lost(last, now, alone=alone)
+            if lost is None:
+                raise SpokeError(
+                    f"readout {readout}: {n_missing - last.missing} readouts are missing since the last spoke of its "
+                    "slice, partition and echo, and nothing tells which of them were spokes, whose angles are lost "
+                    "with them: kspace_encode_step_1 does not count the spokes, or they are too many. Give "
+                    "trajectories, or set spokes.counter = received where no spoke is missing, and = scan where every "
+                    "readout takes an angle."
+                )
+            now.count = last.count + 1 + lost
         else:
-            gap = n_missing - last.missing
-            if gap:
-                alone = self._spokes_alone and len(self._streams) == 1 and n_others == self._others
-                count = last.count + 1 + self._lost(step - last.step, gap, alone=alone, readout=readout)
-            else:
-                self._follow(step - last.step)
-                count = last.count + 1
-        self._streams[stream] = _Last(count=count, step=step, missing=n_missing)
-        return count
+            self._follow(step - last.step, repetition - last.repetition, readout)
+            now.count = last.count + 1
+        self._streams[stream] = now
+        return now.count
 
-    def _follow(self, ahead: int) -> None:
+    def _follow(self, ahead: int, later: int, readout: int) -> None:
         """See from two spokes with nothing missing between whether, and from where to where, the step counts."""
+        # Does it begin anew with every repetition, and only then?
+        self._tied &= (later == 1) == (ahead < 1)
         if ahead == 1:
             self._counts = self._counts is not False
             return
         period = 1 - ahead
         if period < 2 or self._period not in (0, period):
+            if self._guessed and self._counts is not False:
+                raise SpokeError(
+                    f"readout {readout}: kspace_encode_step_1 does not count the spokes, though it seemed to where the "
+                    "first readouts were missing: the angles since then are not known. Give trajectories, or set "
+                    "spokes.counter."
+                )
             self._counts = False
         self._period = period
 
-    def _lost(self, ahead: int, gap: int, *, alone: bool, readout: int) -> int:
-        """Return how many spokes of a stream were lost where ``gap`` readouts are missing."""
-        period = self._period or self._header_period
+    def _lost(self, last: _Last, now: _Last, *, alone: bool) -> int | None:
+        """Return how many spokes of a stream were lost between two, ``None`` where nothing tells it."""
+        gap, ahead = now.missing - last.missing, now.step - last.step
         if self._counts is not False and (self._counts or ahead > 0):
+            least = max(self._most + 1, _FEWEST)
+            period = self._period or self._header_period or (0 if alone else least)
+            later = now.repetition - last.repetition
             lost = ahead - 1
-            if lost < 0 and period:
+            known = self._tied and later > 0 and (self._period > 0 or (period > 0 and ahead <= 0))
+            # Lost all round, or a step that goes on in the next repetition.
+            unclear = alone and later > 0 and ahead > 0 and not self._period
+            if known:
+                lost += later * period
+            elif lost < 0 and period:
                 lost %= period
-            if 0 <= lost <= gap:
-                rounds = (gap - lost) // period if period else 0
-                if rounds == 0 or (alone and (gap - lost) % period == 0):
-                    self._counts = True
-                    self._spokes_alone &= lost + rounds * period == gap
-                    return lost + rounds * period
-            # Both counters are right, and contradict each other: what is missing is more than spokes.
-            alone &= not (self._counts and lost >= 0)
-        if alone:
-            self.n_taken_for_lost += gap
-            return gap
-        raise SpokeError(
-            f"readout {readout}: {gap} readouts are missing before it, and nothing tells which of them were spokes, "
-            "whose angles are lost with them: kspace_encode_step_1 does not count the spokes, and the scan has other "
-            "readouts than those of one slice, partition and echo. Give trajectories, or set spokes.counter = scan "
-            "where every readout takes its angle, spokes.angles = user_float, or spokes.per_frame where the header "
-            "does not say after how many spokes step 1 begins anew."
-        )
+            # Whole rounds of the step leave no trace in it.
+            rest = gap - lost
+            if 0 <= lost <= gap and not unclear and (known or rest < (period or least)):
+                self._guessed |= self._counts is None and rest > 0
+                self._counts = True
+                self._spokes_alone &= rest == 0
+                return lost
+            if 0 <= lost <= gap and alone and period and rest % period == 0:
+                return gap
+            # Where both counters are right and contradict each other, more than spokes is missing.
+            if self._counts and lost >= 0 and (ahead > 0 or self._period) and period:
+                return None
+        if not alone:
+            return None
+        self.n_taken_for_lost += gap
+        return gap

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 AngleSource: TypeAlias = Literal[
     "auto", "trajectory", "user_float", "golden", "tiny_golden", "uniform180", "uniform360", "raga"
 ]
-AngleCounter: TypeAlias = Literal["auto", "running", "encoding", "scan"]
+AngleCounter: TypeAlias = Literal["auto", "running", "received", "encoding", "scan"]
 TrajectoryUnit: TypeAlias = Literal["auto", "cycles", "encoded_fov", "recon_fov", "radians"]
 
 _FLAGS: Final = {
@@ -138,8 +138,8 @@ class SpokeReader:
         See `trajectory_scale`.
     counter
         What counts the spokes of a schedule: ``running`` (per slice, partition and echo, lost ones too by
-        `RunningCount`), ``encoding`` (kspace_encode_step_1) or ``scan`` (scan_counter from the first spoke);
-        ``auto``: running for golden angles, encoding for the others.
+        `RunningCount`), ``received`` (the same without them), ``encoding`` (kspace_encode_step_1) or ``scan``
+        (scan_counter from the first spoke); ``auto``: running for golden angles, encoding for the others.
     per_frame
         Spokes over which a uniform or rational schedule repeats; 0: the header's.
     order
@@ -655,6 +655,8 @@ class SpokeReader:
             return header.scan_counter - self._first_counter
         if self._counter == "running":
             return self._run(header, idx, stream)
+        if self._counter == "received":
+            return self._streams[stream]
         count = idx.kspace_encode_step_1
         last = self._last_spoke
         if count == 0 and last is not None and self._streams[stream] == 1 and len(self._streams) == 1:
@@ -672,6 +674,7 @@ class SpokeReader:
         count = self._running.next(
             stream,
             idx.kspace_encode_step_1,
+            idx.repetition,
             readout=header.scan_counter,
             n_missing=self.n_missing,
             n_others=self.kept_out.total(),

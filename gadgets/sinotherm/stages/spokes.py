@@ -26,7 +26,7 @@ class Settings(StageSettings):
     counter: AngleCounter = setting(
         "auto",
         "What counts the spokes of a schedule: running (of each slice, partition and echo, those that were lost too), "
-        "encoding (step 1) or scan counter; auto: running for golden angles, else encoding.",
+        "received (without those), encoding (step 1) or scan counter; auto: running for golden angles, else encoding.",
     )
     per_frame: int = setting(
         0, "Spokes after which a uniform or rational schedule repeats; 0: as the header says.", ge=0, le=65_536
