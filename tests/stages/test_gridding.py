@@ -152,6 +152,7 @@ def test_spokes_without_signal_say_nothing_about_the_noise(module) -> None:
     np.testing.assert_allclose(levels, run(module, [whole])[0].noise_sd[0, 0, 0])
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("values", [{}, {"weights": "gaps"}])
 @pytest.mark.parametrize("first", [8, 12])
@@ -250,6 +251,7 @@ def test_a_change_of_coils_makes_a_new_plan() -> None:
     assert relative_error(out[1].data[:, 0], truth) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @both
 def test_the_real_scan_equals_its_reference(module, shared_data: Path) -> None:
