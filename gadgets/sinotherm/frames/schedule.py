@@ -37,12 +37,12 @@ class RunningCount:
 
     Attributes
     ----------
-    n_taken_for_lost
-        Missing readouts that were taken for spokes because the scan had nothing else.
+    n_unproven
+        Missing readouts of which no counter proves how many were spokes.
     """
 
     def __init__(self, period: int) -> None:
-        self.n_taken_for_lost = 0
+        self.n_unproven = 0
         self._header_period = period
         self._period = 0
         self._counts: bool | None = None
@@ -137,15 +137,16 @@ class RunningCount:
             rest = gap - lost
             if 0 <= lost <= gap and not unclear and (known or rest < (period or least)):
                 self._guessed |= self._counts is None and rest > 0
+                if ahead < 1 and not (self._period or self._header_period):
+                    self.n_unproven += gap
                 self._counts = True
                 self._spokes_alone &= rest == 0
                 return lost
-            if 0 <= lost <= gap and alone and period and rest % period == 0:
-                return gap
             # Where both counters are right and contradict each other, more than spokes is missing.
-            if self._counts and lost >= 0 and (ahead > 0 or self._period) and period:
+            whole = period > 0 and 0 <= lost <= gap and rest % period == 0
+            if self._counts and lost >= 0 and (ahead > 0 or self._period) and period and not whole:
                 return None
         if not alone:
             return None
-        self.n_taken_for_lost += gap
+        self.n_unproven += gap
         return gap

@@ -670,7 +670,7 @@ class SpokeReader:
 
     def _run(self, header: Any, idx: Any, stream: tuple[int, int, int]) -> int:
         """Return the place of a spoke in a schedule that goes on with every spoke, lost ones too."""
-        taken = self._running.n_taken_for_lost
+        told = self._running.n_unproven
         count = self._running.next(
             stream,
             idx.kspace_encode_step_1,
@@ -679,11 +679,11 @@ class SpokeReader:
             n_missing=self.n_missing,
             n_others=self.kept_out.total(),
         )
-        if self._running.n_taken_for_lost and not taken:
+        if self._running.n_unproven and not told:
             self.notices.append(
-                f"{self._running.n_taken_for_lost} readouts are missing before readout {header.scan_counter}: taken "
-                "for spokes, whose angles are left out; if they were none, the images turn with every such gap: give "
-                "trajectories, or count the spokes in kspace_encode_step_1"
+                f"{self._running.n_unproven} readouts are missing before readout {header.scan_counter}, and no counter "
+                f"proves how many of them were spokes, whose angles are left out: {count} are taken to lie before it; "
+                "if the images turn, give trajectories, or count the spokes in kspace_encode_step_1"
             )
         return count
 

@@ -59,8 +59,8 @@ def reader(scan: ScanHeader, settings: Settings) -> SpokeReader:
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:
     """Replace every readout by its spoke; readouts that are no part of an image are dropped and counted.
 
-    The console is told, once, where readouts belong to an encoding of which no images are made, and where missing
-    readouts are taken for spokes of a schedule.
+    The console is told, once, where readouts belong to an encoding of which no images are made, and where no
+    counter proves how many missing readouts were spokes of a schedule.
 
     Raises
     ------
