@@ -16,7 +16,7 @@ from sinotherm.simulation.scan import Scan
 def scan(**changes):
     values = {
         "matrix": 16, "n_coils": 2, "spokes": 5, "frames": 3, "baseline_frames": 1, "cooling_frames": 0,
-        "noise_scans": 4, "dummy_scans": 3, "seed": 7,
+        "noise_scans": 4, "dummy_scans": 3, "seed": 7, "frame_interval_s": 0.5,
     }  # fmt: skip
     return Scan(protocol=Protocol(**(values | changes)))
 
@@ -53,7 +53,9 @@ def test_file_reads_with_ismrmrd(written):
     assert [a.idx.kspace_encode_step_1 for a in acquisitions[7:12]] == [0, 1, 2, 3, 4]
     assert [a.scan_counter for a in acquisitions] == list(range(22))
     stamps = [a.acquisition_time_stamp for a in acquisitions]
-    assert set(np.diff(stamps)) == {10}
+    # A tick is 2.5 ms: TR 25 ms, and a frame begins 0.5 s after the last.
+    assert set(np.diff(stamps[:12])) == {10}
+    assert [stamp - stamps[7] for stamp in stamps[7::5]] == [0, 200, 400]
     assert stamps[0] == 10 * 3600 * 400
     for acquisition, angle in zip(acquisitions[7:12], made.angles(0), strict=True):
         assert acquisition.data.shape == (2, 32)
@@ -95,7 +97,9 @@ def test_truth_stands_beside_it(written):
         assert truth.attrs["peak_heating_degC"] == pytest.approx(8.0, rel=1e-4)
         assert truth.attrs["body_temperature_degC"] == 37.0
     assert figures["peak_heating_degC"] == pytest.approx(8.0, abs=1e-3)
-    assert figures["duration_s"] == pytest.approx(22 * 0.025)
+    assert figures["duration_s"] == pytest.approx(22 * 0.025 + 2 * (0.5 - 0.125))
+    with h5py.File(path) as file:
+        assert list(file["truth/time"]) == pytest.approx([0.0625, 0.5625, 1.0625])
     assert figures["snr"] == 40.0
 
 

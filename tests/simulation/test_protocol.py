@@ -26,6 +26,7 @@ def test_echo_time_must_fit_the_repetition_time():
         ("peak_degc", -1.0),
         ("heating_width_m", 0.0),
         ("delay_y", 11.0),
+        ("frame_interval_s", 3601.0),
     ],
 )
 def test_values_out_of_range_are_named(name, value):
@@ -38,6 +39,8 @@ def test_other_refusals():
         Protocol(phase_sign=0)
     with pytest.raises(SettingsError, match="5 baseline and 6 cooling frames in a scan of 10"):
         Protocol(frames=10, baseline_frames=5, cooling_frames=6)
+    with pytest.raises(SettingsError, match=r"frame_interval_s = 10 s: a frame of 402 spokes, TR 25 ms, takes 10.05 s"):
+        Protocol(frame_interval_s=10.0)
     with pytest.raises(SettingsError, match=r"n_coils = 8 \(needed: 1\)"):
         Protocol(kspace="analytic")
 

@@ -22,10 +22,12 @@ def scan(**changes):
 def direct_sample(made, frame, spoke, sample, coil):
     """The signal equation, voxel by voxel, at one sample of one spoke."""
     protocol, anatomy = made.protocol, made.anatomy
-    start = (frame * protocol.spokes + spoke) * protocol.repetition_time_s
+    within = spoke * protocol.repetition_time_s
+    interval = protocol.frame_interval_s or protocol.spokes * protocol.repetition_time_s
+    start = frame * interval + within
     time = protocol.echo_time_s + (sample - protocol.matrix) * protocol.dwell_s
     nodes = np.linspace(0.0, 1.0, STEPS_PER_FRAME + 1)
-    between = interpolation_weights(nodes, np.array([spoke / protocol.spokes]))
+    between = interpolation_weights(nodes, np.array([within / interval]))
     change = np.zeros(anatomy.body.shape)
     first = STEPS_PER_FRAME * frame
     change[anatomy.body] = (between @ made.heating[first : first + STEPS_PER_FRAME + 1])[0]
@@ -44,12 +46,13 @@ def direct_sample(made, frame, spoke, sample, coil):
     [
         {},
         {"schedule": "golden"},
+        {"frame_interval_s": 5.0},
         {"phase_sign": -1, "drift_order_space": 2, "field_hz": 60.0, "pixel_bandwidth_hz": 100.0},
         {"delay_x": 1.3, "delay_y": -0.7},
         {"scene": "hifu", "peak_degc": 25.0, "schedule": "uniform360"},
         {"scene": "brain", "fat": False, "drift_order_time": 0},
     ],
-    ids=["pelvis", "golden", "field", "delay", "hifu", "brain"],
+    ids=["pelvis", "golden", "pauses", "field", "delay", "hifu", "brain"],
 )
 def test_samples_are_the_signal_equation_to_1e_4(changes):
     made = scan(**changes)
@@ -130,6 +133,22 @@ def test_peak_window_and_course_of_the_heating():
     nodes = np.linspace(0.0, 1.0, STEPS_PER_FRAME + 1)
     each = interpolation_weights(nodes, np.arange(6) / 6) @ made.heating[8:13]
     np.testing.assert_allclose(made.temperature_change(2)[made.anatomy.body], each.mean(axis=0), atol=1e-5)
+
+
+def test_pauses_between_frames_pass_in_the_body_too():
+    focus = {"scene": "hifu", "frames": 12, "peak_degc": 5.0}
+    quick, slow = scan(**focus), scan(**focus, frame_interval_s=60.0)
+    assert slow.protocol.interval_s == 60.0
+    assert slow.protocol.duration_s == pytest.approx(quick.protocol.duration_s + 11 * 59.4)
+    # The drift reaches the same size at the scan's end.
+    end = np.array([12 * 60.0])
+    np.testing.assert_allclose(slow.drift.frequency(end), quick.drift.frequency(end / 100.0), atol=1e-9)
+    # While heat has the time to spread, what is hottest is less of all that is heated; a frame lasts 0.6 s of 60.
+    spread = [one.heating[-1].mean() / one.heating[-1].max() for one in (quick, slow)]
+    assert spread[1] > 1.1 * spread[0]
+    first = slow.heating[4 : 4 + STEPS_PER_FRAME + 1]
+    early = np.nanmax(slow.temperature_change(1))
+    assert early < 0.02 * first.max()
 
 
 def test_no_heating():

@@ -26,6 +26,10 @@ def command(
         Literal["uniform180", "uniform360", "golden", "tiny_golden", "raga"], typer.Option(help="Order of the angles.")
     ] = "raga",
     tr: Annotated[float, typer.Option(help="TR, ms.")] = 25.0,
+    interval: Annotated[
+        float | None,
+        typer.Option(help="From the begin of a frame to that of the next, s. [default: no pause between frames]"),
+    ] = None,
     te: Annotated[float, typer.Option(help="TE, ms.")] = 19.1,
     b0: Annotated[float, typer.Option(help="Field strength, T.")] = 1.5,
     bandwidth: Annotated[float, typer.Option(help="Receiver bandwidth, Hz per pixel.")] = 500.0,
@@ -81,6 +85,7 @@ def command(
         cooling_frames=frames // 6 if cooling is None else cooling,
         schedule=schedule,
         repetition_time_s=1e-3 * tr,
+        frame_interval_s=interval,
         echo_time_s=1e-3 * te,
         field_strength_t=b0,
         pixel_bandwidth_hz=bandwidth,

@@ -518,5 +518,5 @@ def compare(scan: Scan, series: Mapping[int, ImageSeries], *, offset: int = 0) -
         heated=np.arange(protocol.baseline_frames, frames),
         tumour=scan.anatomy.tumour,
         body=scan.anatomy.body,
-        time_s=(np.arange(frames) + 0.5) * protocol.frame_s,
+        time_s=np.arange(frames) * protocol.interval_s + 0.5 * protocol.frame_s,
     )

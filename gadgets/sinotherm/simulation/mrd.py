@@ -114,8 +114,8 @@ def _trajectories(scan: Scan) -> Callable[[SpokeAngles], list[np.ndarray]]:
 def readouts(scan: Scan) -> Iterator[Any]:
     """Yield the readouts (`sinotherm.wire.messages.Readout`) in the order of acquisition.
 
-    Noise scans, dummy scans, then the frames. Time stamps count 2.5 ms ticks since midnight; TR apart
-    from each other and rounded, as scanners do.
+    Noise scans, dummy scans, then the frames. Time stamps count 2.5 ms ticks since midnight, rounded,
+    as scanners do; readouts of a frame are TR apart.
     """
     import ismrmrd
 
@@ -143,7 +143,8 @@ def readouts(scan: Scan) -> Iterator[Any]:
         nonlocal counter
         header = ismrmrd.AcquisitionHeader.from_buffer_copy(template)
         header.scan_counter = counter
-        header.acquisition_time_stamp = round((_START_S + counter * protocol.repetition_time_s) / _TICK_S)
+        late_s = frame * (protocol.interval_s - protocol.frame_s)
+        header.acquisition_time_stamp = round((_START_S + counter * protocol.repetition_time_s + late_s) / _TICK_S)
         header.flags = bits
         header.idx.kspace_encode_step_1 = spoke
         header.idx.repetition = frame
@@ -182,7 +183,7 @@ def write_truth(scan: Scan, group: Any) -> None:
     """
     protocol, anatomy = scan.protocol, scan.anatomy
     frames = range(protocol.frames)
-    centres = np.array([(number + 0.5) * protocol.frame_s for number in frames])
+    centres = np.arange(protocol.frames) * protocol.interval_s + 0.5 * protocol.frame_s
     water, fat = scan.signal()
 
     def store(name: str, values: Any, unit: str, axes: str, note: str) -> None:
@@ -268,9 +269,10 @@ def simulate(
         "frames": protocol.frames,
         "baseline_frames": protocol.baseline_frames,
         "readouts": protocol.n_readouts,
-        "duration_s": round(protocol.n_readouts * protocol.repetition_time_s, 3),
+        "duration_s": round(protocol.duration_s, 3),
         "echo_time_ms": round(1e3 * protocol.echo_time_s, 6),
         "repetition_time_ms": round(1e3 * protocol.repetition_time_s, 6),
+        "frame_interval_s": round(protocol.interval_s, 6),
         "field_strength_T": protocol.field_strength_t,
         "snr": None if math.isinf(protocol.snr) else protocol.snr,
         "peak_heating_degC": round(peak, 3),

@@ -33,6 +33,7 @@ _BOUNDS: Final[dict[str, tuple[float, float, str]]] = {
     "baseline_frames": (0, 100_000, "frames"),
     "cooling_frames": (0, 100_000, "frames"),
     "repetition_time_s": (1e-3, 10.0, "s"),
+    "frame_interval_s": (0.0, 3600.0, "s"),
     "echo_time_s": (0.1e-3, 1.0, "s"),
     "field_strength_t": (0.05, 15.0, "T"),
     "pixel_bandwidth_hz": (50.0, 10_000.0, "Hz per pixel"),
@@ -65,6 +66,9 @@ class Protocol:
         Order of the angles; all but the golden ones repeat in every frame.
     repetition_time_s, echo_time_s, field_strength_t, flip_angle_rad
         TR, TE, B0 and flip angle.
+    frame_interval_s
+        From the first spoke of a frame to that of the next; ``None``: frames follow one another. Between them pulses
+        go on that nobody records (other slices, say), so that the steady state stays.
     pixel_bandwidth_hz
         Receiver bandwidth per reconstructed pixel, Hz: the readout lasts its inverse.
     snr
@@ -97,7 +101,8 @@ class Protocol:
     Raises
     ------
     SettingsError
-        A value is out of range, TE does not fit the readout and TR, or ``analytic`` is not possible.
+        A value is out of range, TE does not fit the readout and TR, a frame does not fit its interval, or
+        ``analytic`` is not possible.
     """
 
     scene: SceneName = "hyperthermia"
@@ -109,6 +114,7 @@ class Protocol:
     cooling_frames: int = 5
     schedule: AngleSchedule = "raga"
     repetition_time_s: float = 25e-3
+    frame_interval_s: float | None = None
     echo_time_s: float = 19.1e-3
     field_strength_t: float = 1.5
     pixel_bandwidth_hz: float = 500.0
@@ -168,6 +174,11 @@ class Protocol:
                 f"readout of {1e3 * self.readout_s:g} ms: TE must lie between {1e3 * earliest:.2f} and "
                 f"{1e3 * latest:.2f} ms; change TE, TR or the bandwidth."
             )
+        if self.interval_s < self.frame_s:
+            raise SettingsError(
+                f"frame_interval_s = {self.interval_s:g} s: a frame of {self.spokes} spokes, TR "
+                f"{1e3 * self.repetition_time_s:g} ms, takes {self.frame_s:g} s; give as much or more."
+            )
 
     @property
     def readout_s(self) -> float:
@@ -198,6 +209,16 @@ class Protocol:
     def frame_s(self) -> float:
         """Duration of a frame, s."""
         return self.spokes * self.repetition_time_s
+
+    @property
+    def interval_s(self) -> float:
+        """From the first spoke of a frame to that of the next, s."""
+        return self.frame_s if self.frame_interval_s is None else self.frame_interval_s
+
+    @property
+    def duration_s(self) -> float:
+        """Of the scan, from its first readout to the end of its last, s."""
+        return self.n_readouts * self.repetition_time_s + (self.frames - 1) * (self.interval_s - self.frame_s)
 
     @property
     def n_readouts(self) -> int:

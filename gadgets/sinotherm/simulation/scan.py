@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 SNR_SPOKES: Final = 402
 """Spokes of the reconstruction in which the SNR is stated."""
 STEPS_PER_FRAME: Final = 4
-"""Steps of the bioheat equation, and degree of the polynomials in time, within a frame."""
+"""Steps of the bioheat equation, and degree of the polynomials in time, from a frame to the next."""
 
 _TOLERANCE: Final = 3e-5
 _MOST_FRAMES: Final = 64
@@ -205,7 +205,7 @@ class Scan:
             self.protocol.drift_hz,
             order_space=self.protocol.drift_order_space,
             order_time=self.protocol.drift_order_time,
-            duration_s=self.protocol.frames * self.protocol.frame_s,
+            duration_s=self.protocol.frames * self.protocol.interval_s,
             body=self.anatomy.body,
             random=self.random("drift"),
         )
@@ -223,15 +223,15 @@ class Scan:
         source, width_m = protocol.heating
         power = absorbed_power(self.anatomy, source, width_m=width_m)
         # The equation is linear: solve for a power that lies in the right range, then scale.
-        course = Bioheat.of(self.anatomy).solve(power * 1e5, switched, step_s=protocol.frame_s / STEPS_PER_FRAME)
+        course = Bioheat.of(self.anatomy).solve(power * 1e5, switched, step_s=protocol.interval_s / STEPS_PER_FRAME)
         peak = max(float(self._window(course, number).max()) for number in range(protocol.frames))
         return course * np.float32(protocol.peak_degc / peak) if peak > 0.0 else course
 
     @cached_property
     def _between(self) -> Float64[np.ndarray, "spoke node"]:
         """Interpolation from the nodes of a frame to the start of each spoke."""
-        nodes = np.linspace(0.0, 1.0, STEPS_PER_FRAME + 1)
-        return interpolation_weights(nodes, np.arange(self.protocol.spokes) / self.protocol.spokes)
+        nodes = np.linspace(0.0, self.protocol.interval_s, STEPS_PER_FRAME + 1)
+        return interpolation_weights(nodes, np.arange(self.protocol.spokes) * self.protocol.repetition_time_s)
 
     def _window(self, course: Float32[np.ndarray, "time pixel"], number: int) -> Float32[np.ndarray, "pixel"]:
         first = STEPS_PER_FRAME * number
@@ -377,7 +377,7 @@ class Scan:
     def _times(self, block: range) -> FloatArray:
         """Return the nodes in time of a block, s since the first spoke of the first frame."""
         nodes = np.arange(STEPS_PER_FRAME * block.start, STEPS_PER_FRAME * block.stop + 1)
-        return nodes * (self.protocol.frame_s / STEPS_PER_FRAME)
+        return nodes * (self.protocol.interval_s / STEPS_PER_FRAME)
 
     @property
     def _readout_times(self) -> FloatArray:
