@@ -213,6 +213,12 @@ def test_a_plane_that_moves_gets_maps_of_its_own() -> None:
     assert first.meta["coil_maps"] != second.meta["coil_maps"]
 
 
+def test_a_plane_that_is_rounded_otherwise_stays() -> None:
+    first, second = run(fbp, [frame(0, header=Header(1e-9)), frame(1, header=Header(-1e-9), noise=0.5)])
+    assert first.fingerprint["geometry"] == second.fingerprint["geometry"]
+    assert first.meta["coil_maps"] == second.meta["coil_maps"]
+
+
 def test_gridding_and_back_projection_agree() -> None:
     for values in ({"combine": "none"}, {"combine": "none", "filter": "hann"}):
         (one,), (other,) = (run(module, [frame(noise=1.0)], **values) for module in (fbp, gridding))

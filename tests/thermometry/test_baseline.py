@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,22 @@ def test_fingerprint_states_frequency_echo_and_geometry() -> None:
     check_fingerprint(found, {"method": "fbp", "other": "x"})
     with pytest.raises(BaselineError, match="larmor_hz = 64000000"):
         check_fingerprint(found, fingerprint_of(_image(0), replace(SCAN, larmor_hz=64e6)))
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ("0.000 12.346 1.000", True),
+        ("-0.001 12.345 1.000", True),
+        ("0.000 12.347 1.000", False),
+        ("0.000 nan 1.000", False),
+        ("0.000 12.345", False),
+        ("elsewhere", False),
+    ],
+)
+def test_geometry_is_the_same_within_its_last_digit(other: str, same: bool) -> None:
+    with nullcontext() if same else pytest.raises(BaselineError, match="geometry = "):
+        check_fingerprint({"geometry": "0.000 12.345 1.000"}, {"geometry": other})
 
 
 @pytest.mark.parametrize("name", ["baseline.h5", "baseline.npz"])

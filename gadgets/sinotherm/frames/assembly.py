@@ -15,7 +15,7 @@ from sinotherm.core.scan import Frame, MetaValue, ScanHeader, Spoke
 from sinotherm.errors import SettingsError, SpokeError
 from sinotherm.frames.partitions import planes
 
-__all__ = ["FrameAssembler", "FrameRule", "PartialPolicy"]
+__all__ = ["FrameAssembler", "FrameRule", "PartialPolicy", "geometry_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,15 @@ _GEOMETRY_BYTES: Final = ismrmrd.AcquisitionHeader.patient_table_position.offset
 _SAME_MM: Final = 0.01
 _SAME_DIRECTION: Final = 1e-4
 """Positions (mm) and directions that differ by no more are the same plane, rounded otherwise."""
+
+
+def geometry_text(header: Any) -> str:
+    """Return position (mm) and directions of an MRD header, and of an image its field of view (mm), to 0.001.
+
+    Zeros have no sign: rounded otherwise, it is the same plane. Empty without a header.
+    """
+    names = ("position", "read_dir", "phase_dir", "slice_dir", "field_of_view")
+    return " ".join(f"{round(value, 3) + 0.0:.3f}" for name in names for value in getattr(header, name, ()))
 
 
 def _geometry(header: Any) -> bytes:

@@ -33,6 +33,7 @@ import numpy as np
 
 from sinotherm import __version__
 from sinotherm.core.scan import FrameImage, MetaValue, ScanHeader, Sinogram, TemperatureMap
+from sinotherm.frames.assembly import geometry_text
 from sinotherm.wire.messages import Image
 
 __all__ = ["META_PREFIX", "ImageMaker", "foreign_image", "is_image", "passed_series"]
@@ -378,7 +379,6 @@ def foreign_image(image: Any, *, number: int, time_s: float) -> FrameImage:
         Time of its time stamp, s; NaN where it has none.
     """
     head = image.getHead()
-    geometry = [*head.position, *head.read_dir, *head.phase_dir, *head.slice_dir, *head.field_of_view]
     across_m = (1e-3 * head.field_of_view[0], 1e-3 * head.field_of_view[1])
     method = f"foreign_{head.image_series_index}"
     meta: dict[str, MetaValue] = {"method": method, "source_series": head.image_series_index}
@@ -398,7 +398,7 @@ def foreign_image(image: Any, *, number: int, time_s: float) -> FrameImage:
         fingerprint={
             "method": method,
             "coils": str(head.channels),
-            "geometry": " ".join(f"{value:.3f}" for value in geometry),
+            "geometry": geometry_text(head),
         },
         # 0 is none stated.
         fov_m=across_m if all(0.0 < size < math.inf for size in across_m) else None,

@@ -15,6 +15,7 @@ from sinotherm.core.arrays import ComplexArray, FloatArray
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.errors import BaselineError
+from sinotherm.frames.assembly import geometry_text
 from sinotherm.frames.calibration import calibration_facts, check_stored, enough_spokes, stored_estimate
 from sinotherm.operators.coils import PlaneImages, adaptive_maps, maps_name
 from sinotherm.operators.density import readout_weights
@@ -110,7 +111,7 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         if not isinstance(item, Frame):
             yield item
             continue
-        place = (item.slice, _geometry(item))
+        place = (item.slice, geometry_text(item.header))
         plane = planes.setdefault(place, _Plane())
         if not plane.name:
             plane.waiting.append(item)
@@ -138,13 +139,6 @@ def _released(plane: _Plane, scan: ScanHeader, settings: Settings) -> Generator[
             "slice %d: %d frames hold zeros only; the next make the coil maps", waiting[0].slice, len(waiting)
         )
     return signal
-
-
-def _geometry(frame: Frame) -> str:
-    if frame.header is None:
-        return ""
-    vectors = (frame.header.position, frame.header.read_dir, frame.header.phase_dir, frame.header.slice_dir)
-    return " ".join(f"{value:.3f}" for vector in vectors for value in vector)
 
 
 def _strength(settings: Settings) -> float:
@@ -327,7 +321,7 @@ def _image(plane: _Plane, frame: Frame, scan: ScanHeader, settings: Settings) ->
             "coil_maps": plane.name,
             "sampling": f"{sampling.n_readout} x {sampling.spacing:.6g} about {sampling.centre:.6g}",
             "spokes": str(frame.n_spokes),
-            "geometry": _geometry(frame),
+            "geometry": geometry_text(frame.header),
             **calibration_facts(frame.spokes[-1]),
         },
         estimates=estimates,

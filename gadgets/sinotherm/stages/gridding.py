@@ -11,6 +11,7 @@ from sinotherm.core.arrays import ComplexArray, FloatArray, SpokeAngles, SpokeSh
 from sinotherm.core.geometry import RadialSampling
 from sinotherm.core.scan import Frame, FrameImage, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
+from sinotherm.frames.assembly import geometry_text
 from sinotherm.frames.calibration import calibration_facts, check_stored, stored_estimate
 from sinotherm.operators.backend import frame_backend
 from sinotherm.operators.backprojection import BackProjector, interleave_coils
@@ -128,14 +129,6 @@ def image_shape(scan: ScanHeader) -> tuple[int, int]:
     return scan.recon.matrix[1], scan.recon.matrix[0]
 
 
-def _geometry(frame: Frame) -> str:
-    header = frame.header
-    if header is None:
-        return ""
-    vectors = (header.position, header.read_dir, header.phase_dir, header.slice_dir)
-    return " ".join(f"{value:.3f}" for vector in vectors for value in vector)
-
-
 class FrameImager:
     """Turns coil images of frames into `FrameImage`: frozen maps, noise, fingerprint, meta.
 
@@ -169,7 +162,7 @@ class FrameImager:
         elif settings.combine == "rss":
             yield self._image(frame, source.root_sum_of_squares()[None], None)
         else:
-            place = (frame.slice, _geometry(frame))
+            place = (frame.slice, geometry_text(frame.header))
             maps = self._maps.get(place) or self._stored(place, frame)
             if maps is not None:
                 yield self._image(frame, source.combined(maps)[None], maps)
@@ -265,7 +258,7 @@ class FrameImager:
             "coils": str(len(frame.spokes[0].data)),
             "sampling": f"{sampling.n_readout} x {sampling.spacing:.6g} about {sampling.centre:.6g}",
             "spokes": str(frame.n_spokes),
-            "geometry": _geometry(frame),
+            "geometry": geometry_text(frame.header),
         }
         if maps is not None:
             facts["coil_maps"] = maps.name

@@ -31,6 +31,8 @@ __all__ = [
 
 OUTLIER_FACTOR: Final = 4.0
 _FILE_SCHEMA: Final = 2
+_SAME_GEOMETRY: Final = 1.5e-3
+"""Positions (mm) and directions, stated to 0.001, of the same plane: it may be rounded otherwise."""
 
 BaselineKey: TypeAlias = tuple[int, int, str]
 """Slice, echo and reconstruction method."""
@@ -102,13 +104,24 @@ def check_fingerprint(baseline: Mapping[str, str], frame: Mapping[str, str]) -> 
     differing = [
         f"{name} = {frame[name]} (baseline: {value})"
         for name, value in baseline.items()
-        if name in frame and frame[name] != value
+        if name in frame and not _agree(name, value, frame[name])
     ]
     if differing:
         raise BaselineError(
             f"the baseline does not fit this scan: {'; '.join(differing)}. "
             "Take a new baseline, or give the one of this protocol."
         )
+
+
+def _agree(name: str, one: str, other: str) -> bool:
+    """Whether two facts are the same; positions (mm) and directions that differ by one in the last digit are."""
+    if name != "geometry" or one == other:
+        return one == other
+    try:
+        found: np.ndarray = np.array([text.split() for text in (one, other)], dtype=np.float64)
+    except ValueError:
+        return False
+    return bool(np.abs(found[0] - found[1]).max(initial=0.0) < _SAME_GEOMETRY)
 
 
 def effective_frames(images: Sequence[FrameImage]) -> float:
