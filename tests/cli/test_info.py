@@ -139,17 +139,25 @@ def test_a_file_of_images(tmp_path, app):
     assert "nothing: there is no complete frame" in text
 
 
-@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
-def test_complex_images_can_become_temperature_maps(tmp_path, app, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "more", "said"),
+    [
+        (np.complex64, (), "series 2"),
+        (np.complex128, (11,), "series 2, 11"),
+        (np.complex64, (11, 12, 13), "series 2, 11; without maps: 12, 13"),
+    ],
+)
+def test_complex_images_can_become_temperature_maps(tmp_path, app, dtype, more, said):
     path = tmp_path / "images.h5"
     with ImageWriter(path, HEADER.format("cartesian").encode()) as writer:
-        for series, kind, product in ((1, np.float32, "magnitude"), (2, dtype, "complex"), (7, dtype, "sinogram")):
+        kinds = [(1, np.float32, "magnitude"), (2, dtype, "complex"), (7, dtype, "sinogram")]
+        for series, kind, product in (*kinds, *((number, dtype, "complex") for number in more)):
             image = ismrmrd.Image.from_array(np.zeros((1, 1, 4, 6), kind), transpose=False)
             image.image_series_index = series
             image.meta = {"sinotherm_product": product}
             writer.append(image)
     text = screen(app, path)
-    assert "temperature maps of the complex images (series 2): -p thermometry; thermometry needs TE and f0" in text
+    assert f"temperature maps of the complex images ({said}): -p thermometry; thermometry needs TE and f0" in text
     assert "nothing" not in text
 
 

@@ -282,6 +282,10 @@ def test_foreign_geometry_is_kept():
     assert list(made.field_of_view) == [111.0, 112.0, 113.0]
     assert made.position[0] == 4.0
     assert made.average == 6
+    # None stated: regions go by the header's then, and so does the scale of the maps.
+    head.field_of_view[:] = (0.0, 112.0, float("nan"))
+    (made,) = run([image(header=head)])
+    assert list(made.field_of_view) == pytest.approx([300.0, 112.0, 5.0])
 
 
 def test_planes_of_a_slab_have_their_own_position():

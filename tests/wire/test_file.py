@@ -732,7 +732,7 @@ def test_paths_may_be_texts(tmp_path: Path) -> None:
 
 
 def test_a_file_of_images_is_read_one_by_one(tmp_path: Path) -> None:
-    images = [image(n, series=series, dtype="c8") for series in (1, 2) for n in range(3)]
+    images = [image(n, series=series, dtype="c8") for series in (1, 2, 10) for n in range(3)]
     with ImageWriter(tmp_path / "a.h5", XML + b"\0") as writer:
         for part in images:
             writer.append(part)

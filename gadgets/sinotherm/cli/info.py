@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["command", "describe"]
 
 _SILENT: Final = "not stated"
+_MEASURED: Final = 2
+"""Series of complex images that `stages.complex_images` measures."""
 
 
 def command(
@@ -232,9 +234,7 @@ def _outlook(figures: dict[str, Any]) -> str:
     problem = figures["problem"]
     # The thermometry pipeline refuses a file that holds readouts as well.
     if not figures["readouts"] and (found := _complex_series(figures)):
-        return "; ".join(
-            [f"temperature maps of the complex images (series {found}): -p thermometry", *_lacking(figures)]
-        )
+        return "; ".join([f"temperature maps of the complex images ({found}): -p thermometry", *_lacking(figures)])
     if problem is not None and not figures["frames"]:
         return f"not reconstructed: {problem}"
     if not figures["frames"]:
@@ -251,13 +251,15 @@ def _outlook(figures: dict[str, Any]) -> str:
 
 
 def _complex_series(figures: dict[str, Any]) -> str:
-    series = [
-        one["series"]
+    found = dict.fromkeys(
+        str(one["series"])
         for one in figures["image_series"]
         # A sinogram is complex, but no image of the body.
         if one["type"].startswith("complex") and not str(one["product"]).startswith("sinogram")
-    ]
-    return ", ".join(map(str, dict.fromkeys(series)))
+    )
+    measured, others = list(found)[:_MEASURED], list(found)[_MEASURED:]
+    said = f"series {', '.join(measured)}" if measured else ""
+    return f"{said}; without maps: {', '.join(others)}" if others else said
 
 
 def _lacking(figures: dict[str, Any]) -> list[str]:

@@ -271,7 +271,8 @@ class ImageMaker:
             for name in _COUNTERS:
                 setattr(head, name, getattr(counters, name))
             if isinstance(reference, ismrmrd.ImageHeader):
-                fov = reference.field_of_view[:]
+                # 0 is none stated.
+                fov = [said if said > 0.0 else size for said, size in zip(reference.field_of_view, fov, strict=True)]
             elif n_planes > 1:
                 # The reference is the slab's; plane n//2 is its z = 0.
                 away = (item.slice % n_planes - n_planes // 2) * fov[2]

@@ -320,7 +320,7 @@ class MrdFile:
                 yield ismrmrd.Waveform(head, data=data)
 
     def images(self) -> Iterator[Any]:
-        """Return the images (``ismrmrd.Image``) of the file's image groups, one group after the other.
+        """Return the images (``ismrmrd.Image``) of the file's image groups, by their numbers, one after the other.
 
         Raises
         ------
@@ -330,7 +330,7 @@ class MrdFile:
             An image's attributes are not MRD meta XML.
         """
         with _reading(f"{self.path}: {self._group.name}"):
-            names = sorted(self._group)
+            names = sorted(self._group, key=_by_number)
         for name in names:
             with _reading(f"{self.path}: {self._group.name}/{name}"):
                 group = self._group[name]
@@ -368,6 +368,11 @@ class MrdFile:
             waiting = next(waveforms, None)
         if late:
             raise late[0]
+
+
+def _by_number(name: str) -> list[str | int]:
+    """Return the parts of a group's name: numbers in it count as such."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _image_rows(group: Any, path: Path, rows: slice) -> tuple[list[Any], list[bytes], np.ndarray]:
