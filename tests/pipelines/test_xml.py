@@ -53,6 +53,18 @@ def test_a_node_without_configuration_and_a_nul():
         (pipeline(EXTERNAL.format("thermometry") * 17), "has 17 nodes: the bound is 16"),
         (pipeline(EXTERNAL.format("x").replace("frames.by", "by")), "stage.setting"),
         (pipeline(EXTERNAL.format("x").replace("<!-- no setting -->", "<parameter/>")), "holds <parameter>"),
+        (pipeline(EXTERNAL.format("x")).replace("</stream>", "</stream><configuration/>"), "pipeline holds <config"),
+        (pipeline(EXTERNAL.format("x").replace("<configuration>", "<configuraton/><configuration>")), "<configuraton>"),
+        (pipeline(EXTERNAL.format("x").replace("<configuration>", "<property/><configuration>")), "holds <property>"),
+        (
+            pipeline(EXTERNAL.format("x").replace("</configuration>", "</configuration><configuration/>")),
+            "a second <configuration>.*it takes <execute>, <connect>, <configuration>, each once",
+        ),
+        (pipeline(EXTERNAL.format("x").replace("<configuration>", '<configuration sign="1">')), "attribute 'sign'"),
+        (
+            pipeline('<external><execute name="sinotherm.nodes" target="x"><property/></execute></external>'),
+            "<execute> holds <property>.*attributes only",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_named(text, words):

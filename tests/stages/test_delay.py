@@ -98,6 +98,8 @@ def test_given_and_off():
     np.testing.assert_allclose(two.shift, shift_of(two, (0.5, 1.0, 0.2)))
     with pytest.raises(SettingsError, match=r"delay\.given"):
         run(spokes, mode="given")
+    with pytest.raises(SettingsError, match=r"delay\.given is taken with delay\.mode = given only"):
+        Settings.parse("delay", {"given": "0.5"})
     with pytest.raises(SettingsError, match=r"delay\.given .*finite"):
         Settings.parse("delay", {"mode": "given", "given": "0.5,nan"})
 

@@ -267,6 +267,11 @@ def test_a_set_that_lost_spokes_does_not_shift_the_frames_after_it(caplog):
     assert "partial frame of 1 of 3 spokes: dropped" in caplog.text
 
 
+def test_a_stride_needs_a_window():
+    with pytest.raises(SettingsError, match=r"frames\.stride is taken with frames\.window only"):
+        Settings.parse("frames", {"spokes": "8", "stride": "2"})
+
+
 @pytest.mark.parametrize("values", [{"spokes": 6}, {"window": 6}, {"window": 6, "stride": 3}])
 def test_counts_and_windows_that_are_asked_for_go_across_sets(values, caplog):
     """Some count frames in ``set``."""

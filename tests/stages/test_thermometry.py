@@ -541,7 +541,8 @@ def test_a_slice_that_begins_late_never_makes_its_baseline_of_heated_frames(
 def test_alarms_that_need_the_body_temperature_are_said_without_it(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     limits = {"alarm_dose_min": "10", "log": str(tmp_path)}
     with caplog.at_level(logging.WARNING):
-        list(stage(iter([_image(0), _image(1)]), SCAN, _settings(**limits, body_temperature_degc="37")))
+        watched = {"body_temperature_degc": "37", "regions": "tumour=circle:4,4,2"}
+        list(stage(iter([_image(0), _image(1)]), SCAN, _settings(**limits, **watched)))
         assert not caplog.records
         list(stage(iter([_image(0), _image(1)]), SCAN, _settings(**limits)))
     assert "no alarm by thermometry.alarm_dose_min" in caplog.text

@@ -78,6 +78,7 @@ def test_body_temperature_and_thresholds(book: CommandBook) -> None:
     assert told(book, "body_temperature", degc=36.6) == {"degc": 36.6}
     assert book.settings.body_temperature_degc == 36.6
     answer = told(book, "thresholds", temperature_degc=44.0, wrap=0.1)
+    assert "of the whole body" in answer.pop("warning")
     assert answer == {"temperature_degc": 44.0, "dose_min": None, "signal": 0.5, "wrap": 0.1}
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from sinotherm.core.scan import EncodingSpace, ScanHeader
@@ -20,6 +22,8 @@ def test_settings_come_as_text() -> None:
         ({"phase_sign": "0"}, r"phase_sign = '0': .*it is \+1 or -1"),
         ({"neighbours": "2"}, "odd"),
         ({"baseline_rule": "stored"}, "baseline_file"),
+        ({"baseline_file": "baseline.h5"}, "with thermometry.baseline_rule = stored only"),
+        ({"log_maps": "true"}, "needs thermometry.log"),
         ({"cold_mask": "fat"}, "needs thermometry.fat"),
         ({"baseline_mode": "harmonic"}, "needs thermometry.heated"),
         ({"drift_order": "3"}, "drift_order"),
@@ -80,7 +84,16 @@ def test_a_timing_unlike_the_headers_is_doubted(header: dict, values: dict[str, 
     ("values", "named"),
     [
         ({}, ""),
-        ({"alarm_temperature_degc": 43.0, "alarm_dose_min": 10.0, "body_temperature_degc": 37.0}, ""),
+        (
+            {
+                "alarm_temperature_degc": 43.0,
+                "alarm_dose_min": 10.0,
+                "body_temperature_degc": 37.0,
+                "regions": "tumour=circle:4,4,2",
+            },
+            "",
+        ),
+        ({"alarm_dose_min": 10.0, "body_temperature_degc": 37.0}, "alarm_dose_min without thermometry.regions"),
         ({"alarm_temperature_degc": 43.0}, "alarm_temperature_degc while"),
         (
             {"alarm_dose_min": 10.0, "alarm_temperature_degc": 43.0},
@@ -88,7 +101,7 @@ def test_a_timing_unlike_the_headers_is_doubted(header: dict, values: dict[str, 
         ),
     ],
 )
-def test_alarms_that_can_never_be_raised_are_named(values: dict[str, float], named: str) -> None:
+def test_alarms_that_heat_does_not_raise_are_named(values: dict[str, Any], named: str) -> None:
     silent = ThermometrySettings.parse("thermometry", values).silent_alarms
     assert named in silent
     assert bool(silent) == bool(named)

@@ -4,7 +4,7 @@ A node that names a target of ours becomes a step; a node that is C++ or lives i
 refused by name, with what replaces it here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -95,6 +95,25 @@ def _child(element: Any, name: str) -> Any:
     return next((child for child in element if _name(child) == name), None)
 
 
+def _check_children(element: Any, what: str, known: Sequence[str]) -> None:
+    """Refuse what would be left out with all settings in it.
+
+    Raises
+    ------
+    SettingsError
+        An element is unknown there, or comes twice.
+    """
+    names = [_name(child) for child in element]
+    for place, name in enumerate(names):
+        if name not in known or name in names[:place]:
+            second = "a second " if name in known else ""
+            allowed = ", ".join(f"<{one}>" for one in known)
+            raise SettingsError(
+                f"{what} holds {second}<{name[:40]}>, which would be left out with all settings in it: "
+                f"{f'it takes {allowed}, each once' if known else 'it takes attributes only'}."
+            )
+
+
 def _values(element: Any) -> dict[str, dict[str, str]]:
     values: dict[str, dict[str, str]] = {}
     for entry in () if element is None else element:
@@ -132,7 +151,8 @@ def parse_configuration(text: str | bytes) -> tuple[Step, ...]:
     ------
     SettingsError
         It is not a version 2 configuration, or it holds a node that only Gadgetron or another process
-        can run; the message names the node and what replaces it. Or it has more nodes than the bound.
+        can run; the message names the node and what replaces it. Or it has more nodes than the bound, or an element
+        in a place where it would be left out.
     """
     root = _parse(text, "the pipeline")
     if _name(root) != "configuration":
@@ -144,6 +164,7 @@ def parse_configuration(text: str | bytes) -> tuple[Step, ...]:
     number = "" if version is None else (version.text or "").strip()
     if number != "2":
         raise SettingsError(f"the pipeline is of version {number or 'none'}: write <version>2</version>.")
+    _check_children(root, "the pipeline", ("version", "readers", "writers", "stream"))
     stream = _child(root, "stream")
     if stream is None:
         raise SettingsError("the pipeline has no <stream>: its nodes belong into <stream>…</stream>.")
@@ -182,7 +203,15 @@ def _step(node: Any) -> Step:
             f'<execute name="{module[:80]}" target="{target[:80]}"/>: only targets of {NODES_MODULE} are run, '
             f"no other module is ever imported by a pipeline; write {_RUN_BY_US}."
         )
-    return Step(target=target, values=_values(_child(node, "configuration")))
+    _check_children(node, "<external>", ("execute", "connect", "configuration"))
+    _check_children(execute, "<execute>", ())
+    configuration = _child(node, "configuration")
+    if configuration is not None and configuration.attrib:
+        raise SettingsError(
+            f"<configuration> has the attribute {next(iter(configuration.attrib))[:40]!r}: settings are written "
+            '<property name="stage.setting" value="…"/> within it.'
+        )
+    return Step(target=target, values=_values(configuration))
 
 
 def _class_name(gadget: Any) -> str:

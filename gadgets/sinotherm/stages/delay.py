@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
+from pydantic import model_validator
 
 from sinotherm.core.scan import Estimates, Item, MetaValue, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
@@ -53,6 +54,12 @@ class Settings(StageSettings):
         gt=0.0,
         le=5.0,
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.given and self.mode != "given":
+            raise ValueError("delay.given is taken with delay.mode = given only")
+        return self
 
 
 def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterator[Item]:

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Iterator
 from typing import Literal
 
+from pydantic import model_validator
+
 from sinotherm.core.scan import Frame, Item, ScanHeader, Spoke
 from sinotherm.core.settings import StageSettings, setting
 from sinotherm.errors import SpokeError
@@ -36,6 +38,12 @@ class Settings(StageSettings):
         "When frames come faster than they can be made: make every one, or skip those of which a newer one has been "
         "received.",
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.stride and not self.window:
+            raise ValueError("frames.stride is taken with frames.window only")
+        return self
 
 
 class _Latest:

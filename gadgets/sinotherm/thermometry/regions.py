@@ -24,6 +24,8 @@ __all__ = ["NAMES_A_FILE", "check_region", "named_regions", "region_mask"]
 
 _FILES: Final = (".npy", ".h5", ".hdf5")
 
+_LIKE: Final = "e.g. circle:128,120,15 or polygon:90,80,120,80,105,110"
+
 NAMES_A_FILE: Final = "|".join(["file:", *(suffix.replace(".", r"\.") for suffix in _FILES)])
 """Regular expression that is found in every region text that names a file."""
 
@@ -33,9 +35,7 @@ def _numbers(text: str, shape: str) -> np.ndarray:
     try:
         numbers = np.array([float(part) for part in text.strip().removesuffix("mm").split(",")])
     except ValueError:
-        raise SettingsError(
-            f"region {shape}:{text!r}: write numbers separated by commas, e.g. circle:128,120,15."
-        ) from None
+        raise SettingsError(f"region {shape}:{text!r}: write numbers separated by commas, {_LIKE}.") from None
     if not np.isfinite(numbers).all():
         raise SettingsError(f"region {shape}:{text!r}: all numbers must be finite.")
     if shape == "circle" and (len(numbers) != 3 or numbers[2] <= 0.0):
@@ -126,8 +126,8 @@ def _shapes(text: str) -> Iterator[tuple[str, str]]:
             yield "file", part
         else:
             raise SettingsError(
-                f"region {part!r}: write circle:x,y,r or polygon:x1,y1,x2,y2,x3,y3 "
-                "(pixels, or with mm at the end), or file:mask.npy, or file:masks.h5:/dataset."
+                f"region {part!r}: write circle:x,y,r or polygon:x1,y1,x2,y2,x3,y3 (pixels from the first one, or "
+                "with mm at the end from the image's centre), or file:mask.npy, or file:masks.h5:/dataset."
             )
 
 

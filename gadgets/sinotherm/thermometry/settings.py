@@ -125,13 +125,21 @@ class ThermometrySettings(StageSettings):
     )
 
     regions: str = setting(
-        "", "Regions of interest: name=shape;name=shape, e.g. tumour=circle:128,120,15.", local=NAMES_A_FILE
+        "",
+        "Regions of interest: name=shape;name=shape, e.g. tumour=circle:128,120,15 in pixels from the first one, or "
+        "tumour=circle:0,-12,24mm from the image's centre; empty: the whole body.",
+        local=NAMES_A_FILE,
     )
     slice_thickness_m: float | None = setting(None, "Slice thickness instead of the header's.", unit="m", gt=0.0)
 
-    alarm_temperature_degc: float | None = setting(None, "Alarm when a region's T10 exceeds this.", unit="degC")
+    alarm_temperature_degc: float | None = setting(
+        None, "Alarm when a region's T10 exceeds this; without regions, that of the whole body.", unit="degC"
+    )
     alarm_dose_min: float | None = setting(
-        None, "Alarm when the CEM43 of a region's T90 curve reaches this.", unit="min", gt=0.0
+        None,
+        "Alarm when the CEM43 of a region's T90 curve reaches this; without regions, that of the whole body.",
+        unit="min",
+        gt=0.0,
     )
     alarm_signal: float = setting(
         0.5, "Alarm when the body's signal falls below this share of the baseline's.", ge=0.0, le=1.0
@@ -192,6 +200,11 @@ class ThermometrySettings(StageSettings):
     def _consistent(self) -> "ThermometrySettings":
         if self.baseline_rule == "stored" and not self.baseline_file:
             raise ValueError("thermometry.baseline_rule = stored needs thermometry.baseline_file")
+        # After a breakdown the first frames that come would become the baseline, hot as they are.
+        if self.baseline_file and self.baseline_rule != "stored":
+            raise ValueError("thermometry.baseline_file is taken with thermometry.baseline_rule = stored only")
+        if self.log_maps and not self.log:
+            raise ValueError("thermometry.log_maps keeps maps beside the audit log: it needs thermometry.log")
         if self.cold_mask == "fat" and not self.fat:
             raise ValueError("thermometry.cold_mask = fat needs thermometry.fat")
         if self.referenceless and not self.heated:
@@ -230,15 +243,20 @@ class ThermometrySettings(StageSettings):
 
     @property
     def silent_alarms(self) -> str:
-        """Which alarms are set and can never be raised, and why; empty where there is none."""
+        """Which alarms are set and are not raised by heat, or hardly, and why; empty where there is none."""
         limits = [name for name in ("alarm_temperature_degc", "alarm_dose_min") if getattr(self, name) is not None]
-        if not limits or self.body_temperature_degc is not None:
-            return ""
         names = " and ".join(f"thermometry.{name}" for name in limits)
-        return (
-            f"no alarm by {names} while thermometry.body_temperature_degc is not set: without it there is only the "
-            "change of temperature, and no dose; set it, or command body_temperature"
-        )
+        if limits and self.body_temperature_degc is None:
+            return (
+                f"no alarm by {names} while thermometry.body_temperature_degc is not set: without it there is only the "
+                "change of temperature, and no dose; set it, or command body_temperature"
+            )
+        if limits and not self.regions:
+            return (
+                f"{names} without thermometry.regions: T10 and T90 are those of the whole body, of which a tumour is "
+                "a small part; draw regions, or command region"
+            )
+        return ""
 
     def doubtful_timing(self, scan: ScanHeader) -> str:
         """Return what makes one doubt f0 or TE: not like the header's, or longer than TR; empty where nothing does."""
