@@ -27,14 +27,6 @@ SCAN = ScanHeader(encoded=SPACE, recon=SPACE, trajectory="radial")
 SHAPE = (1, 4, 4)
 
 
-@pytest.fixture
-def feed() -> Iterator[tuple[str, Publisher]]:
-    endpoint = f"tcp://127.0.0.1:{free_port()}"
-    publisher = shared_publisher(endpoint)
-    yield endpoint, publisher
-    publisher.close()
-
-
 def row(name: str, degc: float, *, absolute: bool = True) -> Mapping[str, Any]:
     """Return a row as thermometry makes it, an hour at 1.5 CEM43 min behind it."""
     statistics = RegionStatistics(name, np.ones(SHAPE, bool), 1.0)
@@ -64,26 +56,25 @@ def items(frames: int) -> Iterator[FrameImage | FrameStatistics]:
 
 def scan(publisher: Publisher, endpoint: str, frames: int) -> None:
     until = time.monotonic() + 20
-    while not all(publisher.wants(topic) for topic in ("image", "statistics", "alarm")) and time.monotonic() < until:
+    while publisher.topics < 4 and time.monotonic() < until:
         time.sleep(0.01)
     list(stage(items(frames), SCAN, Settings.parse("publish", {"endpoint": endpoint})))
 
 
-def watched(endpoint: str, publisher: Publisher, frames: int, *options: str) -> str:
+def watched(frames: int, *options: str) -> str:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    publisher = shared_publisher(endpoint)
     thread = threading.Thread(target=scan, args=(publisher, endpoint, frames))
     thread.start()
     result = CliRunner().invoke(app, ["--endpoint", endpoint, *options], catch_exceptions=False)
     thread.join()
+    publisher.close()
     assert result.exit_code == 0
-    # The next scan must not take this watcher for the one that it waits for.
-    until = time.monotonic() + 20
-    while publisher.wants("image") and time.monotonic() < until:
-        time.sleep(0.01)
     return result.stdout
 
 
-def test_frames_are_shown_with_latency_temperature_dose_and_alarms(feed: tuple[str, Publisher]) -> None:
-    shown = watched(*feed, 3, "--frames", "3", "--seconds", "20")
+def test_frames_are_shown_with_latency_temperature_dose_and_alarms() -> None:
+    shown = watched(3, "--frames", "3", "--seconds", "20")
     assert "43.22" in shown
     assert "1.50" in shown
     assert "10000" in shown
@@ -92,23 +83,23 @@ def test_frames_are_shown_with_latency_temperature_dose_and_alarms(feed: tuple[s
     assert "drift" in shown
 
 
-def test_a_change_of_temperature_is_no_temperature(feed: tuple[str, Publisher]) -> None:
-    assert "+2.50" in watched(*feed, 1, "--seconds", "1.0", "--region", "change")
+def test_a_change_of_temperature_is_no_temperature() -> None:
+    assert "+2.50" in watched(1, "--seconds", "1.0", "--region", "change")
 
 
-def test_a_scan_that_stands_still_is_shown_until_it_goes_on(feed: tuple[str, Publisher]) -> None:
-    assert "stale frame: no map for 0.2 s" in watched(*feed, 1, "--seconds", "1.0")
-    assert "stale frame" not in watched(*feed, 2, "--frames", "2", "--seconds", "20")
+def test_a_scan_that_stands_still_is_shown_until_it_goes_on() -> None:
+    assert "stale frame: no map for 0.2 s" in watched(1, "--seconds", "1.0")
+    assert "stale frame" not in watched(2, "--frames", "2", "--seconds", "20")
 
 
-def test_the_table_keeps_the_latest_and_ends_after_so_many(feed: tuple[str, Publisher]) -> None:
-    shown = watched(*feed, 23, "--frames", "22")
+def test_the_table_keeps_the_latest_and_ends_after_so_many() -> None:
+    shown = watched(23, "--frames", "22")
     rows = [line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")]
     assert rows == [str(number) for number in range(2, 22)]
 
 
-def test_a_region_that_is_not_there_is_the_first(feed: tuple[str, Publisher]) -> None:
-    assert "38.00" in watched(*feed, 1, "--region", "kidney", "--seconds", "1.0")
+def test_a_region_that_is_not_there_is_the_first() -> None:
+    assert "38.00" in watched(1, "--region", "kidney", "--seconds", "1.0")
 
 
 def image(run: str, number: int, **more: Any) -> FeedMessage:

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import socket
 import threading
@@ -62,7 +63,7 @@ def test_values_become_plain() -> None:
 
 def test_messages_are_topic_header_and_array(endpoint: str) -> None:
     with Publisher(endpoint) as publisher, Subscriber(endpoint, topics=("image", "statistics")) as subscriber:
-        until(lambda: publisher.wants("image") and publisher.wants("statistics"))
+        until(lambda: publisher.topics == 2)
         image = np.arange(6, dtype=np.complex64).reshape(2, 3)
         publisher.publish("image", {"number": 4, "latency_ms": float("nan")}, image.T)
         message = subscriber.receive(within_s=5)
@@ -91,27 +92,6 @@ def test_nothing_is_done_for_nobody(endpoint: str) -> None:
     with Publisher(endpoint) as publisher:
         publisher.publish("image", {"unserialisable": object()}, np.zeros(3))
         assert not publisher._waiting
-        with Subscriber(endpoint, topics=("dose",)):
-            until(lambda: publisher.wants("dose"))
-            assert not publisher.wants("image")
-        until(lambda: not publisher.wants("dose"))
-
-
-def test_a_message_of_one_peer_takes_nothing_from_the_others(endpoint: str) -> None:
-    with (
-        Publisher(endpoint) as publisher,
-        Subscriber(endpoint, topics=("image",)),
-        zmq.Context.instance().socket(zmq.XSUB) as peer,
-    ):
-        peer.linger = 0
-        peer.connect(endpoint)
-        until(lambda: publisher.wants("image"))
-        for message in (b"\x05image", b"", b"image", b"\x01image", b"\x01image", b"\x00image", b"\x00image"):
-            peer.send(message)
-        peer.send(b"\x01done")
-        until(lambda: publisher.wants("done"))
-        assert publisher.wants("image")
-        assert not publisher.wants("\x05image")
 
 
 def _ready(**properties: bytes) -> bytes:
@@ -123,29 +103,101 @@ def _ready(**properties: bytes) -> bytes:
     return bytes([4, len(body)]) + body
 
 
-def test_who_takes_back_what_others_asked_for_silences_no_alarm(endpoint: str) -> None:
-    """ZeroMQ's own sockets do not send that; other implementations of its protocol may."""
-    port = int(endpoint.rpartition(":")[2])
-    with Publisher(endpoint) as publisher, Subscriber(endpoint, topics=("alarm",)) as subscriber:
-        until(lambda: publisher.wants("alarm"))
-        with socket.create_connection(("127.0.0.1", port)) as peer:
-            peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
-            peer.sendall(_ready(Socket_Type=b"SUB"))
-            peer.settimeout(10)
-            answer = b""
-            while b"READY" not in answer:
-                answer += peer.recv(1024)
-            peer.sendall(b"\x00\x06\x00alarm")
-            until(lambda: not publisher.wants("alarm"))
-            publisher.publish("alarm", {"alarms": ("hot",)})
-            message = subscriber.receive(within_s=5)
-    assert message is not None
-    assert message.header["alarms"] == ["hot"]
+def dial(endpoint: str) -> socket.socket:
+    """Return a connection on which ZeroMQ takes messages of a subscriber."""
+    peer = socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2])))
+    peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+    peer.sendall(_ready(Socket_Type=b"SUB"))
+    peer.settimeout(10)
+    answer = b""
+    while b"READY" not in answer:
+        answer += peer.recv(1024)
+    return peer
+
+
+def small(message: bytes) -> bytes:
+    """Return a message as a frame."""
+    return bytes([0, len(message)]) + message
+
+
+def test_a_message_of_one_peer_takes_nothing_from_the_others(endpoint: str) -> None:
+    """ZeroMQ's own sockets do not take back what others asked for; other implementations of its protocol may."""
+    with (
+        Publisher(endpoint) as publisher,
+        Subscriber(endpoint, topics=("alarm", "image")) as subscriber,
+        dial(endpoint) as peer,
+    ):
+        until(lambda: publisher.topics == 2)
+        for message in (b"\x05image", b"", b"image", b"\x00image", b"\x00alarm", b"\x01done"):
+            peer.sendall(small(message))
+        until(lambda: publisher.topics == 3)
+        publisher.publish("image", {}, np.zeros(3))
+        publisher.publish("alarm", {"alarms": ("hot",)})
+        got = [subscriber.receive(within_s=5) for _ in range(2)]
+    assert [message and message.topic for message in got] == ["image", "alarm"]
+
+
+def test_who_subscribes_without_end_silences_nobody(endpoint: str) -> None:
+    with Subscriber(endpoint, topics=("alarm",)) as subscriber, Publisher(endpoint) as publisher:
+        until(lambda: publisher.topics == 1)
+        with dial(endpoint) as peer:
+            ended = threading.Event()
+
+            def flood() -> None:
+                block = (small(b"\x01x") + small(b"\x00x")) * 20_000
+                with contextlib.suppress(OSError):
+                    while not ended.is_set():
+                        peer.sendall(block)
+
+            thread = threading.Thread(target=flood)
+            thread.start()
+            time.sleep(0.5)
+            for number in range(5):
+                publisher.publish("alarm", {"number": number})
+                message = subscriber.receive(within_s=5)
+                assert message is not None
+                assert message.header["number"] == number
+            start = time.monotonic()
+            publisher.close()
+            ended.set()
+            assert time.monotonic() - start < 2.0
+            with contextlib.suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+def test_many_topics_cost_the_chain_nothing(endpoint: str) -> None:
+    with Publisher(endpoint) as publisher, dial(endpoint) as peer:
+        peer.sendall(b"".join(small(b"\x01topic %d" % number) for number in range(20_000)))
+        until(lambda: publisher.topics == 20_000)
+        start = time.monotonic()
+        for _ in range(100):
+            publisher.publish("image", {}, np.zeros(3))
+        assert time.monotonic() - start < 0.5
+
+
+def test_a_subscriber_that_says_too_much_is_cut_off_before_memory_is_taken(endpoint: str) -> None:
+    with Publisher(endpoint), dial(endpoint) as peer:
+        peer.sendall(b"\x02" + (400 << 20).to_bytes(8, "big") + b"\x01")
+        assert peer.recv(1) == b""
+
+
+def test_a_feed_that_hangs_is_not_waited_for(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "_FAREWELL_S", 0.1)
+    hanging = threading.Event()
+    monkeypatch.setattr(Publisher, "_send", lambda *_: hanging.wait(20))
+    publisher = Publisher(endpoint)
+    publisher.publish("alarm", {})
+    start = time.monotonic()
+    publisher.close()
+    assert time.monotonic() - start < 5.0
+    hanging.set()
+    publisher._thread.join(10)
 
 
 def test_the_newest_wins_and_the_chain_never_waits(endpoint: str) -> None:
     with Publisher(endpoint) as publisher, Subscriber(endpoint) as subscriber:
-        until(lambda: publisher.wants("image"))
+        until(lambda: publisher.topics)
         big = np.zeros(1 << 22, np.uint8)
         for number in range(200):
             publisher.publish("image", {"number": number}, big)
@@ -161,7 +213,7 @@ def test_the_newest_wins_and_the_chain_never_waits(endpoint: str) -> None:
 def test_what_waits_is_sent_before_closing(endpoint: str) -> None:
     with Subscriber(endpoint):
         publisher = Publisher(endpoint)
-        until(lambda: publisher.wants("x"))
+        until(lambda: publisher.topics)
         publisher.publish("x", {})
         publisher.close()
         assert publisher._sock.closed

@@ -48,6 +48,9 @@ COMMAND_ENDPOINT: Final = "tcp://127.0.0.1:5561"
 
 _WAITING_PARTS: Final = 48
 _POLL_S: Final = 0.05
+_FAREWELL_S: Final = 3.0
+_TOPIC_BYTES: Final = 128
+"""What a subscriber may say at once: a topic is shorter, and so is ZeroMQ's own greeting."""
 _COMMAND_BYTES: Final = 1 << 16
 _COMMAND_LEVELS: Final = 8
 _ANSWER_S: Final = 5e-3
@@ -144,13 +147,20 @@ class FeedMessage:
 class Publisher(_Socket):
     """Publishes to whoever listens, from a thread of its own.
 
-    Of each topic and scan (header entry ``run``) only the newest message waits to be sent. An array that nobody
-    is known to want is not sent; what has none (statistics, alarms, the end) is small, and goes out in any case.
+    Of each topic and scan (header entry ``run``) only the newest message waits to be sent. Before anybody has
+    subscribed, no array is sent; what has none (statistics, alarms, the end) is small, and goes out in any case.
 
     Parameters
     ----------
     endpoint
         Where to listen for subscribers.
+
+    Attributes
+    ----------
+    topics
+        How many topics have been subscribed to; those of a subscriber that is gone may be among them.
+    replaced
+        Messages that a newer one took the place of.
 
     Raises
     ------
@@ -159,25 +169,21 @@ class Publisher(_Socket):
     """
 
     def __init__(self, endpoint: str = FEED_ENDPOINT) -> None:
-        self._sock = _bind(zmq.XPUB, endpoint, sndhwm=_WAITING_PARTS)
+        # Not XPUB: it would hand us what its peers say, and one that subscribes without end would keep us listening,
+        # and the alarms from all others.
+        self._sock = _bind(zmq.PUB, endpoint, sndhwm=_WAITING_PARTS, maxmsgsize=_TOPIC_BYTES)
         if not is_loopback(endpoint):
             logger.warning("the feed on %s can be read by everybody who reaches it", endpoint)
         self._waiting: dict[tuple[str, Any], tuple[Mapping[str, Any], np.ndarray | None]] = {}
         self._change = threading.Condition()
-        self._wanted: frozenset[str] = frozenset()
         self._closed = False
-        self.replaced = 0
+        self.topics = self.replaced = 0
         self._thread = threading.Thread(target=self._run, name="sinotherm-feed", daemon=True)
         self._thread.start()
 
-    def wants(self, topic: str) -> bool:
-        """Return whether somebody listens to a topic."""
-        return any(topic.startswith(wanted) for wanted in self._wanted)
-
     def publish(self, topic: str, header: Mapping[str, Any], array: np.ndarray | None = None) -> None:
         """Hand over a message; returns at once. The array must not be changed afterwards."""
-        # A peer may take back what others asked for: ZeroMQ still knows them, and no alarm may depend on it.
-        if array is not None and not self.wants(topic):
+        if array is not None and not self.topics:
             return
         with self._change:
             kind = (topic, header.get("run"))
@@ -187,31 +193,23 @@ class Publisher(_Socket):
             self._change.notify()
 
     def close(self) -> None:
-        """Send what waits, and close."""
+        """Send what waits, and close; what peers do keeps nobody here for more than a few seconds."""
         with self._change:
             self._closed = True
             self._change.notify()
-        self._thread.join()
+        self._thread.join(_FAREWELL_S)
 
     def _run(self) -> None:
         while not (self._closed and not self._waiting):
             with self._change:
                 self._change.wait_for(lambda: self._waiting or self._closed, _POLL_S)
                 waiting = [(kind[0], *self._waiting.pop(kind)) for kind in list(self._waiting)[:1]]
-            self._listen()
+            # ZeroMQ looks at what its peers say when it is asked for its events.
+            self._sock.get(zmq.EVENTS)
+            self.topics = self._sock.get(zmq.TOPICS_COUNT)
             for topic, header, array in waiting:
                 self._send(topic, header, array)
         self._sock.close()
-
-    def _listen(self) -> None:
-        """Take note of who subscribed to what."""
-        while self._sock.poll(0):
-            event = self._sock.recv()
-            topic = event[1:].decode("utf-8", "replace")
-            if event[:1] == b"\x01":
-                self._wanted |= {topic}
-            elif event[:1] == b"\x00":
-                self._wanted -= {topic}
 
     def _send(self, topic: str, header: Mapping[str, Any], array: np.ndarray | None) -> None:
         head = {**plain(header), "schema": SCHEMA, "topic": topic}
