@@ -1,5 +1,6 @@
 """The server and the warm node against peers that know the wire only from its description."""
 
+import contextlib
 import socket
 import struct
 import threading
@@ -165,8 +166,56 @@ def test_a_silent_peer_is_told_and_given_up() -> None:
             peer = dial(server.address[1])
             peer.sock.sendall(b"".join(parts))
             messages = peer.until_close()
-            assert b"ERR the peer was silent for 0.5 s" in messages[-1][1]
+            if HEADER in parts:
+                assert b"ERR the peer was silent for 0.5 s" in messages[-1][1]
+            else:
+                assert b"ERR config and header did not come within 0.5 s" in messages[-1][1]
             peer.close()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["no header", "refused"])
+def test_a_peer_that_drips_is_given_up(begun: bool) -> None:
+    """A byte now and then is no silence, but holds a place among the connections."""
+    with serving(patience=replace(USUAL, handshake_s=0.5, drain_s=0.5), scans=1) as server:
+        scanning, dripping = dial(server.address[1]), dial(server.address[1])
+        scanning.sock.sendall(config_name("frames") + HEADER)
+        until(lambda: server._scanning)
+        if begun:
+            dripping.sock.sendall(config_name("frames") + HEADER)
+        for byte in readout_message(coils=1, samples=512) if begun else config_name("frames"):
+            with contextlib.suppress(OSError):
+                dripping.sock.sendall(bytes([byte]))
+            time.sleep(0.05)
+            if open_connections(server) == 1:
+                break
+        assert open_connections(server) == 1
+        words = b"ERR 1 scans are under way" if begun else b"ERR config and header did not come within 0.5 s"
+        assert words in dripping.message()[1]
+        dripping.close()
+        # Within a scan nobody is hurried.
+        scanning.sock.sendall(frame(1) + CLOSE)
+        assert ids(scanning.until_close()) == [1022]
+        scanning.close()
+
+
+def test_without_a_scan_no_large_message_is_taken() -> None:
+    """Images may be a GiB each, and more connections than scans are open."""
+    head = readout_message(coils=1024, samples=65_535)[:350]
+    with serving(scans=1) as server:
+        scanning = dial(server.address[1])
+        scanning.sock.sendall(config_name("frames") + HEADER)
+        until(lambda: server._scanning)
+        for parts in ([], [config_name("frames")], [config_name("frames"), HEADER]):
+            peer = dial(server.address[1])
+            peer.sock.sendall(b"".join(parts) + head)
+            messages = peer.until_close()
+            if HEADER in parts:
+                assert b"ERR 1 scans are under way" in messages[0][1]
+            else:
+                assert b"there is no scan yet: send config, header, data, CLOSE" in messages[0][1]
+            peer.close()
+        scanning.sock.sendall(CLOSE)
+        scanning.close()
 
 
 def test_a_killed_peer_and_a_port_scan_leave_the_server_alive() -> None:

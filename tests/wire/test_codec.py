@@ -276,6 +276,27 @@ def test_bounds_can_be_changed() -> None:
         read(text_message(5, b"x" * 10), limits=Limits(text_bytes=9))
 
 
+def test_where_there_is_no_scan_nothing_is_larger_than_a_text() -> None:
+    limits = Limits(text_bytes=400)
+    decoder = Decoder(limits=limits)
+    decoder.confined = True
+    longest = [text_message(3, b"x" * 400), struct.pack("<HQQQ", 6, 0, 0, 400) + b"x" * 400]
+    small, large = (readout_message(coils=1, samples=samples) for samples in (8, 64))
+    assert len(list(decoder.feed(b"".join(longest) + small))) == 3
+    with pytest.raises(ProtocolError, match=r"1008 .* of 854 bytes: the bound is 426; there is no scan yet"):
+        list(decoder.feed(large))
+    decoder.confined = False
+    assert len(list(decoder.messages())) == 1
+
+
+def test_what_was_received_is_given_back() -> None:
+    decoder = Decoder()
+    list(decoder.feed(readout_message(coils=64, samples=60_000)[:-1]))
+    decoder.forget()
+    assert len(decoder._buffer) == len(decoder._view) == 0
+    assert list(decoder.messages()) == []
+
+
 @pytest.mark.parametrize("number", [0, 9, 999, 1009, 65535])
 def test_unknown_ids_end_the_stream(number: int) -> None:
     decoder = Decoder()

@@ -1,6 +1,8 @@
+import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from mrd_handlers import QUICK, USUAL, open_scan, until
+from mrd_peers import config_name, readout_message, text_message
 from sinotherm.errors import (
     DataError,
     OverloadError,
@@ -225,8 +228,7 @@ def at_the_scanners_pace(stuffed: tuple[Connection, Inbox], monkeypatch: pytest.
     """Every readout comes at its own time stamp: the clock that the reader sees is that of the readouts."""
 
     def clock() -> float:
-        latest = stuffed[1]._latest
-        return 0.0 if latest is None else latest.header.acquisition_time_stamp * BOUND.tick_s
+        return (stuffed[1]._latest or 0) * BOUND.tick_s
 
     monkeypatch.setattr("sinotherm.wire.connection.monotonic", clock)
 
@@ -352,6 +354,48 @@ def test_a_peer_that_vanishes_before_the_last_close(ends: tuple[Connection, Conn
     outcome = converse(other, open_scan)
     assert isinstance(outcome.error, PeerGoneError)
     assert outcome.unsent == 1
+
+
+def test_a_message_that_never_became_whole_is_given_back(ends: tuple[Connection, Connection]) -> None:
+    """The server knows the connection until the next one comes."""
+    one, other = ends
+    raw = config_name("frames") + text_message(3, b"<h/>") + readout_message(coils=64, samples=60_000)[:-1]
+    thread = threading.Thread(target=lambda: (one._socket.sendall(raw), one._socket.close()))
+    thread.start()
+    assert isinstance(converse(other, open_scan).error, PeerGoneError)
+    thread.join()
+    assert len(other._decoder._buffer) == 0
+
+
+@pytest.mark.parametrize("config", ["frames", "fail"])
+def test_what_a_failed_scan_was_made_of_is_given_back(
+    ends: tuple[Connection, Connection],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    config: str,
+) -> None:
+    # What is logged is kept by pytest, with its traceback.
+    caplog.set_level("CRITICAL", "sinotherm")
+    one, other = ends
+    known: list[weakref.ref[Any]] = []
+    take = Inbox._take
+
+    def note(inbox: Inbox, message: Any) -> None:
+        known.append(weakref.ref(message.data))
+        take(inbox, message)
+
+    monkeypatch.setattr(Inbox, "_take", note)
+    for message in (ConfigFile(name=config), Header(xml=b"<h/>"), *(readout(last=True) for _ in range(5))):
+        one.send(message)
+    one._socket.shutdown(socket.SHUT_WR)
+    gc.disable()
+    try:
+        outcome = converse(other, open_scan)
+        assert outcome.error is not None
+        assert len(known) == 5
+        assert all(data() is None for data in known)
+    finally:
+        gc.enable()
 
 
 def test_fires_parameters_are_what_comes_first(ends: tuple[Connection, Connection]) -> None:

@@ -186,7 +186,7 @@ def _open(connection: Connection, pipeline: str, header_xml: bytes) -> Inbox:
     document = pipeline.lstrip().startswith("<")
     connection.send(ConfigText(text=pipeline) if document else ConfigFile(name=pipeline))
     connection.send(Header(xml=header_xml))
-    connection.silence_s = connection.patience.silence_s
+    connection.await_data()
     return Inbox(connection)
 
 

@@ -53,6 +53,8 @@ _READOUT_SHAPE: Final = struct.Struct("<2x34xH2xH136xH")
 _READOUT_START: Final = _ID.size + ACQUISITION_HEADER_BYTES
 _WAVEFORM_START: Final = _ID.size + WAVEFORM_HEADER_BYTES
 _IMAGE_START: Final = _ID.size + IMAGE_HEADER_BYTES + _UINT64.size
+_TEXT_START: Final = _ID.size + _QUERY.size
+"""The most that a message has before its text."""
 
 _INSTEAD: Final = {
     MessageId.DICOM: "ask for MRD images (an ImageWriter among the top-level writers), not DICOM",
@@ -112,11 +114,18 @@ class Decoder:
         Bounds of what the peer may announce.
     block_bytes
         Size of the receive buffer; it grows for a larger message, as its bytes arrive, and shrinks after it.
+
+    Attributes
+    ----------
+    closed
+        Whether CLOSE has come.
+    confined
+        Whether no message may be larger than one of text; for a peer that has no scan.
     """
 
     def __init__(self, *, limits: Limits | None = None, block_bytes: int = 512 << 10) -> None:
         self.limits = limits or Limits()
-        self.closed = False
+        self.closed = self.confined = False
         self._block_bytes = block_bytes
         self._buffer = bytearray(block_bytes)
         self._view = memoryview(self._buffer)
@@ -159,6 +168,12 @@ class Decoder:
         self._buffer, self._view = buffer, memoryview(buffer)
         self._start, self._end = 0, filled
 
+    def forget(self) -> None:
+        """Give back the memory of what was received; nothing more can be."""
+        self._view = memoryview(b"")
+        self._buffer = bytearray()
+        self._start = self._end = 0
+
     def received(self, n_bytes: int, *, at_s: float = float("nan")) -> None:
         """Take note that ``n_bytes`` of `space` were filled at ``at_s`` (monotonic clock, s)."""
         self._end += n_bytes
@@ -192,6 +207,10 @@ class Decoder:
             An image's attributes are not MRD meta XML.
         """
         kinds, bound = self._kinds, self.limits.message_bytes
+        what_to_do = "the stream is damaged, or the bound must be raised"
+        if self.confined:
+            bound = self.limits.text_bytes + _TEXT_START
+            what_to_do = "there is no scan yet: send config, header, data, CLOSE"
         while not self.closed:
             start = self._start
             available = self._end - start
@@ -204,8 +223,7 @@ class Decoder:
             need = size(start, available)
             if need > bound:
                 raise ProtocolError(
-                    f"message {number} ({MessageId(number).name}) of {need} bytes: the bound is {bound}; "
-                    "the stream is damaged, or the bound must be raised."
+                    f"message {number} ({MessageId(number).name}) of {need} bytes: the bound is {bound}; {what_to_do}."
                 )
             if available < need:
                 self._need = need

@@ -62,7 +62,7 @@ class Patience:
     Attributes
     ----------
     handshake_s
-        Silence before the scan header is there, s.
+        Time within which config and header must be there, s.
     silence_s
         Silence within a scan (a scanner may pause), s.
     send_s
@@ -161,6 +161,7 @@ class Connection:
         self._socket = sock
         self._decoder = Decoder(limits=limits)
         self._stopping = threading.Event()
+        self._until_s = math.inf
         self._torn = False
         self._heard = self.vacant = self.terminated = False
         # Kernel time-outs cost nothing a call; Python's would poll before each one.
@@ -193,6 +194,27 @@ class Connection:
         if self.stopped is not None:
             self.stopped()
 
+    def await_header(self) -> None:
+        """Wait for config and header no longer than ``handshake_s``, and for nothing larger than a header may be."""
+        self._decoder.confined = True
+        self._until_s = monotonic() + self.patience.handshake_s
+        self.silence_s = math.inf
+
+    def await_data(self) -> None:
+        """Take whatever belongs to a scan, which may pause for ``silence_s``."""
+        self._decoder.confined = False
+        self._until_s = math.inf
+        self.silence_s = self.patience.silence_s
+
+    def forget(self) -> None:
+        """Give back the memory of what was received; nothing more is read but to be thrown away by `close`.
+
+        Whoever keeps the connection, itself for one (it has its own `stream`), would keep a message that never
+        became whole.
+        """
+        self._messages = iter(())
+        self._decoder.forget()
+
     def stream(self) -> Iterator[Message]:
         """Yield what the peer sends up to and including CLOSE, or until `stop`.
 
@@ -202,7 +224,7 @@ class Connection:
         Raises
         ------
         PeerGoneError
-            The peer closed without CLOSE, vanished, or was silent for too long.
+            The peer closed without CLOSE, vanished, was silent for too long, or took too long for its header.
         ProtocolError, DataError
             As `Decoder.messages`.
         """
@@ -213,6 +235,12 @@ class Connection:
                 leave_s = min(leave_s, monotonic() + (_LEAVE_S if self.stopped is not None else 0.0))
                 if monotonic() >= leave_s:
                     return
+            # Not only silence: a byte now and then would keep the connection for ever.
+            if monotonic() > self._until_s:
+                raise PeerGoneError(
+                    f"config and header did not come within {self.patience.handshake_s:g} s: send them when the "
+                    "connection is open, and connect when the scan begins."
+                )
             try:
                 n_bytes = self._socket.recv_into(decoder.space())
             except BlockingIOError:
@@ -343,7 +371,7 @@ class Inbox:
         self._discarding = False
         self._overload: OverloadError | None = None
         self._first: tuple[float, int] | None = None
-        self._latest: Readout | None = None
+        self._latest: int | None = None
         self._held_s = 0.0
         self._thread = threading.Thread(target=self._read, name="sinotherm-reader", daemon=True)
         connection.stopped = self._cut_off
@@ -364,15 +392,17 @@ class Inbox:
                     self._take(message)
             end = _End(None)
         except SinothermError as error:
-            end = _End(error)
+            # Its traceback would keep this frame, and with it the last message.
+            end = _End(error.with_traceback(None))
         finally:
+            self._connection.forget()
             self._queue.put(end)
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Readout):
-            self._latest = message
+            self._latest = message.header.acquisition_time_stamp
             if self._first is None:
-                self._first = monotonic(), message.header.acquisition_time_stamp
+                self._first = monotonic(), self._latest
         if self._put_bytes - self._taken_bytes > self._patience.queue_bytes:
             self._hold()
         self._put_bytes += _memory_bytes(message)
@@ -382,8 +412,7 @@ class Inbox:
         """Wait until there is room, if the sender may be held back."""
         start_s, stamp = self._first or (0.0, 0)
         now_s = monotonic()
-        latest = stamp if self._latest is None else self._latest.header.acquisition_time_stamp
-        scanned_s = (latest - stamp) * self._patience.tick_s
+        scanned_s = ((self._latest or stamp) - stamp) * self._patience.tick_s
         if 0.0 < scanned_s <= _REPLAY * (now_s - start_s - self._held_s):
             self._overload = OverloadError(
                 f"{self._put_bytes - self._taken_bytes} bytes of readouts wait to be reconstructed, the bound is "
@@ -443,15 +472,17 @@ class Inbox:
         raise ProtocolError(f"a {type(message).__name__} within a scan: config and header come once, before the data.")
 
     def drain(self) -> None:
-        """Throw away what still comes, until the peer's CLOSE, its EOF, or silence of ``drain_s``."""
+        """Throw away what waits and still comes, until the peer's CLOSE, its EOF, or silence of ``drain_s``."""
         self._discarding = True
         self._connection.silence_s = self._patience.drain_s
         self._thread.join()
+        self._queue = SimpleQueue()
 
 
 def _handshake(connection: Connection) -> ScanRequest:
     """Return the config and header that a peer opens its scan with."""
     config: ConfigFile | ConfigText | None = None
+    connection.await_header()
     while True:
         message = connection.receive()
         match message:
@@ -574,7 +605,7 @@ def converse(
         connection.terminated = request.terminated
         if admit is not None:
             release = admit()
-        connection.silence_s = connection.patience.silence_s
+        connection.await_data()
         inbox = Inbox(connection)
         process, items = _open(open_scan, request, inbox, parent=parent)
         for item in process(_without_texts(items)):
@@ -612,4 +643,7 @@ def converse(
         logger.info("scan finished, %d images sent", outcome.images)
     if outcome.unsent:
         logger.debug("%d items of other kinds were not sent", outcome.unsent)
+    if outcome.error is not None:
+        # The frames that it came through hold the scan's frames, and it is held by one of them.
+        outcome.error = outcome.error.with_traceback(None)
     return outcome
