@@ -1,3 +1,4 @@
+import json
 import logging
 from types import SimpleNamespace
 
@@ -217,7 +218,14 @@ def test_fire_json(caplog):
         name, values = fire_parameters(text)
     assert name == "radial_fbp"
     assert values == {"frames": {"spokes": "34"}, "a": {"b": "True"}, "l": {"t": "1,2"}}
-    assert "console parameter x" in caplog.text
+    assert "console parameter x = 1 is" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        fire_parameters(json.dumps({"parameters": {"a\nb": "c\n\x1b" + "d" * 9000}}))
+    (said,) = caplog.messages
+    assert said.startswith(r"console parameter a\nb = c\n\x1bddd")
+    assert said.isprintable()
+    assert len(said) < 700
     assert fire_parameters('{"parameters": {"config": ""}}') == (None, {})
     assert fire_parameters("{}") == (None, {})
 

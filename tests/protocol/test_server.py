@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mrd_handlers import QUICK, REQUESTS, USUAL, last_readouts, serving, until
+from mrd_handlers import QUICK, REQUESTS, USUAL, last_readouts, open_scan, serving, until
 from mrd_peers import CLOSE, Peer, config_name, converse, dial, pixels, readout_message, recorded, split, text_message
 from sinotherm.errors import SettingsError, WireError
 from sinotherm.wire.connection import ScanRequest
@@ -156,8 +156,26 @@ def test_bad_streams_are_answered_and_the_next_scan_is_served(parent: bool, part
 def test_queries_are_answered() -> None:
     query = struct.pack("<HQQQ4s", 6, 0, 99, 4, b"info")
     with serving() as server:
-        messages = converse(server.address[1], [query, config_name("frames"), query, HEADER, frame(), CLOSE])
-    assert messages[:2] == [(7, struct.pack("<Q", 99))] * 2
+        parts = [query, config_name("frames"), query, HEADER, query, frame(), query, CLOSE]
+        messages = converse(server.address[1], parts)
+    answer = (7, struct.pack("<Q", 99))
+    assert messages[:3] == [answer] * 3
+    assert ids(messages[3:]) == [1022, 7]
+
+
+def test_what_a_peer_writes_forges_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    forged = b"x\n2099-01-01 ERROR forged \x1b[31m" + b"A" * 100_000
+    error = struct.pack("<HQ", 8, len(forged)) + forged
+    with caplog.at_level("INFO"), serving() as server:
+        for parts in ([HEADER, text_message(5, forged), error], [error]):
+            converse(server.address[1], [config_name("frames"), *parts])
+        until(lambda: caplog.text.count("the peer reports: x") == 2)
+    said = [record.getMessage() for record in caplog.records if "forged" in record.getMessage()]
+    assert len(said) == 3
+    for line in said:
+        assert r"x\n2099-01-01 ERROR forged \x1b[31mAAA" in line
+        assert line.isprintable()
+        assert len(line) < 700
 
 
 def test_a_silent_peer_is_told_and_given_up() -> None:
@@ -481,6 +499,21 @@ def test_a_server_listens_on_ipv6_where_there_is_one() -> None:
     assert server.address[0] == "::1"
     server.stop()
     server.run()
+
+
+def test_who_listens_on_every_address_takes_ipv4_too() -> None:
+    try:
+        server = Server(open_scan, host="::", port=0)
+    except WireError:
+        pytest.skip("no IPv6 here")
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        messages = converse(server.address[1], [config_name("frames"), HEADER, frame(1), CLOSE])
+    finally:
+        server.stop()
+        thread.join(30)
+    assert ids(messages) == [1022]
 
 
 def test_a_client_that_is_gone_before_it_is_accepted_is_no_matter(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,5 @@
 import gc
+import re
 import socket
 import threading
 import time
@@ -23,7 +24,7 @@ from sinotherm.errors import (
     WireError,
 )
 from sinotherm.wire.connection import Connection, Inbox, ScanRequest, converse
-from sinotherm.wire.messages import Close, ConfigFile, Error, Header, Readout, Text
+from sinotherm.wire.messages import Close, ConfigFile, Error, Header, Query, Readout, Response, Text
 
 
 @pytest.fixture
@@ -180,6 +181,16 @@ def test_what_has_no_place_in_a_scan(
     assert inbox.over
     one.send(Close())
     inbox.drain()
+
+
+def test_queries_within_a_scan_are_answered(ends: tuple[Connection, Connection]) -> None:
+    one, other = ends
+    inbox = Inbox(other)
+    for message in (readout(), Query(correlation=7, text="status"), readout(), Close()):
+        one.send(message)
+    assert [type(item) for item in inbox.items()] == [Readout, Readout]
+    assert inbox._put_bytes - inbox._taken_bytes == 512
+    assert one.receive() == Response(correlation=7, text="")
 
 
 def test_a_stop_ends_the_items(ends: tuple[Connection, Connection]) -> None:
@@ -412,7 +423,62 @@ def test_fires_parameters_are_what_comes_first(ends: tuple[Connection, Connectio
     one.send(Text(text="not parameters"))
     one.send(Close())
     assert converse(other, remember).error is None
-    assert seen == [ScanRequest(config="frames", header_xml=b"<h/>", parameters=' {"a": 1}', terminated=True)]
+    assert seen == [ScanRequest(config="frames", header_xml=b"<h/>", parameters='{"a": 1}', terminated=True)]
+
+
+def waveform() -> Any:
+    return ismrmrd.Waveform.from_array(np.zeros((1, 4), np.uint32))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        [],
+        [waveform()] * 3,
+        [Text(text="DBG console ready")],
+        [Text(text=""), waveform()],
+        [Query(correlation=1, text="")],
+    ],
+    ids=["nothing", "waveforms", "remark", "both", "query"],
+)
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n \ufeff"])
+def test_fires_parameters_may_come_after_what_is_no_data(
+    ends: tuple[Connection, Connection], before: list[Any], start: str
+) -> None:
+    one, other = ends
+    seen: list[ScanRequest] = []
+    taken: list[str] = []
+
+    def remember(request: ScanRequest) -> Any:
+        seen.append(request)
+        return lambda items: (taken.append(type(item).__name__) for item in items)
+
+    for message in (ConfigFile(name="frames"), Header(xml=b"<h/>"), *before, Text(text=start + '{"a": 1}')):
+        one.send(message)
+    for message in (waveform(), readout(), Close()):
+        one.send(message)
+    assert converse(other, remember).error is None
+    assert [request.parameters for request in seen] == ['{"a": 1}']
+    # Nothing is lost, and texts stay out of the chain.
+    assert taken == ["Waveform"] * (before.count(waveform()) + 1) + ["Readout"]
+
+
+@pytest.mark.parametrize("parent", [False, True])
+@pytest.mark.parametrize(
+    "before", [[readout(last=True)], [Text(text='{"a": 1}')], [waveform(), waveform()]], ids=["data", "twice", "much"]
+)
+def test_a_scan_whose_parameters_come_too_late_does_not_go_on(
+    ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch, parent: bool, before: list[Any]
+) -> None:
+    monkeypatch.setattr("sinotherm.wire.connection._EARLY_BYTES", 1000)
+    one, other = ends
+    for message in (ConfigFile(name="frames"), Header(xml=b"<h/>"), *before, Text(text='{"b": 2}'), Close()):
+        one.send(message)
+    outcome = converse(other, open_scan, parent=parent)
+    assert isinstance(outcome.error, ProtocolError)
+    assert re.match(
+        r"parameters \(JSON, 8 characters\) where none are taken: .* before the first readout", str(outcome.error)
+    )
 
 
 @pytest.mark.parametrize("parent", [False, True])
@@ -442,6 +508,32 @@ def test_what_cannot_be_opened_is_refused_before_the_first_readout(
     one.send(Close())
     assert one.receive() == Close()
     one._socket.shutdown(socket.SHUT_WR)
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("flowing", [waveform(), Query(correlation=1, text="")], ids=["waveforms", "queries"])
+def test_what_is_no_data_does_not_hold_up_the_refusal(
+    ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch, flowing: Any
+) -> None:
+    monkeypatch.setattr("sinotherm.wire.connection._PARAMETERS_S", 0.1)
+    one, other = ends
+    refused = threading.Event()
+
+    def refuse(request: ScanRequest) -> Any:
+        refused.set()
+        raise SettingsError(f"unknown pipeline {request.config!r}.")
+
+    for message in (ConfigFile(name="nope"), Header(xml=b"<h/>")):
+        one.send(message)
+    thread = threading.Thread(target=converse, args=(other, refuse))
+    thread.start()
+    end = time.monotonic() + 10.0
+    while not refused.is_set():
+        assert time.monotonic() < end
+        one.send(flowing)
+        time.sleep(0.02)
+    one.send(Close())
     thread.join(5)
     assert not thread.is_alive()
 

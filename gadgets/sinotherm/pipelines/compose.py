@@ -26,6 +26,7 @@ from sinotherm.pipelines.xml import Step, Values, parse_configuration, split_nam
 from sinotherm.thermometry.baseline import stored_estimates
 from sinotherm.thermometry.monitor import frequency_and_echo_times
 from sinotherm.thermometry.settings import ThermometrySettings
+from sinotherm.wire.messages import quoted
 
 __all__ = [
     "Chain",
@@ -113,7 +114,9 @@ def fire_parameters(text: str) -> tuple[str | None, dict[str, dict[str, str]]]:
             stage, setting = split_name(key)
             values.setdefault(stage, {})[setting] = _text(value)
         else:
-            logger.info("console parameter %s = %s is no stage.setting: left to the console", key, value)
+            logger.info(
+                "console parameter %s = %s is no stage.setting: left to the console", quoted(key), quoted(str(value))
+            )
     return name, values
 
 

@@ -39,6 +39,7 @@ from sinotherm.wire.messages import (
     Response,
     Text,
     Waveform,
+    quoted,
 )
 
 __all__ = ["Connection", "Inbox", "OpenScan", "Outcome", "Patience", "Process", "ScanRequest", "converse", "tell"]
@@ -51,6 +52,8 @@ _LEAVE_S: Final = 3.0
 _REPLAY: Final = 1.2
 _PARAMETERS_S: Final = 2.0
 """FIRE's JSON comes within this time after the header, or the scan is opened without it."""
+_EARLY_BYTES: Final = 1 << 20
+"""What may come before FIRE's JSON and be kept meanwhile."""
 _ITEM_BYTES: Final = 512
 _STOPPED: Final = "stopped before the end of the scan; the images finished so far were sent."
 
@@ -461,11 +464,15 @@ class Inbox:
             if isinstance(message, Readout):
                 message.waiting = self._queue.qsize()
             return (message,)
+        if isinstance(message, Query):
+            self._taken_bytes += _memory_bytes(message)
+            self._connection.send(Response(correlation=message.correlation, text=""))
+            return ()
         self.over = True
         if isinstance(message, _End) and message.error is not None:
             raise message.error
         if isinstance(message, Error):
-            raise PeerError(f"the peer reports: {message.text.strip()}")
+            raise PeerError(f"the peer reports: {quoted(message.text)}")
         if isinstance(message, (_End, Close)):
             self.cut = isinstance(message, _End)
             return ()
@@ -497,7 +504,7 @@ def _handshake(connection: Connection) -> ScanRequest:
                     terminated=message.terminated,
                 )
             case Error():
-                raise PeerError(f"the peer reports: {message.text.strip()}")
+                raise PeerError(f"the peer reports: {quoted(message.text)}")
             case _:
                 awaited = "a config (1 or 2)" if config is None else "the header (3)"
                 raise ProtocolError(
@@ -507,7 +514,7 @@ def _handshake(connection: Connection) -> ScanRequest:
 
 
 def _open(open_scan: OpenScan, request: ScanRequest, inbox: Inbox, *, parent: bool) -> tuple[Process, Iterator[Any]]:
-    """Return what works on the scan, and its items; FIRE's JSON, if it is what comes first, is part of the request.
+    """Return what works on the scan, and its items; FIRE's JSON, if it comes before the data, is part of the request.
 
     A scanner may pause before its first readout. What cannot be opened is refused by then, and its place is
     free; but JSON may name another pipeline, or the setting that is missing, and is waited for a moment.
@@ -515,20 +522,57 @@ def _open(open_scan: OpenScan, request: ScanRequest, inbox: Inbox, *, parent: bo
     items = inbox.items()
     if parent:
         return open_scan(request), items
-    process = None if inbox.wait(_PARAMETERS_S) else open_scan(request)
-    first = next(items, None)
-    if isinstance(first, Text) and first.text.lstrip().startswith("{"):
-        return open_scan(replace(request, parameters=first.text)), items
-    return process or open_scan(request), items if first is None else chain((first,), items)
+    process: Process | None = None
+    early: list[Any] = []
+    n_bytes, until = 0, monotonic() + _PARAMETERS_S
+    while n_bytes <= _EARLY_BYTES and not inbox.over:
+        # Waveforms may flow long before the first readout: they are no reason to wait longer.
+        if process is None and (monotonic() >= until or not inbox.wait(until - monotonic())):
+            process = open_scan(request)
+        item = next(inbox.ready() if process is None else items, None)
+        if item is None:
+            # A query was answered, or there is nothing more.
+            continue
+        if isinstance(item, Text):
+            if parameters := _parameters(item):
+                return open_scan(replace(request, parameters=parameters)), chain(early, items)
+            _note(item)
+            continue
+        early.append(item)
+        n_bytes += _memory_bytes(item)
+        if not isinstance(item, Waveform):
+            break
+    return process or open_scan(request), chain(early, items)
+
+
+def _parameters(message: Text) -> str:
+    """Return the JSON that a text consists of, or nothing where it is a remark."""
+    text = message.text.lstrip("\ufeff \t\r\n")
+    return text if text.startswith("{") else ""
+
+
+def _note(remark: Text) -> None:
+    logger.info("the peer says: %s", quoted(remark.text))
 
 
 def _without_texts(items: Iterator[Any]) -> Iterator[Any]:
-    """Keep the peer's remarks out of the chain, which would send them back."""
+    """Keep the peer's remarks out of the chain, which would send them back.
+
+    Raises
+    ------
+    ProtocolError
+        A text is JSON: a scan must not go on with other parameters than were asked for.
+    """
     for item in items:
-        if isinstance(item, Text):
-            logger.info("the peer says: %s", item.text.strip())
-        else:
+        if not isinstance(item, Text):
             yield item
+        elif _parameters(item):
+            raise ProtocolError(
+                f"parameters (JSON, {len(item.text)} characters) where none are taken: a client sends them once, "
+                "after the header and before the first readout or image."
+            )
+        else:
+            _note(item)
 
 
 def _send(connection: Connection, item: Any, request: ScanRequest, outcome: Outcome, *, parent: bool) -> None:

@@ -42,9 +42,11 @@ __all__ = [
     "image_from_parts",
     "image_pixels",
     "parse_meta",
+    "quoted",
     "written_meta",
 ]
 
+_QUOTED: Final = 500
 CONFIG_NAME_BYTES: Final = 1024
 ACQUISITION_HEADER_BYTES: Final = ctypes.sizeof(ismrmrd.AcquisitionHeader)
 IMAGE_HEADER_BYTES: Final = ctypes.sizeof(ismrmrd.ImageHeader)
@@ -181,6 +183,15 @@ class Readout:
 
 Message: TypeAlias = ConfigFile | ConfigText | Header | Text | Query | Response | Error | Close | Readout | Any
 """What the codec reads and writes; ``Any`` stands for `Image` and `Waveform`, which mypy does not know."""
+
+
+def quoted(text: str) -> str:
+    """Return what a peer wrote as it may stand in a log: its first 500 characters, in one line, without controls."""
+    text = text.strip()
+    line = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:_QUOTED]
+    )
+    return line if len(text) <= _QUOTED else f"{line} … ({len(text) - _QUOTED} characters more)"
 
 
 def parse_meta(attributes: bytes) -> Any:
