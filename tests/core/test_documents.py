@@ -2,7 +2,7 @@ import tracemalloc
 
 import pytest
 
-from sinotherm.core.documents import MAX_DEPTH, MAX_ELEMENTS, parse_document
+from sinotherm.core.documents import MAX_DEPTH, MAX_ELEMENTS, parse_document, without_nul
 from sinotherm.errors import DataError
 
 
@@ -11,6 +11,14 @@ def test_a_document_becomes_its_root():
     assert (root.tag, root.get("x"), [child.tag for child in root], root[0].text) == ("a", "1", ["b", "c"], "text")
     deepest = b"<a>" * MAX_DEPTH + b"</a>" * MAX_DEPTH
     assert parse_document(deepest, "it").tag == "a"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("nul", [b"", b"\0", b"\0\0\0"])
+def test_a_nul_that_ends_a_text_is_no_part_of_the_document(encoding, nul):
+    raw = "<a>µ</a>".encode(encoding)
+    assert without_nul(raw + nul) == raw
+    assert without_nul(nul) == b""
 
 
 @pytest.mark.parametrize(

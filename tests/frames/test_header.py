@@ -43,6 +43,13 @@ def test_a_real_header_becomes_si(shared_data):
     assert scan.xml.endswith("</ismrmrdHeader>")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["", "\0", "\n\0", "\0\r\n"])
+def test_a_header_may_come_in_any_encoding_and_with_a_nul(encoding, end):
+    xml = document(ENCODING).replace('"1.0"', f'"1.0" encoding="{encoding[:6]}"')
+    assert scan_header((xml + end).encode(encoding)).encoded.matrix == (32, 32, 1)
+
+
 @pytest.mark.parametrize("namespace", ["", ' xmlns="http://www.ismrm.org/ISMRMRD"'])
 def test_silent_parts_are_none_and_a_nul_is_dropped(namespace):
     xml = document(

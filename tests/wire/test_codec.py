@@ -74,6 +74,13 @@ def test_layouts_are_those_of_the_description() -> None:
     assert written(Error(text="ab")) == struct.pack("<HQ2s", 8, 2, b"ab")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("nul", [b"", b"\0", b"\0\0"])
+def test_a_header_is_taken_to_its_last_character(encoding: str, nul: bytes) -> None:
+    xml = "<h>µ</h>".encode(encoding)
+    assert read(text_message(3, xml + nul)) == [Header(xml=xml, terminated=bool(nul))]
+
+
 def test_text_that_is_not_utf8_is_shown_escaped() -> None:
     assert read(text_message(5, b"\xb0C\0")) == [Text(text="\\xb0C", terminated=True)]
 

@@ -9,10 +9,17 @@ from defusedxml.ElementTree import iterparse
 
 from sinotherm.errors import DataError
 
-__all__ = ["MAX_DEPTH", "MAX_ELEMENTS", "parse_document"]
+__all__ = ["MAX_DEPTH", "MAX_ELEMENTS", "parse_document", "without_nul"]
 
 MAX_DEPTH: Final = 64
 MAX_ELEMENTS: Final = 200_000
+
+
+def without_nul(raw: bytes) -> bytes:
+    """Return an XML document without the NUL that some writers count in."""
+    text = raw.rstrip(b"\0")
+    # In little-endian UTF-16 the last character has a zero of its own.
+    return text + b"\0" if text[:2] == b"\xff\xfe" or text[1:2] == b"\0" else text
 
 
 def parse_document(raw: bytes, what: str, *, max_bytes: int = 16 << 20) -> Any:

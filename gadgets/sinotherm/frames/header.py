@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from sinotherm.core.documents import parse_document
+from sinotherm.core.documents import parse_document, without_nul
 from sinotherm.core.scan import EncodingSpace, ScanHeader
 from sinotherm.errors import DataError, HeaderError
 
@@ -41,7 +41,7 @@ def scan_header(xml: bytes | str) -> ScanHeader:
         The header is empty, not XML, not MRD, or a fact in it is missing or impossible.
     """
     raw = xml.encode() if isinstance(xml, str) else bytes(xml)
-    raw = raw.rstrip(b"\0 \r\n\t")
+    raw = without_nul(raw.rstrip(b"\0 \r\n\t"))
     if not raw:
         raise HeaderError("the scan header is empty: an MRD header (XML) must come before the data.")
     try:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 import ismrmrd
 import numpy as np
 
+from sinotherm.core.documents import without_nul
 from sinotherm.errors import DataError, PeerGoneError, ProtocolError
 from sinotherm.wire.messages import (
     ACQUISITION_HEADER_BYTES,
@@ -326,8 +327,9 @@ class Decoder:
         return Text(text=text, terminated=terminated)
 
     def _header(self, start: int, size: int) -> Header:
-        xml = self._bytes(start + _ID.size + _UINT32.size, start + size)
-        return Header(xml=xml.rstrip(b"\0"), terminated=xml.endswith(b"\0"))
+        raw = self._bytes(start + _ID.size + _UINT32.size, start + size)
+        xml = without_nul(raw)
+        return Header(xml=xml, terminated=len(xml) < len(raw))
 
     def _close(self, *_: int) -> Close:
         self.closed = True
