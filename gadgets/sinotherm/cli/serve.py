@@ -9,7 +9,9 @@ __all__ = ["command"]
 
 
 def command(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for the whole network.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for the whole network, :: with IPv6 too.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 9002,
     pipelines: Annotated[
         list[Path] | None,

@@ -69,7 +69,9 @@ class Server:
             raise WireError(f"port {port}: it lies between 0 and 65535.")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._listener = socket.create_server((host, port), family=family)
+            # Whoever listens on every address expects that IPv4 is among them.
+            both = host == "::" and socket.has_dualstack_ipv6()
+            self._listener = socket.create_server((host, port), family=family, dualstack_ipv6=both)
         except OSError as error:
             raise WireError(f"cannot listen on {host}:{port} ({error}); choose another --host or --port.") from None
         self._listener.settimeout(_POLL_S)
