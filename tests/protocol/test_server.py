@@ -167,15 +167,34 @@ def test_what_a_peer_writes_forges_no_line_of_the_log(caplog: pytest.LogCaptureF
     forged = b"x\n2099-01-01 ERROR forged \x1b[31m" + b"A" * 100_000
     error = struct.pack("<HQ", 8, len(forged)) + forged
     with caplog.at_level("INFO"), serving() as server:
-        for parts in ([HEADER, text_message(5, forged), error], [error]):
+        for parts in (
+            [HEADER, frame(), text_message(5, forged), CLOSE],
+            [HEADER, text_message(5, forged), error],
+            [error],
+        ):
             converse(server.address[1], [config_name("frames"), *parts])
         until(lambda: caplog.text.count("the peer reports: x") == 2)
     said = [record.getMessage() for record in caplog.records if "forged" in record.getMessage()]
-    assert len(said) == 3
+    assert len(said) == 4
     for line in said:
         assert r"x\n2099-01-01 ERROR forged \x1b[31mAAA" in line
         assert line.isprintable()
         assert len(line) < 700
+
+
+def test_an_error_that_names_what_a_peer_sent_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    def refusing(request: ScanRequest) -> Any:
+        raise SettingsError(f"unknown setting {request.parameters}; known settings: frames.spokes.")
+
+    with serving(opening=refusing) as server:
+        parts = [config_name("x"), HEADER, text_message(5, b'{"a\nforged": 1}' + b" " * 100_000 + b"."), CLOSE]
+        messages = converse(server.address[1], parts)
+    # The peer gets its own words whole.
+    assert messages[0][1].endswith(b" .; known settings: frames.spokes.")
+    (line,) = [record.getMessage() for record in caplog.records if "forged" in record.getMessage()]
+    assert r'unknown setting {"a\nforged": 1}' in line
+    assert line.isprintable()
+    assert len(line) < 4100
 
 
 def test_a_silent_peer_is_told_and_given_up() -> None:

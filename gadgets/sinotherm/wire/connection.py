@@ -55,6 +55,8 @@ _PARAMETERS_S: Final = 2.0
 _EARLY_BYTES: Final = 1 << 20
 """What may come before FIRE's JSON and be kept meanwhile."""
 _ITEM_BYTES: Final = 512
+_LOGGED: Final = 4000
+"""Characters of an error that go into the log; lists of what is known are long."""
 _STOPPED: Final = "stopped before the end of the scan; the images finished so far were sent."
 
 
@@ -660,13 +662,14 @@ def converse(
         outcome.error = error
         if inbox is not None and inbox.cut and str(error) != _STOPPED:
             # What the chain then says of an unfinished scan is no fault of the peer's.
-            logger.warning("after the stop: %s", error)
+            logger.warning("after the stop: %s", quoted(str(error), bound=_LOGGED))
             outcome.error = error = WireError(_STOPPED)
         if request is None and connection.vacant:
             # A health check or a port scan: there was no scan, and there is nobody to be told.
             logger.debug("the peer connected and left")
         else:
-            logger.error("scan ended after %d images: %s", outcome.images, error)  # noqa: TRY400
+            # It may name what the peer sent: a setting, a pipeline.
+            logger.error("scan ended after %d images: %s", outcome.images, quoted(str(error), bound=_LOGGED))  # noqa: TRY400
     except Exception as error:
         outcome.error = error
         logger.exception("scan ended after %d images", outcome.images)

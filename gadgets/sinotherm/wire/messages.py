@@ -46,7 +46,6 @@ __all__ = [
     "written_meta",
 ]
 
-_QUOTED: Final = 500
 CONFIG_NAME_BYTES: Final = 1024
 ACQUISITION_HEADER_BYTES: Final = ctypes.sizeof(ismrmrd.AcquisitionHeader)
 IMAGE_HEADER_BYTES: Final = ctypes.sizeof(ismrmrd.ImageHeader)
@@ -185,13 +184,13 @@ Message: TypeAlias = ConfigFile | ConfigText | Header | Text | Query | Response 
 """What the codec reads and writes; ``Any`` stands for `Image` and `Waveform`, which mypy does not know."""
 
 
-def quoted(text: str) -> str:
-    """Return what a peer wrote as it may stand in a log: its first 500 characters, in one line, without controls."""
+def quoted(text: str, *, bound: int = 500) -> str:
+    """Return what a peer wrote as it may stand in a log: so many characters, in one line, without controls."""
     text = text.strip()
     line = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:_QUOTED]
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:bound]
     )
-    return line if len(text) <= _QUOTED else f"{line} … ({len(text) - _QUOTED} characters more)"
+    return line if len(text) <= bound else f"{line} … ({len(text) - bound} characters more)"
 
 
 def parse_meta(attributes: bytes) -> Any:
