@@ -127,6 +127,26 @@ def test_a_new_plane_gets_its_own_maps():
     assert images[2].fingerprint["geometry"] == ""
 
 
+def test_planes_that_were_left_long_ago_are_forgotten(monkeypatch):
+    """A plane that moves on and on would take all memory."""
+    monkeypatch.setattr("sinotherm.stages.gridding.LEFT", 1)
+    made = []
+    monkeypatch.setattr(
+        "sinotherm.stages.cg_sense._coil_maps",
+        lambda first, *_: made.append(first[0].number) or np.full((COILS, N, N), COILS**-0.5, np.complex64),
+    )
+
+    def at(number, x):
+        (frame,) = frames(1)
+        head = SimpleNamespace(**{**vars(HEAD), "position": (x, 0.0, 0.0)})
+        spokes = tuple(dataclasses.replace(one, header=head) for one in frame.spokes)
+        return dataclasses.replace(frame, spokes=spokes, number=number)
+
+    items = [at(number, x) for number, x in enumerate((0.0, 1.0, 0.0, 1.0, 2.0, 1.0, 0.0))]
+    assert [image.number for image in run(items, maps_spokes=1, iterations=1)] == list(range(7))
+    assert made == [0, 1, 4, 6]
+
+
 def test_warm_start_and_time_budget():
     scans = frames(3)
     cold, warm = (run(scans, iterations=3, warm_start=warm)[2] for warm in (False, True))

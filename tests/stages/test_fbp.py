@@ -167,10 +167,13 @@ def test_the_preview_is_near() -> None:
 def test_spokes_that_change_are_refused() -> None:
     spokes = live(3)
     other = dataclasses.replace(spokes[1], sampling=dataclasses.replace(SAMPLING, centre=8.0))
+    first = Frame(spokes=tuple(spokes), number=0)
     with pytest.raises(SpokeError, match="cannot change within a scan"):
-        images([spokes[0], other])
+        images([first, other])
+    with pytest.raises(SpokeError, match="cannot change within a scan"):
+        images([Frame(spokes=(spokes[0], other), number=0)])
     with pytest.raises(SpokeError, match="has 3 coils"):
-        images([spokes[0], *live(1, n_coils=3)])
+        images([first, *live(1, n_coils=3)])
 
 
 def test_what_is_not_a_spoke_passes_in_its_place() -> None:
@@ -186,10 +189,20 @@ def test_spokes_are_added_when_they_come_and_late_ones_with_their_frame(monkeypa
     added = []
     add = fbp.RunningImage.add
     monkeypatch.setattr(fbp.RunningImage, "add", lambda self, spoke: added.append(spoke.index) or add(self, spoke))
-    spokes = [dataclasses.replace(s, received_s=0.0) if s.index in (1, 4) else s for s in live(6)]
-    (image,) = images(in_frames(spokes, 6, 6))
-    assert added == [0, 2, 3, 5]
-    assert relative_error(image.data[:, 0], truth(Frame(spokes=tuple(spokes), number=0))) < 5e-4
+    spokes = [dataclasses.replace(s, received_s=0.0) if s.index in (7, 10) else s for s in live(12)]
+    _, image = images(in_frames(spokes, 6, 6))
+    assert added == [6, 8, 9, 11]
+    assert relative_error(image.data[:, 0], truth(Frame(spokes=tuple(spokes[6:]), number=0))) < 5e-4
+
+
+def test_only_a_frame_takes_the_memory_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A counter of something else in idx.slice would take one for every spoke."""
+    made = []
+    build = fbp.RunningImage.__init__
+    monkeypatch.setattr(fbp.RunningImage, "__init__", lambda self, *given: made.append(given) or build(self, *given))
+    (image,) = images([*in_frames(live(6), 6, 6), *(dataclasses.replace(s, slice=s.index) for s in live(6)[1:])])
+    assert image.slice == 0
+    assert len(made) == 1
 
 
 def test_a_miss_of_the_centre_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

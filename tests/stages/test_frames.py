@@ -466,15 +466,52 @@ def test_memory_is_bounded_before_it_is_taken(monkeypatch):
     wide = dataclasses.replace(SCAN, recon=EncodingSpace(matrix=(4096, 4096, 1), fov_m=(0.3, 0.3, 0.01)))
     data = np.broadcast_to(np.zeros(1, np.complex64), (100, 8))
     with pytest.raises(
-        SpokeError, match="images of 100 coils with 4096 x 4096 pixels take 13421772800 bytes, the bound"
+        SpokeError, match=r"images of 100 coils with 1 x 4096 x 4096 pixels .* take 40265318400 bytes, the bound"
     ):
         run([spoke(data=data)], wide, spokes=2)
-    # 128 bytes a spoke: ten spokes may wait, whatever has left before.
+    # 128 bytes a spoke: ten spokes may wait, whatever has left before. An image of one pixel is none of the matter.
     monkeypatch.setattr("sinotherm.frames.assembly.MAX_BYTES", 1280)
+    tiny = dataclasses.replace(SCAN, recon=EncodingSpace(matrix=(1, 1, 1), fov_m=(0.2, 0.2, 0.01)))
     many = [spoke(n) for n in range(40)]
-    assert len(frames(many, spokes=10)) == 4
-    assert len(frames(many, by="window", window=9, stride=1)) == 32
+    assert len(frames(many, tiny, spokes=10)) == 4
+    assert len(frames(many, tiny, by="window", window=9, stride=1)) == 32
     ended = [spoke(n, slice=n % 2, last=n % 8 == 7, last_of_all=n % 8 == 7) for n in range(40)]
-    assert len(frames(ended, by="flags")) == 10
+    assert len(frames(ended, tiny, by="flags")) == 10
     with pytest.raises(SpokeError, match=r"11 spokes of 128 bytes wait .* set frames.by and frames.spokes"):
-        run(many, spokes=40)
+        run(many, tiny, spokes=40)
+
+
+@pytest.mark.parametrize(
+    ("chain", "key", "n"),
+    # 64 pixels of 2 coils: 1 KiB of sums for each slice and echo, 2 of maps for each slice; 4 KiB more for each of them
+    # where they are measured.
+    [({}, "slice", 6), ({}, "echo", 18), ({"thermometry": {}}, "slice", 1), ({"thermometry": {}}, "echo", 2)],
+)
+def test_all_slices_and_echoes_together_are_bounded(monkeypatch, chain, key, n):
+    """A counter of something else in idx.slice takes an image for every readout."""
+    monkeypatch.setattr("sinotherm.frames.assembly.MAX_BYTES", 20 << 10)
+    scan = dataclasses.replace(SCAN, chain=chain)
+    assert len(frames([spoke(i, **{key: i}) for i in range(n)], scan, spokes=1)) == n
+    with pytest.raises(SpokeError, match=rf"{n + 1} with all echoes, take .* write 0 into idx\.slice and idx"):
+        run([spoke(i, **{key: i}) for i in range(n + 1)], scan, spokes=1)
+
+
+def test_planes_of_a_slab_count_as_slices_do(monkeypatch):
+    """Each has a running image of its own."""
+    monkeypatch.setattr("sinotherm.frames.assembly.MAX_BYTES", 20 << 10)
+    slab = EncodingSpace(matrix=(8, 8, 8), fov_m=(0.2, 0.2, 0.08))
+    scan = dataclasses.replace(SCAN, encoded=slab, recon=slab, n_partitions=8, spokes_per_frame=1)
+    with pytest.raises(
+        SpokeError, match=r"2 coils with 8 x 8 x 8 pixels for 1 slices, 1 with all echoes, take 24576 bytes"
+    ):
+        run([spoke()], scan)
+
+
+def test_more_slices_than_the_header_states_are_refused():
+    scan = dataclasses.replace(SCAN, n_slices=3)
+    # Counted from 2 on, as the limits may say.
+    assert len(frames([spoke(i, slice=2 + i % 3) for i in range(6)], scan, spokes=2)) == 3
+    with pytest.raises(
+        SpokeError, match=r"readout 3 has idx\.slice = 7, and is of slice number 4 of a scan that has 3"
+    ):
+        run([spoke(i, slice=(0, 1, 2, 7)[i]) for i in range(4)], scan, spokes=2)

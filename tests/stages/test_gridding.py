@@ -213,6 +213,38 @@ def test_a_plane_that_moves_gets_maps_of_its_own() -> None:
     assert first.meta["coil_maps"] != second.meta["coil_maps"]
 
 
+def test_planes_that_were_left_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plane that moves on and on would take all memory; the slice beside it keeps its maps."""
+    monkeypatch.setattr(gridding, "LEFT", 2)
+    imager = gridding.FrameImager(SCAN, "gridding", gridding.Settings())
+    made = []
+    monkeypatch.setattr(gridding, "adaptive_maps", lambda images: made.append(1) or np.ones_like(images) / len(images))
+
+    def image(x: float, slice_: int = 0) -> None:
+        source = gridding.Coils(np.ones((COILS, N - 2, N), np.complex64))
+        list(imager.images(dataclasses.replace(frame(header=Header(x)), slice=slice_), source))
+
+    image(0.0, slice_=1)
+    for x in (1.0, 2.0, 3.0, 2.0, 4.0):
+        image(x)
+    assert len(made) == 5
+    assert len(imager._maps) == 4
+    for x in (2.0, 3.0, 4.0):
+        image(x)
+    image(0.0, slice_=1)
+    assert len(made) == 5
+    image(1.0)
+    assert len(made) == 6
+
+
+def test_frames_of_planes_that_moved_on_wait_for_the_maps_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gridding, "LEFT", 2)
+    settings = gridding.Settings(maps_frames=2)
+    moving = [frame(x, header=Header(float(x))) for x in range(4)]
+    out = gridding.stage(iter([*moving, "end"]), SCAN, settings)
+    assert [item if isinstance(item, str) else item.number for item in out] == [0, 1, "end", 2, 3]
+
+
 def test_a_plane_that_is_rounded_otherwise_stays() -> None:
     first, second = run(fbp, [frame(0, header=Header(1e-9)), frame(1, header=Header(-1e-9), noise=0.5)])
     assert first.fingerprint["geometry"] == second.fingerprint["geometry"]

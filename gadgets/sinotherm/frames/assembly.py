@@ -23,7 +23,9 @@ FrameRule: TypeAlias = Literal["auto", "count", "index", "flags", "window"]
 PartialPolicy: TypeAlias = Literal["drop", "emit"]
 
 MAX_BYTES: Final = 8 << 30
-"""Bound of the coil images of one slice, and of the spokes that wait for their frames."""
+"""Bound of the images that a scan keeps of all its slices and echoes, and of the spokes that wait for their frames."""
+_MEASURED: Final = 64
+"""Bytes a pixel that thermometry keeps of each slice, and of each of its echoes."""
 
 _GEOMETRY_START: Final = ismrmrd.AcquisitionHeader.position.offset
 _GEOMETRY_BYTES: Final = ismrmrd.AcquisitionHeader.patient_table_position.offset - _GEOMETRY_START
@@ -149,6 +151,7 @@ class FrameAssembler:
         self._window, self._stride = window, stride or window
         self._partial = partial
         self._streams: dict[tuple[int, int], _Stream] = {}
+        self._slices: set[int] = set()
         self._n_waiting = 0
         self._parts_noted = False
         self.n_frames = 0
@@ -189,12 +192,13 @@ class FrameAssembler:
         ------
         SpokeError
             The scan's images, or the spokes of frames that nothing ends, need more memory than there is a bound for;
-            or readouts of several sets or cardiac phases take turns within frames.
+            there are more slices than the header states; or readouts of several sets or cardiac phases take turns
+            within frames.
         """
         key = (spoke.slice, spoke.echo)
         stream = self._streams.get(key)
         if stream is None:
-            self._check_image(spoke)
+            self._check_stream(spoke)
             stream = self._streams[key] = _Stream()
         if self._n_waiting * spoke.data.nbytes > MAX_BYTES:
             raise SpokeError(
@@ -269,14 +273,31 @@ class FrameAssembler:
             yield from self._cut(stream) if short else self._close(stream)
             stream.short = short
 
-    def _check_image(self, spoke: Spoke) -> None:
-        columns, rows, _ = self._scan.recon.matrix
-        n_coils = len(spoke.data)
-        need = 8 * n_coils * rows * columns
+    def _check_stream(self, spoke: Spoke) -> None:
+        """Refuse a slice or echo that nobody announced, or whose images are too much beside those of the others.
+
+        Its first readout brings images that are far larger than itself: a counter of something else in idx.slice
+        would take all memory. Of each slice and echo the running sum is kept, of each slice the coil maps twice.
+        """
+        scan = self._scan
+        self._slices.add(spoke.slice)
+        n_slices, n_streams, n_coils = len(self._slices), len(self._streams) + 1, len(spoke.data)
+        # One slice is what converters write that know none.
+        if n_slices > scan.n_slices > 1:
+            raise SpokeError(
+                f"readout {spoke.index} has idx.slice = {spoke.slice}, and is of slice number {n_slices} of a scan "
+                f"that has {scan.n_slices} by the header: correct its limits of slice, or the counter."
+            )
+        columns, rows, _ = scan.recon.matrix
+        n_planes = scan.n_planes if self._stack else 1
+        measured = _MEASURED if "thermometry" in scan.chain else 0
+        need = n_planes * rows * columns * (n_streams * (8 * n_coils + measured) + n_slices * (16 * n_coils + measured))
         if need > MAX_BYTES:
             raise SpokeError(
-                f"images of {n_coils} coils with {rows} x {columns} pixels take {need} bytes, the bound is {MAX_BYTES}"
-                ": correct the header's matrix, or compress the coils (compression.method = svd)."
+                f"images of {n_coils} coils with {n_planes} x {rows} x {columns} pixels for {n_slices} slices, "
+                f"{n_streams} with all echoes, take {need} bytes, the bound is {MAX_BYTES}: correct the "
+                "header's matrix, or write 0 into idx.slice and idx.contrast where they count something else, or "
+                "compress the coils (compression.method = svd)."
             )
 
     def finish(self) -> Iterator[Spoke | Frame]:

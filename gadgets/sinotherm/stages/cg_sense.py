@@ -23,6 +23,7 @@ from sinotherm.operators.nufft import FinufftPlan, radial_points
 from sinotherm.reconstruction.cg_sense import IterativeImage, grid_size, iterate_cg, sample_weights
 from sinotherm.reconstruction.sense_normal import SenseNormal
 from sinotherm.reconstruction.total_variation import iterate_tv
+from sinotherm.stages.gridding import forget_left
 
 __all__ = ["Settings", "stage"]
 
@@ -97,7 +98,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     """Yield the image of every frame; spokes end here.
 
     The first frames of a slice wait until there are enough spokes for coil maps. Maps, grid, noise map
-    and the scale of the total variation then hold for the scan. Those of a stored baseline serve at once.
+    and the scale of the total variation then hold for the scan. Those of a stored baseline serve at once. Of planes
+    that slices have left only the last ones are kept.
 
     Raises
     ------
@@ -105,6 +107,7 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
         The stored baseline's maps are of another number of coils, or of a smaller image.
     """
     planes: dict[tuple[int, str], _Plane] = {}
+    beginning: dict[tuple[int, str], _Plane] = {}
     for item in items:
         if isinstance(item, Spoke):
             continue
@@ -112,20 +115,24 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
             yield item
             continue
         place = (item.slice, geometry_text(item.header))
-        plane = planes.setdefault(place, _Plane())
-        if not plane.name:
+        if place not in planes:
+            plane = beginning.setdefault(place, _Plane())
             plane.waiting.append(item)
             stored = stored_estimate(scan, "coil_maps", slice_=item.slice)
             if stored is None and not enough_spokes(plane.waiting, settings.maps_spokes):
                 continue
-            if not (yield from _released(plane, scan, settings)):
-                del planes[place]
+            del beginning[place]
+            if (yield from _released(plane, scan, settings)):
+                planes[place] = plane
+                forget_left(planes, place)
         else:
-            yield _image(plane, item, scan, settings)
-    for plane in planes.values():
-        if plane.waiting:
-            logger.warning("coil maps from %d spokes only: the scan ended", sum(f.n_spokes for f in plane.waiting))
-            yield from _released(plane, scan, settings)
+            forget_left(planes, place)
+            yield _image(planes[place], item, scan, settings)
+    while beginning:
+        # What is made of one is not kept for the next.
+        plane = beginning.pop(next(iter(beginning)))
+        logger.warning("coil maps from %d spokes only: the scan ended", sum(f.n_spokes for f in plane.waiting))
+        yield from _released(plane, scan, settings)
 
 
 def _released(plane: _Plane, scan: ScanHeader, settings: Settings) -> Generator[Item, None, bool]:

@@ -214,7 +214,8 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
 
     Spokes that arrive one by one are added at once, so that little is left to do when the last one
     comes. Those of a file, of a stack of stars and with ``weights = gaps`` wait for their frame, and so
-    do those that come to this stage late, because it is behind or because they were held back.
+    do those that come to this stage late, because it is behind or because they were held back; and those of the
+    first frame of a slice and echo, which takes no memory for an image before it is known to be one.
     """
     shape = image_shape(scan)
     imager = FrameImager(scan, "fbp", settings)
@@ -224,16 +225,15 @@ def stage(items: Iterator[Item], scan: ScanHeader, settings: Settings) -> Iterat
     for item in items:
         if isinstance(item, Spoke | Frame):
             key = (item.slice, item.echo)
-            if key not in running:
-                first = item if isinstance(item, Spoke) else item.spokes[0]
-                running[key] = RunningImage(first, shape, settings)
             if isinstance(item, Frame):
+                if key not in running:
+                    running[key] = RunningImage(item.spokes[0], shape, settings)
                 # With weights = gaps the frame is gridded, and its weights know.
                 if item.echo not in checked and settings.weights == "equal":
                     checked.add(item.echo)
                     _check_centre(item)
                 yield from imager.images(item, running[key].frame(item))
-            elif early and monotonic() - item.received_s < LATE_S:  # a file's NaN compares false
+            elif early and key in running and monotonic() - item.received_s < LATE_S:  # a file's NaN compares false
                 running[key].add(item)
         else:
             yield item

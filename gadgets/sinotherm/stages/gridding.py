@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -29,7 +29,17 @@ from sinotherm.operators.density import (
 from sinotherm.operators.gridded import GriddedPlan
 from sinotherm.operators.nufft import radial_points
 
-__all__ = ["CoilMaps", "CoilSource", "FrameImager", "Gridder", "LinearSettings", "Settings", "image_shape", "stage"]
+__all__ = [
+    "CoilMaps",
+    "CoilSource",
+    "FrameImager",
+    "Gridder",
+    "LinearSettings",
+    "Settings",
+    "forget_left",
+    "image_shape",
+    "stage",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +48,8 @@ MapMethod: TypeAlias = Literal["adaptive", "espirit"]
 
 _STILL: Final = 1e-6
 """Samples beside k = 0 that are none."""
+LEFT: Final = 32
+"""Planes that slices have left, of which what is frozen is kept: a plane that moves on and on would take all memory."""
 
 
 class LinearSettings(StageSettings):
@@ -124,6 +136,24 @@ class Coils:
         return rss(self.images).astype(np.complex64)
 
 
+def forget_left(frozen: dict[tuple[int, str], Any], place: tuple[int, str]) -> None:
+    """Forget what is frozen for the planes that their slices left longest ago, but for the last `LEFT` of them.
+
+    Parameters
+    ----------
+    frozen
+        By slice and geometry; changed in place.
+    place
+        Slice and geometry of the present frame.
+    """
+    frozen[place] = frozen.pop(place)
+    newest = {slice_: (slice_, geometry) for slice_, geometry in frozen}
+    left = [one for one in frozen if newest[one[0]] != one]
+    for one in left[:-LEFT]:
+        logger.info("slice %d: the plane at %s is forgotten; if it comes again, its coil maps are made anew", *one)
+        del frozen[one]
+
+
 def image_shape(scan: ScanHeader) -> tuple[int, int]:
     """Return the image (y, x) in pixels that the header asks for."""
     return scan.recon.matrix[1], scan.recon.matrix[0]
@@ -133,7 +163,7 @@ class FrameImager:
     """Turns coil images of frames into `FrameImage`: frozen maps, noise, fingerprint, meta.
 
     Maps are made once per slice and plane, from the mean of its first frames, which are held back until then;
-    those of a stored baseline serve at once.
+    those of a stored baseline serve at once. Of planes that slices have left only the last `LEFT` are kept.
 
     Parameters
     ----------
@@ -165,9 +195,13 @@ class FrameImager:
             place = (frame.slice, geometry_text(frame.header))
             maps = self._maps.get(place) or self._stored(place, frame)
             if maps is not None:
+                forget_left(self._maps, place)
                 yield self._image(frame, source.combined(maps)[None], maps)
                 return
             held = self._held.setdefault(place, [])
+            waiting = [one for one in self._held if one[0] == frame.slice]
+            if len(waiting) > LEFT:
+                yield from self._release(waiting[0])
             held.append((frame, source.coil_images()))
             if len(held) >= settings.maps_frames:
                 yield from self._release(place)
@@ -181,6 +215,7 @@ class FrameImager:
         held = self._held.pop(place)
         mean = np.asarray(np.mean([images for _, images in held], axis=0, dtype=np.complex64))
         maps = self._maps[place] = CoilMaps.estimated(mean, self._settings.maps)
+        forget_left(self._maps, place)
         logger.info("coil maps of slice %d frozen: %s, of %d frames", place[0], maps.name, len(held))
         for frame, images in held:
             yield self._image(frame, combine(images, maps.maps)[None], maps)
