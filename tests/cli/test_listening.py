@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 from typing import Any
@@ -80,6 +81,42 @@ def test_a_process_whose_scans_still_compute_ends_at_once(monkeypatch: pytest.Mo
     with server._listener:
         listen(server)
     assert codes == ([1] if left else [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", [(serve.command,), (node.command, "thermometry")], ids=["serve", "node"])
+def test_a_signal_in_the_warm_up_ends_the_start(
+    command: tuple[Any, ...], number: signal.Signals, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even where an interrupt would be swallowed, as it is within imports and compiled code that calls Python."""
+    begun: list[int] = []
+
+    def swallowing(*_: Any) -> None:
+        begun.append(1)
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            begun.append(2)
+
+    monkeypatch.setattr("sinotherm.pipelines.warmup._run", swallowing)
+    monkeypatch.setattr("sinotherm.pipelines.warmup._compile", lambda *_: None)
+    monkeypatch.setattr("sinotherm.pipelines.warmup._SCANS", ((3, 16, 0.0),))
+    monkeypatch.setattr(Server, "run", lambda _: pytest.fail("it listens"))
+    app = typer.Typer()
+    app.command()(command[0])
+    result = CliRunner().invoke(app, [*command[1:], "--port", str(free_port())])
+    assert result.exit_code != 0
+    assert begun == [1]
+    assert "listening" not in caplog.text
+
+
+@pytest.mark.parametrize("command", [(serve.command,), (node.command, "thermometry")], ids=["serve", "node"])
+def test_a_port_that_is_taken_is_told_before_the_warm_up(
+    command: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sinotherm.pipelines.warmup.warm_up", lambda *_: pytest.fail("it warms up"))
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(WireError, match="cannot listen on"):
+        run(*command, "--port", str(taken.getsockname()[1]))
 
 
 def test_what_cannot_start_says_so() -> None:

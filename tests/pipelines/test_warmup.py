@@ -19,7 +19,7 @@ from sinotherm.pipelines.xml import Step
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warmup, "_SCANS", ((3, 16, 0.0),))
-    monkeypatch.setattr(warmup, "_compile", lambda _: None)
+    monkeypatch.setattr(warmup, "_compile", lambda *_: None)
 
 
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -94,6 +94,30 @@ def test_a_wrong_setting_ends_the_start_and_other_failures_do_not(
     else:
         warm_up(steps)
         assert "the warm-up failed: the first scan will wait for what it loads" in caplog.text
+    assert logging.getLogger("sinotherm").getEffectiveLevel() != logging.CRITICAL
+
+
+@pytest.mark.parametrize("part", ["kernels", "readouts"])
+def test_what_is_gone_through_can_be_ended_between_two_of_its_parts(
+    part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An interrupt within an import or a compiler would be swallowed there, or taken for a failed warm-up."""
+    monkeypatch.setattr(warmup, "_SCANS", ((3, 16, 0.0),))
+    n_before = {"kernels": 1, "readouts": len(warmup._PROJECTED) + 20}[part]
+    gone: list[Any] = []
+
+    def checked(items: Any) -> Any:
+        for item in items:
+            if len(gone) == n_before:
+                raise KeyboardInterrupt
+            gone.append(item)
+            yield item
+
+    steps = [Step(target="reconstruct", values={"reconstruction": {"method": "gridding"}})]
+    with pytest.raises(KeyboardInterrupt):
+        warm_up(steps, checked)
+    assert len(gone) == n_before
+    assert "failed" not in caplog.text
     assert logging.getLogger("sinotherm").getEffectiveLevel() != logging.CRITICAL
 
 

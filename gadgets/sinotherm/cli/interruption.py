@@ -14,8 +14,8 @@ _T = TypeVar("_T")
 def interruptible() -> Iterator[Callable[[Iterable[_T]], Iterator[_T]]]:
     """Give what wraps items: it raises `KeyboardInterrupt` before the next one, once a signal has come.
 
-    HDF5 calls Python while it writes and swallows what is raised there, so an interrupt at that moment
-    would be lost. A second signal interrupts at once.
+    HDF5 calls Python while it writes and swallows what is raised there, as imports and compilers do, so an interrupt
+    at that moment would be lost. A second signal interrupts at once.
     """
     came = False
 
@@ -42,10 +42,11 @@ def interruptible() -> Iterator[Callable[[Iterable[_T]], Iterator[_T]]]:
         signal.signal(number, note)
     try:
         yield checked
-        check()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    # Not before: a signal between the two would be lost.
+    check()
 
 
 class Shield:

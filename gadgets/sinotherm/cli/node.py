@@ -24,29 +24,36 @@ def command(
     silence_s: Annotated[float, typer.Option(help="Silence within a scan after which it is given up, s.")] = 600.0,
     warm: Annotated[
         bool,
-        typer.Option("--warm-up/--no-warm-up", help="Run a tiny simulated scan before listening: seconds."),
+        typer.Option("--warm-up/--no-warm-up", help="Run a tiny simulated scan before the first: seconds."),
     ] = True,
 ) -> None:
     """Wait for a Gadgetron that connects to us, scan after scan, with everything loaded.
 
-    A tiny simulated scan goes first, so that a patient's finds everything loaded and compiled.
+    A tiny simulated scan goes first, so that a patient's finds everything loaded and compiled; who connects meanwhile
+    waits.
 
     In its XML: `<external><connect address="localhost" port="18000"/><configuration/></external>`; the
     properties of `<configuration>` are the stage.setting values. Those that name files, folders or
     endpoints are taken from --set only.
     """
-    from sinotherm.cli.listening import listen
-    from sinotherm.pipelines.compose import compose, parse_assignments
-    from sinotherm.pipelines.doors import open_target
-    from sinotherm.pipelines.warmup import warm_up
-    from sinotherm.pipelines.xml import Step
-    from sinotherm.wire.connection import Patience
-    from sinotherm.wire.server import Server
+    from sinotherm.cli.interruption import interruptible
 
-    # An unknown target or setting or a missing dependency is an error now, not at the first scan.
-    values = parse_assignments(settings or ())
-    compose(target, values)
-    patience = Patience(queue_bytes=queue_mib << 20, silence_s=silence_s)
-    if warm:
-        warm_up([Step(target=target, values=values)])
-    listen(Server(open_target(target, values), host=host, port=port, parent=True, scans=scans, patience=patience))
+    with interruptible() as checked:
+        from sinotherm.cli.listening import listen
+        from sinotherm.pipelines.compose import compose, parse_assignments
+        from sinotherm.pipelines.doors import open_target
+        from sinotherm.pipelines.warmup import warm_up
+        from sinotherm.pipelines.xml import Step
+        from sinotherm.wire.connection import Patience
+        from sinotherm.wire.server import Server
+
+        # An unknown target or setting or a missing dependency is an error now, not at the first scan; a port that
+        # another process has, not after the warm-up.
+        values = parse_assignments(settings or ())
+        compose(target, values)
+        patience = Patience(queue_bytes=queue_mib << 20, silence_s=silence_s)
+        open_scan = open_target(target, values)
+        server = Server(open_scan, host=host, port=port, parent=True, scans=scans, patience=patience)
+        if warm:
+            warm_up([Step(target=target, values=values)], checked)
+    listen(server)

@@ -33,7 +33,7 @@ def command(
     silence_s: Annotated[float, typer.Option(help="Silence within a scan after which it is given up, s.")] = 600.0,
     warm: Annotated[
         bool,
-        typer.Option("--warm-up/--no-warm-up", help="Run a tiny simulated scan before listening: seconds."),
+        typer.Option("--warm-up/--no-warm-up", help="Run a tiny simulated scan before the first: seconds."),
     ] = True,
 ) -> None:
     """Serve MRD clients: gadgetron_ismrmrd_client, FIRE and OpenRecon consoles, `sinotherm send`.
@@ -42,22 +42,26 @@ def command(
     the scans under way with the frames finished so far; after 30 s it ends those that still compute, and exits with 1.
 
     First a tiny simulated scan goes through radial_thermometry with the settings of --set, so that a patient's
-    finds everything loaded and compiled.
+    finds everything loaded and compiled; who connects meanwhile waits.
     """
-    from sinotherm.cli.listening import listen
-    from sinotherm.pipelines.compose import compose, load_pipeline, merged, parse_assignments
-    from sinotherm.pipelines.doors import open_pipeline
-    from sinotherm.pipelines.warmup import warm_up
-    from sinotherm.pipelines.xml import Step
-    from sinotherm.wire.connection import Patience
-    from sinotherm.wire.server import Server
+    from sinotherm.cli.interruption import interruptible
 
-    # What is wrong or missing is an error now, not at the first scan.
-    compose("radial_thermometry", {})
-    values, folders = parse_assignments(settings or ()), pipelines or ()
-    open_scan = open_pipeline(folders, values)
-    patience = Patience(queue_bytes=queue_mib << 20, silence_s=silence_s)
-    if warm:
-        steps = load_pipeline("radial_thermometry", folders).steps
-        warm_up([Step(target=step.target, values=merged(step.values, values)) for step in steps])
-    listen(Server(open_scan, host=host, port=port, scans=scans, patience=patience))
+    with interruptible() as checked:
+        from sinotherm.cli.listening import listen
+        from sinotherm.pipelines.compose import compose, load_pipeline, merged, parse_assignments
+        from sinotherm.pipelines.doors import open_pipeline
+        from sinotherm.pipelines.warmup import warm_up
+        from sinotherm.pipelines.xml import Step
+        from sinotherm.wire.connection import Patience
+        from sinotherm.wire.server import Server
+
+        # What is wrong or missing is an error now, not at the first scan, and not after the warm-up.
+        compose("radial_thermometry", {})
+        values, folders = parse_assignments(settings or ()), pipelines or ()
+        open_scan = open_pipeline(folders, values)
+        patience = Patience(queue_bytes=queue_mib << 20, silence_s=silence_s)
+        server = Server(open_scan, host=host, port=port, scans=scans, patience=patience)
+        if warm:
+            steps = load_pipeline("radial_thermometry", folders).steps
+            warm_up([Step(target=step.target, values=merged(step.values, values)) for step in steps], checked)
+    listen(server)

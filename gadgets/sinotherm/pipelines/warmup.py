@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from sinotherm.wire.messages import Readout
 __all__ = ["warm_up"]
 
 logger = logging.getLogger(__name__)
+
+_Checked: TypeAlias = Callable[[Iterable[Any]], Iterator[Any]]
 
 _SCANS: Final = ((4, 64, 0.3), (12, 34, 0.0))
 """Coils, spokes of a frame, gradient delay in samples: few coils of many spokes are gridded in another way than many
@@ -52,7 +54,7 @@ _IMAGES: Final[Values] = {"images": {"complex_images": "true"}, "publish": _OWN[
 """What makes complex images for a pipeline that begins with them."""
 
 
-def warm_up(steps: Sequence[Step]) -> None:
+def warm_up(steps: Sequence[Step], checked: _Checked = iter) -> None:
     """Run a pipeline on tiny simulated scans and throw the images away.
 
     Nothing is published, written or listened to. Whatever fails is a warning: the first scan is served all the
@@ -62,6 +64,8 @@ def warm_up(steps: Sequence[Step]) -> None:
     ----------
     steps
         The pipeline, with the settings of its user.
+    checked
+        Wraps what is gone through one by one, kernels and readouts: raises between two of them what ends the warm-up.
 
     Raises
     ------
@@ -77,9 +81,9 @@ def warm_up(steps: Sequence[Step]) -> None:
         tamed = (Step(target="reconstruct", values=_IMAGES), *tamed)
     try:
         with _quiet():
-            _compile(32 if any("compression" in step.values for step in steps) else _PROJECTED[-1])
+            _compile(32 if any("compression" in step.values for step in steps) else _PROJECTED[-1], checked)
             for n_coils, n_spokes, delay in _SCANS:
-                _run(tamed, _scan(n_spokes, delay), n_coils)
+                _run(tamed, _scan(n_spokes, delay), n_coils, checked)
     except (SettingsError, WeightsError):
         raise
     except Exception:
@@ -108,10 +112,10 @@ def _tamed(step: Step) -> Values:
     return merged(kept, {stage: named for stage, named in _OWN.items() if stage in stages})
 
 
-def _compile(most_coils: int) -> None:
+def _compile(most_coils: int, checked: _Checked = iter) -> None:
     """Compile back-projection for numbers of coils, with spokes that have no delay and with those that have."""
     sampling = RadialSampling(n_readout=16, spacing=1 / 16, centre=8.0)
-    for n_coils in (*_PROJECTED, *range(_PROJECTED[-1] + 4, most_coils + 1, 4)):
+    for n_coils in checked((*_PROJECTED, *range(_PROJECTED[-1] + 4, most_coils + 1, 4))):
         projector = BackProjector((8, 8), n_coils, sampling)
         for shift in ((0.0, 0.0), (0.01, -0.02)):
             projector.add(np.zeros((n_coils, 16), np.complex64), 0.3, shift=shift)
@@ -139,9 +143,9 @@ def _scan(n_spokes: int, delay: float) -> Scan:
     return Scan(protocol=protocol)
 
 
-def _run(steps: tuple[Step, ...], scan: Scan, n_coils: int) -> None:
+def _run(steps: tuple[Step, ...], scan: Scan, n_coils: int, checked: _Checked) -> None:
     header = dataclasses.replace(scan_header(header_xml(scan)), n_coils=n_coils)
-    for _ in Pipeline(name="warm-up", steps=steps).run(header, _received(scan, n_coils)):
+    for _ in Pipeline(name="warm-up", steps=steps).run(header, checked(_received(scan, n_coils))):
         pass
 
 
