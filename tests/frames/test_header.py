@@ -116,13 +116,17 @@ def test_limits_and_user_parameters():
             "<userParameters><userParameterLong><name>n</name><value>3</value></userParameterLong>"
             "<userParameterDouble><name>d</name><value>0.5</value></userParameterDouble>"
             "<userParameterString><name>s</name><value>x</value></userParameterString>"
-            "<userParameterString><value>nameless</value></userParameterString></userParameters>",
+            "<userParameterString><value>nameless</value></userParameterString>"
+            # Of no concern to anybody: no reason to refuse a scan.
+            "<userParameterLong><name>empty</name><value></value></userParameterLong>"
+            "<userParameterDouble><name>none</name><value>NaN</value></userParameterDouble>"
+            "<userParameterDouble><name>all</name><value>INF</value></userParameterDouble></userParameters>",
         )
     )
     assert scan.n_partitions == 12
     assert scan.n_slices == 3
     assert scan.spokes_per_frame is None
-    assert scan.user_parameters == {"n": 3.0, "d": 0.5, "s": "x"}
+    assert scan.user_parameters == {"n": 3.0, "d": 0.5, "s": "x", "empty": "", "none": "NaN", "all": "INF"}
 
 
 @pytest.mark.parametrize(

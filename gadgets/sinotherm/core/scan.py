@@ -85,7 +85,7 @@ class ScanHeader:
     partition_offset
         Place of the partition whose counter is 0; the place ``n_partitions // 2`` is kz = 0.
     user_parameters
-        Header's user parameters by name.
+        Header's user parameters by name: numbers where they are finite ones and meant as such, else texts.
     waveforms
         Waveform ids that the header announces.
     protocol, measurement_id

@@ -215,6 +215,11 @@ def _user_parameters(root: Any) -> Iterator[tuple[str, str | float]]:
             if not name:
                 continue
             if _name(element) in ("userParameterLong", "userParameterDouble"):
-                yield name, _number(text, f"user parameter {name[:40]!r}")
+                try:
+                    value = float(text)
+                except ValueError:
+                    value = math.nan
+                # Hardly any of them is read here, and who reads one says what it must be.
+                yield name, value if math.isfinite(value) else text
             else:
                 yield name, text
