@@ -490,6 +490,13 @@ def test_channels(caplog):
         run([readout(positions(0.0)), readout(positions(0.0), data=three, counter=1)])
 
 
+@pytest.mark.parametrize("n_before", [0, 1])
+def test_readouts_without_a_channel_are_named(n_before):
+    none = readout(positions(0.0), data=np.ones((0, 64), np.complex64), counter=1)
+    with pytest.raises(SpokeError, match="readout 1 has active_channels = 0, and so no data"):
+        run([*[readout(positions(0.0))] * n_before, none])
+
+
 def bent(trajectory):
     spiral = np.linspace(0.0, 3.0, len(trajectory))
     return np.stack((spiral * np.cos(4 * spiral), spiral * np.sin(4 * spiral)), axis=1).astype(np.float32) / 6

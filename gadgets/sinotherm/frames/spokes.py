@@ -319,6 +319,11 @@ class SpokeReader:
         self._calibration = {**self._calibration, **values}
 
     def _coils(self, header: Any, n_coils: int) -> None:
+        if not n_coils:
+            raise SpokeError(
+                f"readout {header.scan_counter} has active_channels = 0, and so no data: a spoke needs 1 or more; "
+                "correct the converter or the sequence that sends it."
+            )
         if self._sampling is not None:
             raise SpokeError(
                 f"readout {header.scan_counter} has {n_coils} channels, the first spoke had {self._n_coils}: "
