@@ -98,7 +98,7 @@ def early() -> CommandBook:
     [
         ("region", {"name": "a", "shape": "foo"}, "region 'foo'"),
         ("region", {"name": "a", "shape": "circle:10,40,3"}, r"no voxel of the image .* = \(1, 32, 48\)"),
-        ("region", {"name": "b=foo;a", "shape": "circle:10,10,3"}, "region 'foo'"),
+        ("region", {"name": "b=foo;a", "shape": "circle:10,10,3"}, "region name 'b=foo;a': write up to 64 letters"),
         ("cold_mask", {"shape": "circle:9999,9999,3"}, "no voxel"),
     ],
 )
@@ -134,6 +134,30 @@ def test_a_stream_that_comes_too_late_owes_no_baseline(monitor: Monitor) -> None
     assert book.owes_baseline((0, "tcr"), 12)
     assert not book.owes_baseline((0, "cg_sense"), 13)
     assert not book.owes_baseline((1, "fbp"), 19)
+
+
+@pytest.mark.parametrize("name", ["", "a;b", "a=b", "a\nWRN b", "\x1b[2J", " a", "a ", "a" * 65, "a\n"])
+def test_a_region_has_a_name_that_says_nothing_else(book: CommandBook, name: str) -> None:
+    with pytest.raises(SettingsError, match=r"region name .*: write up to 64 letters, digits, spaces, _ and -"):
+        book.handle("region", {"name": name, "shape": "circle:1,2,3"})
+    assert book.settings.regions == ""
+
+
+@pytest.mark.parametrize("shape", ["circle:1,2,3;b=circle:1,2,3", "circle:1,2,\n3", "circle:1,2,3 \x85"])
+def test_a_region_has_one_shape_in_one_line(book: CommandBook, shape: str) -> None:
+    with pytest.raises(SettingsError, match="region"):
+        book.handle("region", {"name": "a", "shape": shape})
+    assert book.settings.regions == ""
+
+
+def test_names_of_regions(book: CommandBook) -> None:
+    for name in ("a", "left lobe-2", "Tumör_1", "x" * 64):
+        assert name in book.handle("region", {"name": name, "shape": "circle:1,2,3"})["regions"]
+
+
+def test_a_region_of_any_name_that_the_user_gave_it_can_be_removed() -> None:
+    book = CommandBook(SCAN, ThermometrySettings(regions="a/b=circle:20,10,3"), {}, lambda record, facts: None)
+    assert book.handle("region", {"name": "a/b"})["regions"] == {}
 
 
 def test_regions_and_cold_mask(book: CommandBook) -> None:

@@ -1,6 +1,7 @@
 """Commands during a scan: what an operator may change, checked like the settings they change."""
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any, Final, Self
 from sinotherm.core.scan import ScanHeader
 from sinotherm.errors import SettingsError, WireError
 from sinotherm.thermometry.monitor import COLD_DEGC, SliceMonitor
-from sinotherm.thermometry.regions import named_regions
+from sinotherm.thermometry.regions import check_region, named_regions
 from sinotherm.thermometry.settings import ThermometrySettings
 
 __all__ = ["COMMANDS", "CommandBook", "CommandedScan"]
@@ -29,6 +30,7 @@ COMMANDS: Final[Mapping[str, str]] = {
 }
 """Name → arguments and meaning; each takes ``scan`` as well, the measurement id or run of the scan that is meant."""
 
+_REGION_NAME: Final = re.compile(r"[\w-]([\w -]{0,62}[\w-])?")
 
 _lock = threading.Lock()
 _commanded: list["CommandedScan"] = []
@@ -247,10 +249,10 @@ class CommandBook:
             case "region":
                 # Files that the regions of this machine's user name stay; a command adds none.
                 refuse("thermometry", {"regions": "=".join(str(value) for value in arguments.values())})
-                regions = dict(named_regions(self.settings.regions))
-                regions.pop(str(_needed(name, arguments, "name")), None)
+                regions, region = dict(named_regions(self.settings.regions)), str(_needed(name, arguments, "name"))
+                regions.pop(region, None)
                 if arguments.get("shape") is not None:
-                    regions[str(arguments["name"])] = str(arguments["shape"])
+                    regions[_region_name(region)] = _one_shape(str(arguments["shape"]))
                 self._change({"regions": ";".join(f"{key}={shape}" for key, shape in regions.items())})
                 return {"regions": regions}
             case "cold_mask":
@@ -276,6 +278,23 @@ class CommandBook:
         for monitor in self._monitors.values():
             monitor.configure(settings)
         self.settings = settings
+
+
+def _region_name(name: str) -> str:
+    """Return the name of a region that is drawn; it stands in settings, logs and images, and must not act in them."""
+    if not _REGION_NAME.fullmatch(name):
+        raise SettingsError(
+            f"region name {name[:80]!r}: write up to 64 letters, digits, spaces, _ and -, with no space at its ends."
+        )
+    return name
+
+
+def _one_shape(shape: str) -> str:
+    """Return the shape of a region that is drawn, which begins no other region."""
+    check_region(shape)
+    if not shape.isprintable():
+        raise SettingsError(f"region {shape[:80]!r}: write it in one line, without control characters.")
+    return shape
 
 
 def _needed(name: str, arguments: Mapping[str, Any], argument: str) -> Any:
