@@ -13,7 +13,6 @@ from sinotherm.errors import BaselineError
 from sinotherm.thermometry.baseline import (
     Baseline,
     BaselineBuilder,
-    best_match,
     check_fingerprint,
     effective_frames,
     fingerprint_of,
@@ -235,20 +234,6 @@ def test_a_file_of_another_schema_is_refused(tmp_path, schema: int) -> None:
     np.savez(path, facts=np.array(json.dumps(facts | {"schema": schema})), **entries)
     with pytest.raises(BaselineError, match=f"has the schema {schema}.* reads 2: take a new baseline"):
         load_baseline(path)
-
-
-def test_library_keeps_its_frames_and_the_best_is_found() -> None:
-    random = np.random.default_rng(3)
-    frames = [random.standard_normal(SHAPE) + 1j * random.standard_normal(SHAPE) for _ in range(3)]
-    builder = BaselineBuilder(3, library=True)
-    for number, data in enumerate(frames):
-        builder.add(_image(number, data))
-    library = builder.build(SCAN).library
-    assert len(library) == 3
-    index, score = best_match((2.0j * frames[1] + 0.01 * frames[0]).astype(np.complex64), library)
-    assert index == 1
-    assert score == pytest.approx(1.0, abs=1e-3)
-    assert best_match(np.zeros(SHAPE, np.complex64), library)[1] == 0.0
 
 
 def test_library_keeps_a_frame_that_is_unlike_the_rest_but_none_that_is_not_finite() -> None:

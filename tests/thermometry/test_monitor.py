@@ -1196,6 +1196,53 @@ def test_library_reads_a_rare_state_of_breathing_against_itself(stated: bool) ->
     assert any(text.startswith("motion: ") for text in statistics.alarms)
 
 
+@pytest.mark.parametrize(("stored", "mask"), [(False, "auto"), (True, "auto"), (False, "circle:32,12,2")])
+@pytest.mark.parametrize("echo_times_s", [(0.019,), (0.008, 0.019)])
+def test_heat_chooses_no_state_of_a_library(stored: bool, mask: str, echo_times_s: tuple[float, ...]) -> None:
+    """It turns the phase as breathing does; in all tissue, states that cancel half of it are more like the frame."""
+    heat = 12.0 * np.exp(-(X**2 + Y**2) / 0.08) * BODY
+    scan = replace(SCAN, echo_times_s=echo_times_s)
+    changes = {"baseline_mode": "library", "baseline_frames": 10, "cold_mask": mask, "drift_min_voxels": 5}
+    settings = _settings(**changes, drift_order=0 if mask != "auto" else 1)
+    monitor, series = SliceMonitor(scan, settings), Series(start=99)
+    scores = []
+    for number in range(20):
+        change = heat * (number >= 10)
+        breath = 0.4 * math.sin(0.4 * math.pi * number) * (X**2 * 1.5 + Y**3)
+        images = []
+        for echo, te in enumerate(echo_times_s):
+            turned = te / 0.019 * (PER_DEGC * (change - 0.3 * number * (1.0 + X - 0.5 * Y)) + breath)
+            images.append(series.image(number, te=te, echo=echo, signal=BODY * np.exp(1j * turned)))
+        if number == 10 and stored:
+            monitor = SliceMonitor(scan, settings, stored=monitor.baselines)
+        found, statistics = monitor.frame(images)
+        if number >= 10:
+            assert statistics.alarms == ()
+            valid = found.validity[0] == 0
+            assert valid[HOT].all()
+            errors = found.change_degc[0] - change
+            assert abs(errors[HOT].mean()) < 0.3
+            scores.append((errors / found.sigma_degc[0])[valid])
+    assert 0.75 < np.concatenate(scores).std() < 1.1
+
+
+@pytest.mark.parametrize("temporal", ["none", "trend"])
+def test_a_state_that_the_library_lacks_is_told_and_soon_has_no_reading(temporal: str) -> None:
+    series = Series(start=99)
+    monitor = SliceMonitor(SCAN, _settings(baseline_mode="library", baseline_frames=6, temporal=temporal))
+    for number in range(10):
+        depth = {6: 0.1, 7: 1.5, 8: 0.1}.get(number, 0.0)
+        found, statistics = monitor.frame([series.image(number, signal=BODY * np.exp(1j * depth * 2.0 * X**2))])
+        told = [text for text in statistics.alarms if text.startswith("baseline: the cold tissue is less like")]
+        assert bool(told) is (depth > 0.0)
+        assert all(text.endswith("; no reading") is (depth > 1.0) for text in told)
+        if number >= 6:
+            assert (found.validity & NoReading.NO_BASELINE).any() == (depth > 1.0)
+            assert np.isfinite(found.change_degc[0][HOT]).any() == (depth < 1.0)
+            assert found.meta["baseline_score"] < 0.7 or depth == 0.0
+    assert abs(found.change_degc[0][HOT].mean()) < 0.3
+
+
 def test_one_frame_of_a_library_that_is_like_no_other_is_no_noise() -> None:
     sigma = []
     for rare in (0.0, 3.0):

@@ -19,7 +19,6 @@ __all__ = [
     "Baseline",
     "BaselineBuilder",
     "BaselineKey",
-    "best_match",
     "check_fingerprint",
     "effective_frames",
     "fingerprint_of",
@@ -141,20 +140,6 @@ def effective_frames(images: Sequence[FrameImage]) -> float:
         covered += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return max(1.0, covered * len(spans) / sum(lengths))
-
-
-def best_match(image: CoilImages, library: Sequence[CoilImages], *, without: int | None = None) -> tuple[int, float]:
-    """Return the index of the library's image that is most similar, and the similarity.
-
-    The similarity is |⟨x, x_j⟩| / (‖x‖·‖x_j‖) over all coils and voxels: 1 for the same image up to a
-    factor. Multi-baseline subtraction: Rieke and Butts Pauly 2008, 10.1002/jmri.21265.
-    """
-    size = np.linalg.norm(image)
-    scores = [abs(np.vdot(other, image)) / max(1e-30, float(size * np.linalg.norm(other))) for other in library]
-    if without is not None:
-        scores[without] = -1.0
-    best = int(np.argmax(scores))
-    return best, float(scores[best])
 
 
 def outliers(frames: Sequence[CoilImages]) -> list[bool]:

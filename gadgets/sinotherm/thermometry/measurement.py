@@ -12,8 +12,9 @@ from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, MaskArra
 from sinotherm.core.scan import FrameImage
 from sinotherm.errors import DataError
 from sinotherm.thermometry.background import Background
-from sinotherm.thermometry.baseline import OUTLIER_FACTOR, Baseline, best_match, effective_frames
+from sinotherm.thermometry.baseline import OUTLIER_FACTOR, Baseline, effective_frames
 from sinotherm.thermometry.drift import DriftEstimator, DriftFit
+from sinotherm.thermometry.library import Library, Match, correlation
 from sinotherm.thermometry.noise import sigma_by_formula, sigma_of_change, temporal_phase_sd
 from sinotherm.thermometry.phase import TemporalUnwrapper, complex_product
 from sinotherm.thermometry.settings import ThermometrySettings
@@ -54,8 +55,8 @@ class Reading:
         doubt; there is no drift fit to correct with.
     fits, problems
         Drift fit of each slice plane, and what went wrong.
-    chosen, score
-        Place of the baseline chosen from a library, and its similarity; 0 and ``None`` without one.
+    chosen, match
+        Place of the baseline chosen from a library, and how; 0 and ``None`` without one.
     """
 
     change: FloatArray
@@ -70,7 +71,7 @@ class Reading:
     fits: Sequence[DriftFit]
     problems: Sequence[str]
     chosen: int
-    score: float | None
+    match: Match | None
 
 
 class EchoMeasurement:
@@ -88,6 +89,8 @@ class EchoMeasurement:
         Signal below this has no phase.
     cold
         bool (slice, y, x): tissue that is not heated.
+    periphery
+        bool (slice, y, x): outer part of the body, which tells the state of a library where ``cold`` is too small.
     heated
         bool (slice, y, x): region that may be heated, for the referenceless modes.
     follows
@@ -102,6 +105,7 @@ class EchoMeasurement:
         degc_per_radian: float,
         level: float,
         cold: MaskArray,
+        periphery: MaskArray,
         heated: MaskArray | None,
         follows: bool = True,
     ) -> None:
@@ -117,7 +121,7 @@ class EchoMeasurement:
         self._chosen = 0
         self._backgrounds: list[Background | None] = []
         self._trusted = self.magnitude > level
-        self._level = level
+        self._level, self._periphery = level, periphery
         if heated is not None:
             harmonic = settings.baseline_mode == "harmonic"
             order = settings.background_order
@@ -150,6 +154,16 @@ class EchoMeasurement:
             # The surroundings of a referenceless reading drift with it.
             if settings.drift_order >= 0 and not self._backgrounds
         ]
+        self._library = (
+            Library(
+                self.baseline.library,
+                tissue=self._trusted,
+                cold=(cold, self._periphery),
+                order=settings.drift_order,
+            )
+            if self.baseline.library
+            else None
+        )
         self._last_good: list[DriftFit | None] = [None] * len(self._drift)
         self._held = [0] * len(self._drift)
 
@@ -172,25 +186,28 @@ class EchoMeasurement:
         if not (by_time or self._trends):
             return
         products: list[ComplexArray] = []
-        library, shared = self.baseline.library, np.float32(1.0)
+        library, shared = self._library, np.float32(1.0)
         timed = [
             (image, time_s)
             for image, time_s in zip(frames, times_s, strict=True)
             if image.number not in self.baseline.rejected
         ]
         used, taken = [image for image, _ in timed], []
-        matches: list[tuple[int, float]] = []
-        if library and frames[-1].reference is None:
+        matches: Sequence[Match] = ()
+        if library is not None and frames[-1].reference is None:
             shared = np.float32(math.sqrt(0.5))
-            matches = [best_match(image.data, library, without=place) for place, image in enumerate(used)]
-            apart = [1.0 - score for _, score in matches]
+            matches = library.others
+            apart = [
+                1.0 - correlation(image.data, self.baseline.library[match.place])
+                for image, match in zip(used, matches, strict=True)
+            ]
             # One that is like no other was a state of its own: what parts it from the rest is no noise.
             most = max(OUTLIER_FACTOR**2 * float(np.median(apart)), _ROUNDING)
             alike = [one <= most for one in apart]
         for place, image in enumerate(used):
             if matches and not alike[place]:
                 continue
-            against = library[matches[place][0]] if matches else image.reference
+            against = self.baseline.library[matches[place].place] if matches else image.reference
             product = complex_product(image.data, self.baseline.data if against is None else against)
             phase = np.angle(product)
             for plane, estimator in enumerate(self._drift):
@@ -247,7 +264,7 @@ class EchoMeasurement:
         if not np.isfinite(data).all():
             # What is not a number is no signal.
             data = np.where(np.isfinite(data), data, np.complex64(0.0))
-        reference, fitted, n_effective, score = self._reference(data)
+        reference, fitted, n_effective, match = self._reference(data)
         scale = np.float32(self._scale)
         product = complex_product(data, reference)
         size = magnitude(data)
@@ -262,7 +279,7 @@ class EchoMeasurement:
         held = _held(image)
         field, variance, no_drift, fits, problems = self._drift_field(product, phase, held)
         for unwrapper, plane in zip(self._unwrappers, planes, strict=True):
-            if no_drift[plane].any():
+            if no_drift[plane].any() or not (match is None or match.found):
                 unwrapper.withdraw()
         unfiltered: FloatArray | None = None
         change: FloatArray = phase * scale - field
@@ -276,7 +293,7 @@ class EchoMeasurement:
         of_frame, shared = sigma, np.zeros_like(change)
         if self._trends:
             unfiltered = change if unfiltered is None else unfiltered
-            valid = trusted & ~wrapped & ~no_drift & ~held
+            valid = trusted & ~wrapped & ~no_drift & ~held & (match is None or match.found)
             change, sigma, shared = self._followed(change, sigma, valid, n_effective, time_s)
         if any(image.change_error):
             shared = np.hypot(shared, sigma_of_change(change, self._trusted, *image.change_error))
@@ -293,7 +310,7 @@ class EchoMeasurement:
             fits=fits,
             problems=problems,
             chosen=self._chosen,
-            score=score,
+            match=match,
         )
 
     def _followed(
@@ -309,10 +326,10 @@ class EchoMeasurement:
         noise = np.sqrt(np.where(known, variance - hidden + np.square(sigma) - own, sigma))
         return filtered, noise, np.sqrt(hidden)
 
-    def _reference(self, data: CoilImages) -> tuple[CoilImages, FloatArray | np.float32, float, float | None]:
-        """Return what a frame is compared with, its variance where it is fitted, its independent frames, and the score.
+    def _reference(self, data: CoilImages) -> tuple[CoilImages, FloatArray | np.float32, float, Match | None]:
+        """Return what a frame is compared with, its variance where it is fitted, its independent frames, and the match.
 
-        Variance in rad²; the score is that of a library's choice.
+        Variance in rad²; the match is that of a library.
         """
         baseline, exact = self.baseline, np.float32(0.0)
         if self._backgrounds:
@@ -321,15 +338,16 @@ class EchoMeasurement:
                 if background is not None:
                     reference[:, plane], variance[plane] = background.reference(data[:, plane])
             return reference, variance, math.inf, None
-        if not baseline.library:
+        if self._library is None:
             return baseline.data, exact, baseline.n_effective, None
-        best, score = best_match(data, baseline.library)
+        match = self._library.match(data)
+        best = match.place
         if best != self._chosen:
             between = complex_product(baseline.library[self._chosen], baseline.library[best])
             for plane, unwrapper in enumerate(self._unwrappers):
                 unwrapper.rebase(between[plane : plane + 1])
             self._chosen = best
-        return baseline.library[best], exact, 1.0, score
+        return baseline.library[best], exact, 1.0, match
 
     def _drift_field(
         self, product: ComplexArray, phase: FloatArray, held: MaskArray

@@ -354,6 +354,7 @@ class SliceMonitor:
         heated = region_mask(settings.heated, shape, pixel) if settings.referenceless else None
         fat = self._fat_mask(first, self._echo_time(echo), size, level, pixel)
         cold = self._cold_mask(settings, size, level, fat, pixel)
+        periphery = np.stack([periphery_mask(plane, level, pixel) for plane in size])
         return _Service(
             name=first.name,
             echoes={
@@ -368,6 +369,7 @@ class SliceMonitor:
                     ),
                     level=level,
                     cold=cold,
+                    periphery=periphery,
                     heated=heated,
                     follows=follows,
                 )
@@ -756,6 +758,7 @@ class SliceMonitor:
             noise_problem="" if np.isfinite(sigma[body]).any() else _NO_NOISE,
             drift_problem="; ".join(text for reading in readings for text in reading.problems),
             motion="; ".join(filter(None, moved)),
+            baseline_problem="; ".join(self._doubts(readings)),
         )
         raised = self._raised(image, seen, stale)
         meta = self._provenance(image) | self._quality(readings[0], motion, share) | dict(notes) | {"alarms": raised}
@@ -805,6 +808,12 @@ class SliceMonitor:
         )
         return change, unfiltered, sigma, of_frame
 
+    @staticmethod
+    def _doubts(readings: Sequence[Reading]) -> list[str]:
+        """Return what speaks against the states that were chosen of a library."""
+        found = [reading.match for reading in readings if reading.match is not None and reading.match.doubt]
+        return [match.doubt if match.found else f"{match.doubt}; no reading" for match in found]
+
     def _moved(self, plane: int, found: Motion) -> str:
         """Return why a plane has moved, or an empty text."""
         settings = self._settings
@@ -838,6 +847,8 @@ class SliceMonitor:
         bits |= np.where(service.outside, np.uint16(NoReading.NO_BASELINE), np.uint16(0))
         for reading in readings:
             bits |= np.where(reading.no_drift, np.uint16(NoReading.DRIFT), np.uint16(0))
+            if not (reading.match is None or reading.match.found):
+                bits |= np.uint16(NoReading.NO_BASELINE)
         bits[[bool(text) for text in moved]] |= np.uint16(NoReading.MOTION)
         return bits.astype(np.uint16, copy=False)
 
@@ -880,8 +891,8 @@ class SliceMonitor:
                 "drift_residual_degC": round(max(fit.residual_degc for fit in fits), 4),
                 "drift_ok": not any(fit.problem for fit in fits),
             }
-        if reading.score is not None:
-            meta["baseline_score"] = round(reading.score, 5)
+        if reading.match is not None:
+            meta["baseline_score"] = round(reading.match.score, 5)
         if self._dose is not None:
             meta["dose_lower_bound_voxels"] = int((self._dose.lower_bound & self._dose.read).sum())
         return meta
