@@ -1145,6 +1145,67 @@ def test_a_referenceless_scan_begins_with_the_first_frame_that_has_signal(what: 
     assert statistics.regions[0]["cem43_lower_bound"] is True
 
 
+@pytest.mark.parametrize("lacking", [0, 1])
+@pytest.mark.parametrize(
+    "changes", [{}, {"baseline_mode": "polynomial", "heated": "circle:35,29,14", "background_order": 2}]
+)
+def test_an_echo_that_the_first_frame_lacks_is_measured_when_it_comes(lacking: int, changes: dict) -> None:
+    """With a stored baseline and without any, a scan is as one whose first frame was whole."""
+    times = (0.01, 0.019)
+    scan = replace(SCAN, echo_times_s=times)
+
+    def images(series: Series, number: int, *echoes: int) -> list[FrameImage]:
+        # The later echo is weaker: it must not tell where the body lies.
+        return [series.image(number, te=times[echo], echo=echo, signal=BODY * (1.0, 0.6)[echo]) for echo in echoes]
+
+    first, series = SliceMonitor(scan, _settings(**changes)), Series()
+    for number in range(4):
+        first.frame(images(series, number, 0, 1))
+    stored = None if changes else first.baselines
+    found = []
+    for echoes in ((0, 1), (1 - lacking,)):
+        monitor, series = SliceMonitor(scan, _settings(**changes), stored=stored), Series(seed=5)
+        whole = images(series, 6, 0, 1)
+        held, statistics = monitor.frame([image for image in whole if image.echo in echoes])
+        assert np.isfinite(held.change_degc[0][HOT]).all()
+        assert statistics.alarms == ()
+        found.append(monitor.frame(images(series, 7, 0, 1)))
+        assert list(monitor.baselines) == [0, 1]
+        assert monitor.generation == 1
+    (one, told), (other, also_told) = found
+    assert told.alarms == also_told.alarms == ()
+    np.testing.assert_array_equal(one.validity, other.validity)
+    np.testing.assert_allclose(one.change_degc, other.change_degc, atol=1e-5)
+    assert told.regions[0]["n"] == also_told.regions[0]["n"] == told.regions[0]["voxels"]
+
+
+@pytest.mark.parametrize("echo_times_s", [(0.019, 0.03), (0.019,)])
+def test_a_stored_echo_of_another_te_does_not_serve(echo_times_s: tuple[float, ...]) -> None:
+    scan, series = replace(SCAN, echo_times_s=(0.019, 0.025)), Series()
+    first = SliceMonitor(scan, _settings())
+    for number in range(4):
+        first.frame([series.image(number), series.image(number, te=0.025, echo=1)])
+    second = SliceMonitor(replace(SCAN, echo_times_s=echo_times_s), _settings(), stored=first.baselines)
+    second.frame([series.image(6)])
+    assert list(second.baselines) == [0]
+    _, statistics = second.frame([series.image(7), series.image(7, te=0.03, echo=1)])
+    assert statistics.alarms == ("baseline: echo 1 has no baseline",)
+
+
+def test_a_dark_echo_that_comes_late_serves_no_referenceless_scan() -> None:
+    scan = replace(SCAN, echo_times_s=(0.01, 0.019))
+    monitor = SliceMonitor(scan, _settings(baseline_mode="polynomial", heated="circle:35,29,14"))
+    series = Series()
+    late = series.image(0, te=0.019, echo=1)
+    monitor.frame([late])
+    dark = replace(series.image(1, te=0.01), data=np.full_like(late.data, np.nan))
+    found, statistics = monitor.frame([dark, series.image(1, te=0.019, echo=1)])
+    assert not np.isfinite(found.change_degc).any()
+    assert "baseline: echo 0 has no baseline" in statistics.alarms
+    found, statistics = monitor.frame([series.image(2, te=0.01), series.image(2, te=0.019, echo=1)])
+    assert np.isfinite(found.change_degc[0][HOT]).all()
+
+
 def test_library_takes_the_most_similar_frame() -> None:
     """The phase breathes by 1 rad across the body; the library holds each state."""
     series = Series(start=4)

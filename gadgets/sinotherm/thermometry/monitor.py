@@ -316,19 +316,8 @@ class SliceMonitor:
                 image.noise_sd
             ):
                 raise BaselineError("the frame holds noise alone: check the receive chain.")
-            first = {
-                other.echo: Baseline(
-                    data=other.data,
-                    n_effective=math.inf,
-                    frames=(),
-                    noise_sd=other.noise_sd,
-                    fingerprint=fingerprint_of(other, self._scan),
-                    estimates=other.estimates,
-                )
-                for other in images
-            }
             # What was heated before the first frame that can serve is not known.
-            return self._start(self._serve(first, image), image, follows=self._seen == 1)
+            return self._start(self._serve(self._surroundings(images), image), image, follows=self._seen == 1)
         if self._stored is None:
             return None
         missing = [other.echo for other in images if other.echo not in self._stored]
@@ -338,12 +327,54 @@ class SliceMonitor:
             # A scan that goes on in the middle of a frame lacks spokes of that one: it has no reading, the next has.
             facts = {name: fact for name, fact in fingerprint_of(other, self._scan).items() if name != "spokes"}
             check_fingerprint(self._stored[other.echo].fingerprint, facts)
-        stored = {other.echo: self._stored[other.echo] for other in images}
+        came = {other.echo for other in images}
+        # An echo that this frame lacks comes with the next: what it must agree on but for its TE is checked then.
+        stored = {
+            echo: baseline
+            for echo, baseline in self._stored.items()
+            if echo in came or self._has_te_of(baseline, replace(image, echo=echo, fingerprint={}))
+        }
         return self._start(self._serve(stored, image, follows=False), image, follows=False)
+
+    def _has_te_of(self, baseline: Baseline, image: FrameImage) -> bool:
+        """Whether an echo of this scan has the TE, f0 and shape of a baseline."""
+        if image.echo >= len(self._echo_times):
+            return False
+        try:
+            check_fingerprint(baseline.fingerprint, fingerprint_of(image, self._scan))
+        except BaselineError:
+            return False
+        return True
+
+    def _surroundings(self, images: Sequence[FrameImage]) -> dict[int, Baseline]:
+        """Return what the referenceless modes have for a baseline, by echo: where the body lies."""
+        return {
+            image.echo: Baseline(
+                data=image.data,
+                n_effective=math.inf,
+                frames=(),
+                noise_sd=image.noise_sd,
+                fingerprint=fingerprint_of(image, self._scan),
+                estimates=image.estimates,
+            )
+            for image in images
+        }
+
+    def _completed(self, service: _Service, images: Sequence[FrameImage]) -> _Service:
+        """Return the service with the echoes that the first frame lacked: the referenceless modes need no more."""
+        new = [image for image in images if image.echo not in service.echoes]
+        if not (new and self._settings.referenceless):
+            return service
+        completed = self._serve({**self.baselines, **self._surroundings(new)}, images[0])
+        self._regions = self._drawn(self._settings, completed)
+        self._service = completed
+        return completed
 
     def _serve(self, baselines: Mapping[int, Baseline], image: FrameImage, *, follows: bool = True) -> _Service:
         """Make ready to measure images like this one against baselines, which they follow directly or do not."""
         settings, pixel = self._settings, self._scan.pixel_of(image.data.shape, image.fov_m)
+        # The first echo tells where the body lies, also where the first frame lacked it.
+        baselines = dict(sorted(baselines.items()))
         echo, first = next(iter(baselines.items()))
         size = magnitude(first.data)
         shape = (size.shape[0], size.shape[1], size.shape[2])
@@ -585,14 +616,13 @@ class SliceMonitor:
         if withheld:
             return self._no_map(image, NoReading.GUARD, Observation(guard=withheld), stale, said)
         service, problem = self._service, ""
-        if service is None:
-            try:
-                service = self._at_once(images)
-            except BaselineError as error:
-                if not self._settings.referenceless:
-                    raise
-                # One dark frame at the start: the next one may serve.
-                problem = str(error)
+        try:
+            service = self._at_once(images) if service is None else self._completed(service, images)
+        except BaselineError as error:
+            if not self._settings.referenceless:
+                raise
+            # One dark frame at the start: the next one may serve.
+            problem = str(error)
         if service is not None:
             problem = self._misfit(service, images)
         elif not (
