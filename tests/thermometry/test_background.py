@@ -18,7 +18,7 @@ def _reading(background: Background, noise: float) -> np.ndarray:
     random = np.random.default_rng(2)
     image = BODY * np.exp(1j * (FIELD + HEAT))
     image = image + noise * (random.standard_normal((N, N)) + 1j * random.standard_normal((N, N)))
-    reference, _ = background.reference(image[None].astype(np.complex64))
+    reference, _, _ = background.reference(image[None].astype(np.complex64))
     assert reference.dtype == np.complex64
     assert not reference[0][~HEATED].any()
     return np.angle(image * reference[0].conj())
@@ -42,7 +42,7 @@ def test_harmonic_fields_have_no_bias(field: np.ndarray, radius: float) -> None:
     """Of those that obey Laplace's equation exactly; over the widest ring they turn several times."""
     heated = np.hypot(X - 0.1, Y) < radius
     image = (BODY * np.exp(1j * field)).astype(np.complex64)
-    reference, _ = Background(heated, harmonic=True, order=3).reference(image[None])
+    reference, _, _ = Background(heated, harmonic=True, order=3).reference(image[None])
     assert np.abs(np.angle(image * reference[0].conj())[heated]).max() < 2e-3
 
 
@@ -50,14 +50,14 @@ def test_harmonic_field_of_higher_orders() -> None:
     """What the harmonic polynomials lack the solution has: a source beside the body."""
     field = np.log((X - 1.2) ** 2 + Y**2) * 3.0
     image = (BODY * np.exp(1j * field)).astype(np.complex64)
-    reference, _ = Background(HEATED, harmonic=True, order=3).reference(image[None])
+    reference, _, _ = Background(HEATED, harmonic=True, order=3).reference(image[None])
     assert np.abs(np.angle(image * reference[0].conj())[HEATED]).max() < 0.02
 
 
 def test_polynomial_of_a_phase_that_turns_often_over_the_ring() -> None:
     heated = np.hypot(X - 0.1, Y) < 0.42
     image = (BODY * np.exp(1j * (0.4 + 12.0 * (X**2 - Y**2) - 15.0 * Y))).astype(np.complex64)
-    reference, _ = Background(heated, harmonic=False, order=2).reference(image[None])
+    reference, _, _ = Background(heated, harmonic=False, order=2).reference(image[None])
     assert np.abs(np.angle(image * reference[0].conj())[heated]).max() < 2e-3
 
 
@@ -69,9 +69,30 @@ def test_scatter_of_the_harmonic_reading_is_that_of_the_image(smooth: float) -> 
         parts = gaussian_filter(random.standard_normal((2, N, N)), (0.0, smooth, smooth))
         parts *= noise / parts.std()
         image = BODY * np.exp(1j * FIELD) + parts[0] + 1j * parts[1]
-        reference, _ = background.reference(image[None].astype(np.complex64))
+        reference, _, _ = background.reference(image[None].astype(np.complex64))
         errors.append(np.angle(image * reference[0].conj())[HEATED])
     assert 0.83 < np.std(errors) / noise < 1.1
+
+
+@pytest.mark.parametrize(("harmonic", "order"), [(False, 3), (True, 3)])
+@pytest.mark.parametrize("smooth", [0.0, 1.0])
+def test_the_ring_tells_the_noise(harmonic: bool, order: int, smooth: float) -> None:
+    random, found, noise = np.random.default_rng(4), [], 0.05
+    background = Background(HEATED, harmonic=harmonic, order=order)
+    for _ in range(20):
+        parts = gaussian_filter(random.standard_normal((2, N, N)), (0.0, smooth, smooth))
+        parts *= noise / parts.std()
+        # The noise of a phase is that of the image over the signal: the ring is darker on one side.
+        image = (BODY * (1.0 + 0.5 * X)) * np.exp(1j * (FIELD + HEAT)) + parts[0] + 1j * parts[1]
+        found.append(background.reference(image[None].astype(np.complex64))[2])
+    # Noise that neighbours share leaves less to the terms of the fit.
+    assert np.mean(found) == pytest.approx(noise, rel=0.02 + 0.08 * smooth)
+
+
+def test_a_ring_of_fewer_pixels_than_terms_tells_no_noise() -> None:
+    image = np.zeros((1, N, N), np.complex64)
+    image[0, N // 2, 34:38] = 1.0
+    assert np.isnan(Background(HEATED, harmonic=False, order=3).reference(image)[2])
 
 
 def test_first_order_cannot_follow_curvature() -> None:
@@ -87,7 +108,9 @@ def test_what_cannot_be_read() -> None:
     background = Background(HEATED, harmonic=False, order=2)
     with pytest.raises(DataError, match="2 coil images"):
         background.reference(np.ones((2, N, N), np.complex64))
-    assert not background.reference(HEATED[None].astype(np.complex64))[0].any()
+    image, _, noise = background.reference(HEATED[None].astype(np.complex64))
+    assert not image.any()
+    assert np.isnan(noise)
 
 
 @pytest.mark.parametrize(("order", "grows"), [(3, 0.0), (6, 0.3)])
@@ -97,7 +120,7 @@ def test_stated_variance_of_the_polynomial_is_its_scatter(order: int, grows: flo
     errors, stated = [], []
     for _ in range(30):
         image = BODY + noise * (random.standard_normal((N, N)) + 1j * random.standard_normal((N, N)))
-        reference, variance = background.reference(image[None].astype(np.complex64))
+        reference, variance, _ = background.reference(image[None].astype(np.complex64))
         errors.append(np.angle(reference[0][HEATED]))
         stated.append(variance[HEATED])
     scatter = np.sqrt(np.mean(np.square(errors)))

@@ -1094,6 +1094,46 @@ def test_a_plane_without_a_heated_region_has_no_reading_and_ends_no_scan(mode: s
 
 
 @pytest.mark.parametrize("mode", ["polynomial", "harmonic"])
+@pytest.mark.parametrize("sigma", ["auto", "temporal"])
+def test_without_baseline_the_ring_tells_the_noise_of_images_that_state_none(mode: str, sigma: str) -> None:
+    settings = _settings(baseline_mode=mode, heated="circle:35,29,11", background_order=2, sigma=sigma)
+    monitor, series, scores = SliceMonitor(SCAN, settings), Series(start=0, noise=0.03), []
+    for number in range(10):
+        signal = BODY * (1.0 - 0.4 * Y)
+        found, statistics = monitor.frame([series.image(number, signal=signal, noise_sd=None)])
+        assert statistics.alarms == ()
+        valid = found.validity[0] == 0
+        assert valid[HOT].all()
+        cool = valid & (HEAT < 0.05)
+        scores.append((found.change_degc[0] / found.sigma_degc[0])[cool])
+    assert 0.85 < np.concatenate(scores).std() < 1.1
+
+
+def test_without_baseline_a_ring_tells_nothing_of_a_guided_network() -> None:
+    series = Series(start=0)
+    monitor = SliceMonitor(SCAN, _settings(baseline_mode="polynomial", heated="circle:35,29,11"))
+    image = series.image(0, noise_sd=None)
+    found, statistics = monitor.frame([replace(image, reference=series.image(0).data)])
+    assert not np.isfinite(found.change_degc).any()
+    assert any("noise not known: a reference-guided network states none" in text for text in statistics.alarms)
+    # Nor do images of which the formula is asked for, and which do not state their noise.
+    with pytest.raises(DataError, match="state no noise"):
+        SliceMonitor(SCAN, _settings(baseline_mode="polynomial", heated="circle:35,29,11", sigma="formula")).frame(
+            [image]
+        )
+
+
+def test_without_baseline_a_dark_ring_tells_no_noise() -> None:
+    series = Series(start=0)
+    monitor = SliceMonitor(SCAN, _settings(baseline_mode="polynomial", heated="circle:35,29,11"))
+    monitor.frame([series.image(0, noise_sd=None)])
+    image = series.image(1, noise_sd=None)
+    found, statistics = monitor.frame([replace(image, data=np.where(HOT, image.data, np.complex64(0.0)))])
+    assert not np.isfinite(found.change_degc).any()
+    assert "noise not known: there is no signal in the ring to see it in" in statistics.alarms
+
+
+@pytest.mark.parametrize("mode", ["polynomial", "harmonic"])
 def test_referenceless_modes_read_a_region_that_is_hot_for_the_most_part(mode: str) -> None:
     series = Series(noise=0.005)
     heat = 54.0 * np.exp(-((np.hypot(X, Y) / 0.28) ** 8))

@@ -120,6 +120,7 @@ class EchoMeasurement:
         self._trends = [TrendFilter(plane.shape) for plane in self.magnitude if settings.temporal == "trend"]
         self._chosen = 0
         self._backgrounds: list[Background | None] = []
+        self._ring_noise = np.full((len(self.magnitude), 1, 1), np.nan, dtype=np.float32)
         self._trusted = self.magnitude > level
         self._level, self._periphery = level, periphery
         if heated is not None:
@@ -336,7 +337,7 @@ class EchoMeasurement:
             reference, variance = np.zeros_like(data), np.zeros(data.shape[1:], dtype=np.float32)
             for plane, background in enumerate(self._backgrounds):
                 if background is not None:
-                    reference[:, plane], variance[plane] = background.reference(data[:, plane])
+                    reference[:, plane], variance[plane], self._ring_noise[plane] = background.reference(data[:, plane])
             return reference, variance, math.inf, None
         if self._library is None:
             return baseline.data, exact, baseline.n_effective, None
@@ -395,7 +396,7 @@ class EchoMeasurement:
         The larger one counts: frames that share spokes (sliding windows) scatter less than their noise. By time
         it is σ_φ·sqrt((|S_0|/|S|)² + 1/N_eff)/|dφ/dT|, σ_φ the SD of the phase over the baseline's frames: the
         noise of the phase goes with 1/|S| (Conturo and Smith 1990, 10.1002/mrm.1910150308). The ratio is 1 at
-        least.
+        least. Without a baseline the noise is what the background left of the ring, where the images state none.
 
         Raises
         ------
@@ -412,17 +413,21 @@ class EchoMeasurement:
                 fallen = np.where(low, self.magnitude / size, np.float32(1.0))
             spread = np.sqrt(fallen**2 + np.float32(1.0 / n_effective))
             temporal = baseline.phase_sd_rad * spread * np.float32(abs(self._scale))
-        if method == "temporal" or (method == "auto" and image.noise_sd is None):
-            return np.full(size.shape, np.nan, dtype=np.float32), temporal
-        if image.noise_sd is None:
+        stated = None if method == "temporal" else image.noise_sd
+        if stated is None and method != "formula":
+            if not self._backgrounds or image.reference is not None:
+                # A guided network's error is none that a ring of its image shows.
+                return np.full(size.shape, np.nan, dtype=np.float32), temporal
+            stated = np.broadcast_to(self._ring_noise, size.shape)
+        if stated is None:
             raise DataError(
                 "the images state no noise: whiten them (a noise scan), or set thermometry.sigma to temporal or auto."
             )
         formula = sigma_by_formula(
             signal=size,
-            noise_sd=image.noise_sd,
+            noise_sd=stated,
             baseline_signal=self.magnitude,
-            baseline_noise_sd=image.noise_sd if baseline.noise_sd is None else baseline.noise_sd,
+            baseline_noise_sd=stated if baseline.noise_sd is None else baseline.noise_sd,
             n_effective=n_effective,
             degc_per_radian=self._scale,
         )

@@ -43,6 +43,10 @@ _LIVE: Final = (
 """Settings that `SliceMonitor.configure` changes during a scan."""
 _NO_TIME: Final = "the frame carries no time; give thermometry.frame_interval_s"
 _NO_NOISE: Final = "the images state none, and it takes two baseline frames or more to see it (baseline_frames)"
+_NO_RING_NOISE: Final = (
+    "a reference-guided network states none, and it takes frames before heating to see it: set baseline_mode to mean "
+    "or library, or measure the images of a linear reconstruction"
+)
 _DARK: Final = 5.0
 """Noise SDs which the 99th percentile of an image's magnitude exceeds; that of noise alone lies at 3."""
 COLD_DEGC: Final = 1.0
@@ -785,7 +789,7 @@ class SliceMonitor:
             regions=rows,
             signal_share=share,
             wrap_share=float(wrapped.sum() / body.sum()),
-            noise_problem="" if np.isfinite(sigma[body]).any() else _NO_NOISE,
+            noise_problem="" if np.isfinite(sigma[body]).any() else self._no_noise(image),
             drift_problem="; ".join(text for reading in readings for text in reading.problems),
             motion="; ".join(filter(None, moved)),
             baseline_problem="; ".join(self._doubts(readings)),
@@ -807,6 +811,11 @@ class SliceMonitor:
             received_s=image.received_s,
             meta=meta,
         ), self._frame_statistics(image, rows, raised, meta)
+
+    def _no_noise(self, image: FrameImage) -> str:
+        if not self._settings.referenceless:
+            return _NO_NOISE
+        return _NO_RING_NOISE if image.reference is not None else "there is no signal in the ring to see it in"
 
     def _combined(
         self, images: Sequence[FrameImage], readings: Sequence[Reading]
