@@ -1053,6 +1053,18 @@ def test_planes_of_a_slab_are_as_thick_as_its_partitions() -> None:
         assert row["voxels_above_43"] > 5
 
 
+def test_planes_of_a_foreign_volume_are_those_of_its_matrix() -> None:
+    """It is interpolated along the slab where the header says so: twice the planes of half the thickness."""
+    slab = EncodingSpace(matrix=(N, N, 1), fov_m=(0.2, 0.2, 0.01))
+    scan = replace(SCAN, encoded=slab, recon=replace(slab, matrix=(N, N, 4)), n_partitions=2)
+    monitor, series = SliceMonitor(scan, _settings(body_temperature_degc=42.0)), Series(start=4)
+    for number in range(8):
+        _, statistics = monitor.frame([_volume([series.image(number)] * 4)])
+    row = statistics.regions[0]
+    assert row["voxels_above_43"] > 5
+    assert row["volume_above_43_ml"] == pytest.approx(row["voxels_above_43"] * 1e6 * (0.2 / N) ** 2 * 0.0025)
+
+
 def test_baseline_of_stored_noise() -> None:
     """A stored baseline without noise map is taken to be as noisy as the frame."""
     series = Series()

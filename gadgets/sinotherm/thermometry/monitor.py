@@ -495,9 +495,10 @@ class SliceMonitor:
         """Return the regions of the settings; one that has not changed keeps its dose."""
         shape = (service.body.shape[0], service.body.shape[1], service.body.shape[2])
         pixel = service.pixel_m
-        # The planes of a slab are not interpolated; volumes that come as images have those of their matrix.
+        # The planes of a slab come singly and are not interpolated; volumes, foreign ones, have those of their matrix.
         scan = self._scan
-        plane_m = scan.plane_m if scan.n_partitions > 1 else scan.recon.fov_m[2] / max(1, scan.recon.matrix[2])
+        singly = scan.n_partitions > 1 and shape[0] == 1
+        plane_m = scan.plane_m if singly else scan.recon.fov_m[2] / max(1, scan.recon.matrix[2])
         thickness = settings.slice_thickness_m or plane_m
         voxel_ml = pixel[0] * pixel[1] * thickness * 1e6 if thickness > 0.0 else math.nan
         masks = {name: region_mask(text, shape, pixel) for name, text in named_regions(settings.regions).items()}
