@@ -1339,6 +1339,17 @@ def test_heat_chooses_no_state_of_a_library(stored: bool, mask: str, echo_times_
     assert 0.75 < np.concatenate(scores).std() < 1.1
 
 
+@pytest.mark.parametrize(("taken", "set_now"), [("library", "mean"), ("mean", "library")])
+def test_a_stored_baseline_is_used_as_what_it_was_taken(taken: str, set_now: str) -> None:
+    series, first = Series(), SliceMonitor(SCAN, _settings(baseline_mode=taken))
+    found, _ = _run(first, series, range(5))[-1]
+    assert found.meta["baseline_mode"] == taken
+    second = SliceMonitor(SCAN, _settings(baseline_mode=set_now), stored=first.baselines)
+    found, _ = second.frame([series.image(5)])
+    assert found.meta["baseline_mode"] == taken
+    assert ("baseline_score" in found.meta) is (taken == "library")
+
+
 @pytest.mark.parametrize("temporal", ["none", "trend"])
 def test_a_state_that_the_library_lacks_is_told_and_soon_has_no_reading(temporal: str) -> None:
     series = Series(start=99)

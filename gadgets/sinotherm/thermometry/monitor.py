@@ -957,6 +957,9 @@ class SliceMonitor:
             meta["body_temperature_degC"] = settings.body_temperature_degc
         if self._service is not None:
             baseline = self._service.first.baseline
+            if not settings.referenceless:
+                # A stored baseline is what it was taken as.
+                meta["baseline_mode"] = "library" if baseline.library else "mean"
             meta |= {
                 "baseline": self._service.name,
                 "baseline_frames": baseline.frames,
