@@ -219,6 +219,24 @@ def test_places_are_random_and_lie_in_the_body() -> None:
         heated_scan(np.eye(64, dtype=np.float32), heating="rf", peak_degc=44.0, spokes=20, seed=0, matrix=64)
 
 
+def test_diffuse_heat_takes_minutes_and_foci_seconds() -> None:
+    options = {"peak_degc": 46.0, "spokes": 20, "seed": 0, "matrix": 64, "baseline_frames": 2}
+    slow, focal, fast = (heated_scan(_disc(), heating=kind, **options) for kind in ("rf", "focal", "rf-fast"))
+    assert [scan.protocol.interval_s for scan in (slow, focal, fast)] == [20.0, 0.5, 0.5]
+    assert heated_scan(_disc(), heating="rf", **options | {"spokes": 1000}).protocol.interval_s == 25.0
+    assert slow.centre_m == fast.centre_m
+    assert slow.protocol.heating == fast.protocol.heating
+    assert slow.heating.max(axis=1)[-1] == pytest.approx(fast.heating.max(axis=1)[-1], rel=0.02)
+    # What the tumour absorbs more than its surroundings makes a step that conduction has the time to smooth.
+    tumour = fast.anatomy.tumour
+    border = np.argwhere(tumour[:, :-1] & ~tumour[:, 1:])
+    steps = []
+    for scan in (slow, fast):
+        change = scan.temperature_change(21)
+        steps.append(np.mean([change[y, x] - change[y, x + 1] for y, x in border]))
+    assert steps[0] < 0.9 * steps[1]
+
+
 def test_people_without_room_for_the_tumour_cost_only_themselves(tmp_path, caplog) -> None:
     with h5py.File(tmp_path / "heads.h5", "w") as file:
         file["anna"], file["bert"] = _disc(), np.eye(64)
@@ -282,7 +300,7 @@ def test_object_phase_and_foreign_curve() -> None:
     curve = (np.array([-1.0, 0.0, 2.0, 5.0]), np.array([36.0, 37.0, 37.0, 43.0]))
     scan = heated_scan(
         image,
-        heating="rf",
+        heating="rf-fast",
         spokes=20,
         seed=0,
         matrix=64,
@@ -297,7 +315,7 @@ def test_object_phase_and_foreign_curve() -> None:
     hottest = scan.heating.max(axis=1)
     assert not hottest[: 4 * 8 + 1].any()
     assert hottest[-1] == scan.protocol.peak_degc == pytest.approx(2.0, rel=1e-4)
-    common = {"heating": "rf", "spokes": 20, "seed": 0, "matrix": 64, "baseline_frames": 4}
+    common = {"heating": "rf-fast", "spokes": 20, "seed": 0, "matrix": 64, "baseline_frames": 4}
     with pytest.raises(SettingsError, match=r"does not rise within the 2 s of the heated frames"):
         heated_scan(image, heated_frames=4, curve=curve, **common)
     for both in ({}, {"peak_degc": 44.0, "curve": curve}):
@@ -307,15 +325,15 @@ def test_object_phase_and_foreign_curve() -> None:
 
 def test_a_curve_makes_its_own_peak(tmp_path, caplog) -> None:
     (tmp_path / "curve.csv").write_text("time_s,temperature_degC\n0,37\n1,39\n60,49\n")
-    options = SMALL | {"scenes": ("rf",), "spokes": (40, 20), "names": ("gridding",)}
+    options = SMALL | {"scenes": ("rf-fast",), "spokes": (40, 20), "names": ("gridding",)}
     with pytest.raises(SettingsError, match="exclude each other"):
         next(iter(rows(None, temperature=tmp_path / "curve.csv", peaks_degc=(44.0,), **options)))
     long, short = rows(None, temperature=tmp_path / "curve.csv", **options)
     # 4 frames of 40 and of 20 spokes, 25 ms each.
     assert long["peak_degC"] == pytest.approx(39.0 + 3.0 * 10 / 59, abs=1e-3)
     assert short["peak_degC"] == pytest.approx(39.0 + 1.0 * 10 / 59, abs=1e-3)
-    assert "lasts 60 s, the heated frames of 40 spokes 4 s" in caplog.text
-    assert "of 20 spokes 2 s" in caplog.text
+    assert "lasts 60 s, the heated frames of rf-fast with 40 spokes 4 s" in caplog.text
+    assert "with 20 spokes 2 s" in caplog.text
 
 
 def _stopped(row):

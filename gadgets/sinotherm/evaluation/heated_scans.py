@@ -16,12 +16,16 @@ from sinotherm.simulation.phantoms import Scene
 from sinotherm.simulation.protocol import Protocol
 from sinotherm.simulation.scan import STEPS_PER_FRAME, Scan
 
-__all__ = ["HeatedScan", "Heating", "Series", "heated_scan", "series"]
+__all__ = ["SCENES", "HeatedScan", "Heating", "Series", "frame_interval_s", "heated_scan", "series"]
 
-Heating: TypeAlias = Literal["rf", "focal"]
+Heating: TypeAlias = Literal["rf", "focal", "rf-fast"]
 
-_SCENES: Final = {"rf": "hyperthermia", "focal": "hifu"}
-_WIDTHS_M: Final = {"rf": (0.025, 0.040), "focal": (0.005, 0.015)}
+SCENES: Final[tuple[Heating, ...]] = ("rf", "focal", "rf-fast")
+
+_BODIES: Final = {"rf": "hyperthermia", "focal": "hifu", "rf-fast": "hyperthermia"}
+_WIDTHS_M: Final = {"rf": (0.025, 0.040), "focal": (0.005, 0.015), "rf-fast": (0.025, 0.040)}
+_INTERVAL_S: Final = 20.0
+"""Of the frames of ``rf``, the longest that a clinic accepts for a map: twenty heat for 6.7 minutes."""
 TUMOUR_RADIUS_M: Final = 0.020
 FEWEST_VOXELS: Final = 300
 """Of a tumour, at 256 pixels of 400 mm."""
@@ -82,7 +86,7 @@ def _course(protocol: Protocol, curve: tuple[FloatArray, FloatArray]) -> FloatAr
     After the curve's last row its temperature stays.
     """
     steps = STEPS_PER_FRAME * protocol.frames
-    times = (np.arange(steps + 1) / STEPS_PER_FRAME - protocol.baseline_frames) * protocol.frame_s
+    times = (np.arange(steps + 1) / STEPS_PER_FRAME - protocol.baseline_frames) * protocol.interval_s
     return np.interp(np.maximum(times, 0.0), *curve) - np.interp(0.0, *curve)
 
 
@@ -167,6 +171,18 @@ def _place(image: FloatArray, fov_m: float, random: np.random.Generator) -> tupl
     return float((columns[choice] - half) * pixel), float((rows[choice] - half) * pixel)
 
 
+def frame_interval_s(heating: Heating, spokes: int) -> float:
+    """Return the time from a frame's first spoke to that of the next, s.
+
+    Frames of a focus, which ultrasound heats within seconds, follow one another, those of diffuse heat come every
+    20 s. The power that people are given takes minutes for a few degrees (a fast applicator: 9 °C in 3 min, Winter et
+    al. 2015, 10.1186/s13014-015-0510-9), and conduction smooths what tissues absorb differently meanwhile. ``rf-fast``
+    has neither pauses nor, for that reason, much conduction: a step of the power is one of the temperature.
+    """
+    frame_s = spokes * Protocol().repetition_time_s
+    return max(_INTERVAL_S, frame_s) if heating == "rf" else frame_s
+
+
 def heated_scan(
     image: ComplexArray | FloatArray | None,
     *,
@@ -189,7 +205,7 @@ def heated_scan(
     image
         Object (y, x), magnitude or complex; ``None``: the ellipses of the scene, heated in its own place.
     heating
-        ``rf``: diffuse, with widths of 25 to 40 mm; ``focal``: 5 to 15 mm.
+        ``rf``: diffuse, widths of 25 to 40 mm; ``focal``: 5 to 15 mm; ``rf-fast``: as ``rf``, within seconds.
     peak_degc
         Highest temperature, °C; 37: not heated. ``None`` where a curve says it.
     spokes, schedule
@@ -217,7 +233,7 @@ def heated_scan(
     random = np.random.default_rng([seed, 1])
     low, high = _WIDTHS_M[heating]
     protocol = Protocol(
-        scene=_SCENES[heating],  # type: ignore[arg-type]
+        scene=_BODIES[heating],  # type: ignore[arg-type]
         matrix=matrix,
         n_coils=coils,
         spokes=spokes,
@@ -227,6 +243,7 @@ def heated_scan(
         schedule=schedule,
         snr=snr,
         peak_degc=0.0 if peak_degc is None else peak_degc - BODY_TEMPERATURE_DEGC,
+        frame_interval_s=frame_interval_s(heating, spokes),
         heating_width_m=random.uniform(low, high),
         seed=seed,
     )
@@ -234,7 +251,7 @@ def heated_scan(
         rise = float(_course(protocol, curve).max())
         if rise <= 0.0:
             raise SettingsError(
-                f"the heating curve does not rise within the {heated_frames * protocol.frame_s:g} s of the heated "
+                f"the heating curve does not rise within the {heated_frames * protocol.interval_s:g} s of the heated "
                 "frames, the first of which begins at its time zero: make it rise there, or more frames."
             )
         protocol = replace(protocol, peak_degc=rise)

@@ -293,7 +293,8 @@ def _monitor(found: Series, method: Method) -> SliceMonitor:
 
 
 def _frame_image(found: Series, made: SeriesImages, number: int, *, noise_sd: float | None) -> FrameImage:
-    frame_s, image = found.scan.protocol.frame_s, made.images[number]
+    protocol, image = found.scan.protocol, made.images[number]
+    begin_s = number * protocol.interval_s
     level = None if noise_sd is None else np.full((1, *image.shape), noise_sd, dtype=np.float32)
     return FrameImage(
         data=np.ascontiguousarray(image, dtype=np.complex64)[None, None],
@@ -301,7 +302,7 @@ def _frame_image(found: Series, made: SeriesImages, number: int, *, noise_sd: fl
         noise_sd=level,
         reference=None if made.references is None else made.references[number][None, None],
         change_error=made.change_error,
-        footprint=(number * frame_s, (number + 0.5) * frame_s, (number + 1.0) * frame_s),
+        footprint=(begin_s, begin_s + 0.5 * protocol.frame_s, begin_s + protocol.frame_s),
     )
 
 

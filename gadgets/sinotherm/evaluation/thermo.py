@@ -6,6 +6,7 @@ Only the standard library and typer at module level: the command line imports th
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -33,7 +34,7 @@ _UNHEATED_DEGC: Final = 37.0
 _PEAKS_DEGC: Final = (37.0, 39.0, 44.0, 46.0, 50.0)
 
 
-def _dose_errors(measured: "FloatArray", truth: "FloatArray", frame_s: float) -> tuple[float, float]:
+def _dose_errors(measured: "FloatArray", truth: "FloatArray", interval_s: float) -> tuple[float, float]:
     """Return the error of CEM43 of the T50 and of the T90 curve, percent.
 
     Parameters
@@ -47,7 +48,7 @@ def _dose_errors(measured: "FloatArray", truth: "FloatArray", frame_s: float) ->
 
     def doses(values: "FloatArray") -> "FloatArray":
         curves = np.percentile(values, (50.0, 10.0), axis=1)
-        return cem43(curves[:, :-1], curves[:, 1:], frame_s).sum(axis=1)
+        return cem43(curves[:, :-1], curves[:, 1:], interval_s).sum(axis=1)
 
     error = 100.0 * (doses(measured) / doses(truth) - 1.0)
     return float(error[0]), float(error[1])
@@ -148,7 +149,7 @@ def figures(found: "Series", measured: "Temperatures", noise_floor_degc: float) 
         row["false_heating_degC"] = _disc_extreme(change.mean(axis=0), tissue, pixel)
         return row
     absolute, true = change[:, inside] + _UNHEATED_DEGC, truth[:, inside] + _UNHEATED_DEGC
-    row["cem43_t50_error_percent"], row["cem43_t90_error_percent"] = _dose_errors(absolute, true, protocol.frame_s)
+    row["cem43_t50_error_percent"], row["cem43_t90_error_percent"] = _dose_errors(absolute, true, protocol.interval_s)
     hot, truly_hot = absolute >= 43.0, true >= 43.0
     if truly_hot.any():
         row["dice43"] = float(2.0 * (hot & truly_hot).sum() / (hot.sum() + truly_hot.sum()))
@@ -323,13 +324,13 @@ def rows(
     import numpy as np
 
     from sinotherm.errors import DataError, SettingsError
-    from sinotherm.evaluation.heated_scans import heated_scan, series
+    from sinotherm.evaluation.heated_scans import SCENES, heated_scan, series
     from sinotherm.evaluation.sign import read_probe
     from sinotherm.evaluation.thermal_methods import METHODS, gridding_noise_sd, method_named, temperatures
 
-    unknown = [scene for scene in scenes if scene not in ("rf", "focal")]
+    unknown = [scene for scene in scenes if scene not in SCENES]
     if unknown:
-        raise SettingsError(f"unknown scene {unknown[0]!r}; known scenes: rf, focal, or rf,focal.")
+        raise SettingsError(f"unknown scene {unknown[0]!r}; known scenes, with commas between: {', '.join(SCENES)}.")
     if split not in (None, "train", "val", "all"):
         raise SettingsError(f"unknown split {split!r}; known splits: train, val, all.")
     methods = [method_named(name) for name in (METHODS if names is None else names)]
@@ -341,10 +342,9 @@ def rows(
                 "--peaks and --temperature exclude each other: the curve says its peak itself; leave one of them out."
             )
         peaks = (None,)
-        _tell_lengths(curve, frames, spokes)
+        _tell_lengths(curve, frames, scenes, spokes)
     for dataset, chosen_split, objects in _objects(data, split, per_person, people, matrix):
-        cases = [(scene, peak, count) for scene in scenes for peak in peaks for count in spokes]
-        for scene, peak, count in cases:
+        for scene, peak, count in product(scenes, peaks, spokes):
             scores: dict[str, list[dict[str, Any]]] = {method.name: [] for method in methods}
             for index, (person, image) in enumerate(objects):
                 for seed in range(first_seed, first_seed + seeds):
@@ -396,17 +396,19 @@ def rows(
                 }
 
 
-def _tell_lengths(curve: "tuple[FloatArray, FloatArray]", frames: int, spokes: Sequence[int]) -> None:
+def _tell_lengths(
+    curve: "tuple[FloatArray, FloatArray]", frames: int, scenes: "Sequence[Heating]", spokes: Sequence[int]
+) -> None:
     """Warn where a heating curve goes on after the last frame."""
-    from sinotherm.simulation.protocol import Protocol
+    from sinotherm.evaluation.heated_scans import frame_interval_s
 
-    for count in spokes:
-        lasts_s = frames * Protocol(spokes=count).frame_s
+    for scene, count in product(scenes, spokes):
+        lasts_s = frames * frame_interval_s(scene, count)
         if curve[0][-1] > lasts_s:
             logger.warning(
-                "the curve lasts %g s, the heated frames of %d spokes %g s: the rest of it is left out; "
+                "the curve lasts %g s, the heated frames of %s with %d spokes %g s: the rest of it is left out; "
                 "--frames makes more of them",
-                *(curve[0][-1], count, lasts_s),
+                *(curve[0][-1], scene, count, lasts_s),
             )
 
 
@@ -519,7 +521,10 @@ def command(
             "and temperature_degC, of which the rise counts."
         ),
     ] = None,
-    scenes: Annotated[str, typer.Option(help="rf (diffuse), focal, or rf,focal.")] = "rf,focal",
+    scenes: Annotated[
+        str,
+        typer.Option(help="rf (diffuse, a frame every 20 s), focal, rf-fast (diffuse within seconds), with commas."),
+    ] = "rf,focal",
     peaks: Annotated[
         str | None,
         typer.Option(help="Highest temperatures, °C; 37 is not heated. By default 37,39,44,46,50.", show_default=False),
