@@ -166,6 +166,17 @@ def test_who_subscribes_without_end_silences_nobody(endpoint: str) -> None:
             thread.join(10)
 
 
+def test_a_library_that_does_not_count_topics_sends_all(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq, "TOPICS_COUNT", 9999)
+    with Subscriber(endpoint, topics=("image",)) as subscriber, Publisher(endpoint) as publisher:
+        until(lambda: publisher.topics == 1)
+        found = None
+        while found is None:
+            publisher.publish("image", {}, np.zeros(3, np.float32))
+            found = subscriber.receive(within_s=0.2)
+    assert found.array is not None
+
+
 def test_many_topics_cost_the_chain_nothing(endpoint: str) -> None:
     with Publisher(endpoint) as publisher, dial(endpoint) as peer:
         peer.sendall(b"".join(small(b"\x01topic %d" % number) for number in range(20_000)))

@@ -206,10 +206,17 @@ class Publisher(_Socket):
                 waiting = [(kind[0], *self._waiting.pop(kind)) for kind in list(self._waiting)[:1]]
             # ZeroMQ looks at what its peers say when it is asked for its events.
             self._sock.get(zmq.EVENTS)
-            self.topics = self._sock.get(zmq.TOPICS_COUNT)
+            self.topics = self._counted()
             for topic, header, array in waiting:
                 self._send(topic, header, array)
         self._sock.close()
+
+    def _counted(self) -> int:
+        """Return how many topics have been subscribed to; one where a ZeroMQ before 4.3.5 does not count them."""
+        try:
+            return int(self._sock.get(zmq.TOPICS_COUNT))
+        except zmq.ZMQError:
+            return 1
 
     def _send(self, topic: str, header: Mapping[str, Any], array: np.ndarray | None) -> None:
         head = {**plain(header), "schema": SCHEMA, "topic": topic}
