@@ -352,6 +352,10 @@ def test_sinograms_on_request(caplog):
     assert [one.image_series_index for one in made] == [1, 7, 1, 1]
     assert made[1].data.shape == (2, 1, 3, 8)
     assert made[1].meta[META_PREFIX + "spoke_angles_rad"] == ["0.0", "0.5", "1.0"]
+    # Eight elements of 50 mm, a pixel each, beside six pixels of an image.
+    assert [list(one.field_of_view) for one in made[:2]] == [
+        pytest.approx(fov) for fov in ([300, 200, 5], [400, 200, 5])
+    ]
     # Oracle: p(s) = spacing · Σ data · exp(+2πi κ s), detector pixel n//2 at s = 0.
     positions, s = items[0].spokes[0].sampling.positions, np.arange(8) - 4
     for i, spoke in enumerate(items[0].spokes):

@@ -198,6 +198,8 @@ def test_the_sinogram_without_gaps_goes_to_series_8(weights, guided, reference):
     network = {image.number: image for image in made if image.meta["method"] == "pdunet"}
     for number, image in full.items():
         assert image.data.shape == (COILS, 1, 75, 2 * N)  # 75 = 48 · π/2
+        # Twice the image: as many elements, as large as its pixels.
+        assert image.field_of_view[0] == pytest.approx(600.0)
         assert image.meta["sinotherm_product"] == "sinogram_full"
         angles = np.array(image.meta["sinotherm_sinogram_angles_rad"], dtype=float)
         measured = np.array(image.meta["sinotherm_sinogram_measured"], dtype=int)

@@ -278,6 +278,9 @@ class ImageMaker:
                 away = (item.slice % n_planes - n_planes // 2) * fov[2]
                 for axis in range(3):
                     head.position[axis] += away * reference.slice_dir[axis]
+        if isinstance(item, FrameImage) and product in (_SINOGRAM, _FULL_SINOGRAM):
+            # The detector's elements are as large as pixels where 1/Δκ of them lie on it: the readout's oversampling.
+            fov[0] = 1e3 * self._scan.pixel_m[0] / item.spokes[0].sampling.spacing
         head.field_of_view[:] = fov
         head.slice, head.repetition = item.slice & 0xFFFF, item.number & 0xFFFF
         head.contrast = getattr(item, "echo", 0)
