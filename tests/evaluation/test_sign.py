@@ -117,10 +117,14 @@ def test_what_is_not_to_be_trusted() -> None:
     cold = fit_sign(_maps(1.0), MASK, TIMES, np.full_like(TIMES, 21.0))
     assert "heating of 0.0 degC" in cold.problems[0]
     assert "alpha nan" in cold.problems[-1]
+    assert cold.stated_sign is None
     loose = fit_sign(_maps(1.0, noise=20.0), MASK, TIMES, PROBE)
     assert any("correlation" in text for text in loose.problems)
+    assert loose.stated_sign is None
     wrong = fit_sign(_maps(0.3), MASK, TIMES, PROBE)
     assert any("check the probe's place" in text for text in wrong.problems)
+    # Of another size, but up and down with the probe.
+    assert wrong.stated_sign == 1
     with pytest.raises(DataError, match="2 frames have a reading"):
         fit_sign(_maps(1.0)[:2], MASK, TIMES, PROBE)
 
@@ -150,6 +154,16 @@ def test_probe_files(tmp_path) -> None:
             read_probe(path)
     with pytest.raises(DataError, match="probe"):
         read_probe(tmp_path / "absent.csv")
+
+
+def _refused(arguments: list[str], folder: Path, schema: str) -> None:
+    """A verdict that refuses leaves no sign to be read."""
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 1
+    assert "| phase_sign | – |" in refused.stdout
+    record = json.loads((folder / "qa.json").read_text())
+    jsonschema.validate(record, json.loads((files("sinotherm.schemas") / schema).read_text()))
+    assert record["phase_sign"] is None
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -182,7 +196,7 @@ def test_command_on_a_simulated_scan(tmp_path, sign: int) -> None:
     assert "time_s = 0 is 10:00:00.000 by the scan's time stamps" in result.stdout
     assert (tmp_path / "qa.png").stat().st_size > 1000
     (tmp_path / "probe.csv").write_text("time_s,temperature_degC\n0,21\n100,21\n")
-    assert CliRunner().invoke(app, arguments).exit_code == 1
+    _refused(arguments, tmp_path, "qa_sign.json")
 
 
 LARMOR_HZ = 63.87e6
@@ -272,7 +286,7 @@ def test_command_with_fat(tmp_path) -> None:
     assert same.exit_code == 0, same.output
     assert json.loads((tmp_path / "mm.json").read_text())["offset_rad"] == record["offset_rad"]
     arguments[-1] = arguments[-3]
-    assert CliRunner().invoke(app, arguments).exit_code == 1
+    _refused([*arguments, "--json", str(tmp_path / "qa.json")], tmp_path, "qa_sign_fat.json")
     mixed = CliRunner().invoke(app, [*arguments, "--region", "circle:1,1,1"])
     assert isinstance(mixed.exception, SettingsError)
 

@@ -68,6 +68,12 @@ class SignFit:
     map_degc: FloatArray
 
     @property
+    def stated_sign(self) -> int | None:
+        """The sign; ``None`` where probe and map do not tell it: of noise, either would be read as an answer."""
+        told = self.heating_degc >= LEAST_HEATING_DEGC and abs(self.correlation) >= CORRELATION_LIMIT
+        return self.phase_sign if told else None
+
+    @property
     def problems(self) -> list[str]:
         """Why the fit is not to be trusted; empty if it is."""
         low, high = COEFFICIENT_LIMITS
@@ -319,7 +325,7 @@ def run_fat_sign(path: Path, *, water: str, fat: str, values: Values, json: Path
     }
     found = sign_by_fat(images, **masks, larmor_hz=larmor_hz, echo_times_s=echo_times_s)
     figures: dict[str, Any] = {
-        "phase_sign": found.phase_sign,
+        "phase_sign": None if found.problems else found.phase_sign,
         "offset_rad": found.offset_rad,
         "expected_rad": found.expected_rad,
         "n_frames": found.n_frames,
@@ -353,7 +359,7 @@ def run_sign(path: Path, *, probe: Path, region: str, values: Values, json: Path
     first_s = first_readout_s(path, values)
     found = fit_sign(maps, mask, times_s, probe_degc, first_s=first_s)
     figures: dict[str, Any] = {
-        "phase_sign": found.phase_sign,
+        "phase_sign": found.stated_sign,
         "prf_coefficient_ppm_per_degC": 1e6 * found.prf_coefficient,
         "prf_coefficient_se_ppm_per_degC": 1e6 * found.prf_coefficient_se,
         "correlation": found.correlation,
@@ -385,7 +391,8 @@ def _page(found: SignFit, path: Path, title: str) -> None:
     axis.plot(found.probe_degc, found.map_degc, "o")
     span = np.array([found.probe_degc.min(), found.probe_degc.max()])
     slope = found.phase_sign * found.prf_coefficient / PRF_COEFFICIENT
-    axis.plot(span, slope * span, label=f"alpha {1e6 * found.prf_coefficient:.4f} ppm/°C, sign {found.phase_sign:+d}")
+    sign = "–" if found.stated_sign is None else f"{found.stated_sign:+d}"
+    axis.plot(span, slope * span, label=f"alpha {1e6 * found.prf_coefficient:.4f} ppm/°C, sign {sign}")
     axis.set(
         xlabel=f"probe, change in °C ({len(found.map_degc)} frames)",
         ylabel="map with alpha −0.01 ppm/°C and sign +1, change in °C",
