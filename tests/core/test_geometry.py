@@ -37,6 +37,8 @@ def test_schedules():
     np.testing.assert_allclose(spoke_angles("golden", 2, first=3), GOLDEN_ANGLE * np.array([3, 4]))
     np.testing.assert_allclose(spoke_angles("tiny_golden", 2, order=5), [0, tiny_golden_angle(5)])
     np.testing.assert_allclose(spoke_angles("uniform180", 3, first=3, per_frame=4), np.pi * np.array([3, 0, 1]) / 4)
+    with pytest.raises(SettingsError, match=r"schedule 'goldn': give one of uniform180, .*golden"):
+        spoke_angles("goldn", 4)
     with pytest.raises(SettingsError, match="0 spokes a frame"):
         spoke_angles("raga", 3, per_frame=0)
 

@@ -1,8 +1,14 @@
 import pytest
 import torch
 
+from sinotherm.errors import SettingsError
 from sinotherm.operators import backend
-from sinotherm.operators.backend import backends, frame_backend, nufft_backend
+from sinotherm.operators.backend import backends, choose_device, frame_backend, nufft_backend
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(SettingsError, match="device 'gpu': give one of auto, cpu, cuda"):
+        choose_device("gpu")
 
 
 @pytest.mark.parametrize("cuda", [False, True])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from operator_checks import direct_sum
 from sinotherm.core.geometry import RadialSampling, spoke_angles
+from sinotherm.errors import SettingsError
 from sinotherm.operators.backprojection import BackProjector
 from sinotherm.operators.density import central_weights, radial_weights, ramp_shift, readout_weights, resolution
 from sinotherm.operators.fbp import FilteredBackProjection
@@ -54,6 +55,24 @@ def test_every_door_takes_the_exact_rule_where_none_is_named() -> None:
     assert readout_weights(sampling)[4] == pytest.approx(0.1**2 * (1 / 4 - 1 / 12))
     for door in (readout_weights, radial_weights, BackProjector, FilteredBackProjection):
         assert inspect.signature(door).parameters["centre"].default == "exact"
+
+
+@pytest.mark.parametrize(
+    ("choice", "known"),
+    [
+        ({"weights": "gap"}, "equal, gaps"),
+        ({"radial_filter": "Hann"}, "ramp, hann"),
+        ({"centre": "exat"}, "area, exact"),
+    ],
+)
+def test_a_misspelt_choice_is_not_taken_for_another_one(choice: dict[str, str], known: str) -> None:
+    sampling = RadialSampling(n_readout=8, spacing=0.1, centre=4.0)
+    ((name, value),) = choice.items()
+    with pytest.raises(SettingsError, match=f"{name} '{value}': give one of {known}"):
+        radial_weights(np.array([0.0, 1.0]), sampling, **choice)
+    if name == "radial_filter":
+        with pytest.raises(SettingsError, match="radial_filter 'Hann'"):
+            resolution(sampling, "Hann")
 
 
 def test_a_shift_along_the_spoke_moves_the_ramp_and_one_across_does_not() -> None:

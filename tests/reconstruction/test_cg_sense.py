@@ -177,3 +177,15 @@ def test_what_does_not_fit_is_refused():
         cg_sense(data, angles, sampling, maps, shifts=np.zeros((3, 2)))
     with pytest.raises(SettingsError, match="density exponent"):
         cg_sense(data, angles, sampling, maps, density=2.0)
+    for strength in (-1.0, np.nan):
+        with pytest.raises(SettingsError, match="regularisation = "):
+            cg_sense(data, angles, sampling, maps, regularisation=strength)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, complex(0.0, -np.inf)])
+def test_a_sample_that_is_not_finite_is_no_empty_image(value):
+    angles, sampling, maps, _, _ = setup()
+    data = np.ones((3, 7, 2 * N), np.complex64)
+    data[1, 3, 5] = value
+    with pytest.raises(DataError, match="not finite"):
+        cg_sense(data, angles, sampling, maps)

@@ -33,6 +33,12 @@ def test_more_frames_share_further_out():
         frames_shared(radius, SPOKES, N, 4)
 
 
+@pytest.mark.parametrize("n_frames", [3, 4, 5])
+def test_an_even_window_is_refused_however_few_frames_there_are(n_frames):
+    with pytest.raises(SettingsError, match="4 frames shared at most: give an odd number"):
+        view_sharing(*scan(n_frames), N, most=4)
+
+
 def test_shared_views_streak_less_and_keep_the_amplitude():
     data, angles, sampling = scan(7)
     alone = view_sharing(data, angles, sampling, N, most=1)

@@ -6,8 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinotherm.core.physics import degc_per_radian, radian_per_degc
-from sinotherm.errors import DataError
-from sinotherm.thermometry.phase import JUMP_LIMIT_RAD, TemporalUnwrapper, combine_echoes, complex_product
+from sinotherm.errors import DataError, SettingsError
+from sinotherm.thermometry.phase import (
+    JUMP_LIMIT_RAD,
+    TemporalUnwrapper,
+    combine_echoes,
+    complex_product,
+    connected_phase,
+)
 
 RANDOM = np.random.default_rng(5)
 
@@ -30,6 +36,24 @@ def test_neighbours_are_summed() -> None:
     single = complex_product(image, baseline)
     summed = complex_product(image, baseline, neighbours=3)
     np.testing.assert_allclose(summed[0, 2, 3], single[0, 1:4, 2:5].sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_a_window_has_a_middle(neighbours: int) -> None:
+    with pytest.raises(SettingsError, match=f"a window of {neighbours} voxels: give an odd number"):
+        complex_product(*_images(), neighbours=neighbours)
+
+
+def test_a_phase_that_is_not_finite_is_refused_where_it_is_trusted() -> None:
+    wrapped = np.zeros((1, 16, 16), np.float32)
+    wrapped[0, 8, 8] = np.nan
+    trusted = np.ones(wrapped.shape, bool)
+    with pytest.raises(DataError, match="not finite"):
+        connected_phase(wrapped, trusted, trusted, trusted, np.zeros_like(wrapped))
+    trusted[0, 8, 8] = False
+    phase, certain = connected_phase(wrapped, trusted, trusted, trusted, np.zeros_like(wrapped))
+    np.testing.assert_array_equal(certain, trusted)
+    assert not phase[certain].any()
 
 
 def test_shapes_must_agree() -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "FrameData",
     "MapArray",
     "MaskArray",
+    "PlaneMask",
     "SampleMask",
     "SpokeAngles",
     "SpokeData",
@@ -48,4 +49,5 @@ CoilImages: TypeAlias = Complex64[np.ndarray, "coil slice y x"]
 MapArray: TypeAlias = Float32[np.ndarray, "slice y x"]
 SampleMask: TypeAlias = Bool[np.ndarray, "readout"]
 MaskArray: TypeAlias = Bool[np.ndarray, "slice y x"]
+PlaneMask: TypeAlias = Bool[np.ndarray, "y x"]
 ValidityArray: TypeAlias = UInt16[np.ndarray, "slice y x"]

@@ -8,7 +8,7 @@ same angle θ has its detector axis s along (cos θ, sin θ): spoke angle and pr
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -102,8 +102,10 @@ def spoke_angles(
     Raises
     ------
     SettingsError
-        A frame has no spoke, or the order is below 1.
+        The schedule is unknown, a frame has no spoke, or the order is below 1.
     """
+    if schedule not in get_args(AngleSchedule):
+        raise SettingsError(f"schedule {schedule!r}: give one of {', '.join(get_args(AngleSchedule))}.")
     count = np.arange(first, first + n_spokes, dtype=np.float64)
     period = n_spokes if per_frame is None else per_frame
     if schedule == "golden":

@@ -5,7 +5,7 @@ import platform
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from sinotherm.errors import SettingsError
 
@@ -25,10 +25,12 @@ def choose_device(device: Device) -> "torch.device":
     Raises
     ------
     SettingsError
-        CUDA is asked for and there is none.
+        The device is none of these, or CUDA is asked for and there is none.
     """
     import torch
 
+    if device not in get_args(Device):
+        raise SettingsError(f"device {device!r}: give one of {', '.join(get_args(Device))}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("device cuda: PyTorch finds no CUDA device here; use auto or cpu.")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,12 +1,13 @@
 """Density compensation of radial samples: the area of k-space that each sample stands for."""
 
 import math
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from sinotherm.core.arrays import FloatArray, SampleMask, SpokeAngles, SpokeShifts
 from sinotherm.core.geometry import RadialSampling, angular_gaps
+from sinotherm.errors import SettingsError
 
 __all__ = [
     "MOST_ACROSS",
@@ -36,6 +37,12 @@ _ROUNDS: Final = 10
 _LEAST_DENSITY: Final = 1e-3
 
 
+def _refuse_unknown(what: str, given: str, known: Any) -> None:
+    """Raise a `SettingsError` for what is none of the known choices: it would be taken for another one."""
+    if given not in get_args(known):
+        raise SettingsError(f"{what} {given!r}: give one of {', '.join(get_args(known))}.")
+
+
 def readout_weights(
     sampling: RadialSampling,
     radial_filter: RadialFilter = "ramp",
@@ -62,7 +69,14 @@ def readout_weights(
         to it: the Euler-Maclaurin term of ∫|κ|·g(κ) dκ for a smooth g, which removes that pedestal.
     offset
         Shift of the samples along the spoke (gradient delay), cycles per pixel; axes of its own lead.
+
+    Raises
+    ------
+    SettingsError
+        The filter or the rule of the centre is unknown.
     """
+    _refuse_unknown("radial_filter", radial_filter, RadialFilter)
+    _refuse_unknown("centre", centre, CentreRule)
     radius = np.abs(sampling.positions + np.asarray(offset)[..., None])
     half = sampling.spacing / 2.0
     weights = np.where(radius >= half, sampling.spacing * radius, radius**2 + half**2)
@@ -101,7 +115,8 @@ def ramp_shift(angles: SpokeAngles, shifts: SpokeShifts) -> FloatArray:
 
 
 def angular_weights(angles: SpokeAngles, weights: AngularWeights) -> FloatArray:
-    """Return the angle that each spoke stands for, rad, float64 (spoke,); see `radial_weights`."""
+    """Return the angle that each spoke stands for, rad, float64 (spoke,); see `radial_weights`, errors too."""
+    _refuse_unknown("weights", weights, AngularWeights)
     return np.full(len(angles), math.pi / len(angles)) if weights == "equal" else angular_gaps(angles)
 
 
@@ -164,6 +179,11 @@ def radial_weights(
         (`ramp_shift`) and the weights around the centre are made anew (`central_weights`).
     measured
         Samples that were measured, bool (readout,), where echoes are partial: see `lone_factors`.
+
+    Raises
+    ------
+    SettingsError
+        The weights, the filter or the rule of the centre are unknown.
     """
     if measured is not None and not measured.all():
         whole = radial_weights(
@@ -230,10 +250,16 @@ def resolution(sampling: RadialSampling, radial_filter: RadialFilter = "ramp") -
 
     h(r) = 2π ∫ H(κ)·J₀(2πκr)·κ dκ up to κ_max, H the window; without one, h ∝ J₁(a)/a with
     a = 2πκ_max·r and the width is 0.7051/κ_max (1.41 pixels at κ_max = 1/2).
+
+    Raises
+    ------
+    SettingsError
+        The filter is unknown.
     """
     from scipy.optimize import brentq
     from scipy.special import j0
 
+    _refuse_unknown("radial_filter", radial_filter, RadialFilter)
     edge = sampling.n_readout * sampling.spacing / 2.0
     nodes, quadrature = np.polynomial.legendre.leggauss(64)
     radius = (nodes + 1.0) * edge / 2.0

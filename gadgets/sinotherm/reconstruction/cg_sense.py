@@ -260,9 +260,9 @@ def cg_sense(
     Raises
     ------
     DataError
-        Shapes do not fit.
+        Shapes do not fit, or samples or maps are not finite.
     SettingsError
-        The density exponent or the corner is out of its bounds.
+        The density exponent, the regularisation or the corner is out of its bounds.
     """
     deadline = time.perf_counter() + time_budget_s
     return iterate_cg(
@@ -289,6 +289,8 @@ def iterate_cg(
     deadline: float = float("inf"),
 ) -> IterativeImage:
     """Reconstruct one frame whose normal operator is at hand; parameters and errors as in `cg_sense`."""
+    if not regularisation >= 0.0:
+        raise SettingsError(f"regularisation = {regularisation:g}: give 0 (none) or more.")
     amplitudes = torch.from_numpy(detail_filter(normal.size, normal.n_spokes, corner))
 
     def filtered(image: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def kspace_hybrid(
     Raises
     ------
     DataError
-        The baseline does not fit the maps, or is empty.
+        The baseline does not fit the maps, or is empty; or samples or maps are not finite.
     """
     if baseline.shape != maps.shape[1:]:
         raise DataError(f"baseline of shape {baseline.shape}: the maps' {maps.shape[1:]} is needed.")

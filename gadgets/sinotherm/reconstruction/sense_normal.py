@@ -127,15 +127,23 @@ class SenseNormal:
         Raises
         ------
         DataError
-            The samples do not have the operator's coils, spokes or length.
+            The samples do not have the operator's coils, spokes or length, or are not all finite.
         """
         n_coils = len(self.maps)
         if data.shape != (n_coils, *self._weights.shape):
             raise DataError(f"data of shape {data.shape}: {(n_coils, *self._weights.shape)} is needed.")
         plan = FinufftPlan((self.size, self.size), n_coils).set_points(self._points)
-        weighted = (data * (self._weights / self.scale).astype(np.float32)).reshape(n_coils, -1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            weighted = (data * (self._weights / self.scale).astype(np.float32)).reshape(n_coils, -1)
         images = torch.from_numpy(plan.adjoint(weighted))
-        return (images * self._conjugate).sum(dim=0)
+        found = (images * self._conjugate).sum(dim=0)
+        # Gridding takes what is not finite to every pixel: one look at the image for all samples.
+        if not bool(torch.isfinite(found).all()):
+            raise DataError(
+                "the samples or coil maps hold values that are not finite, or too large for single precision: leave "
+                "out those spokes, or scale them."
+            )
+        return found
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return AᴴWA x / scale, complex64 (y, x)."""

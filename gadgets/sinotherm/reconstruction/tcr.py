@@ -47,7 +47,7 @@ def tcr(
     Raises
     ------
     DataError
-        The frames of data and angles differ in number, or shapes do not fit.
+        The frames of data and angles differ in number, shapes do not fit, or samples or maps are not finite.
     SettingsError
         The density exponent is out of its bounds.
     """

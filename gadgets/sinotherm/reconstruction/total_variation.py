@@ -172,7 +172,7 @@ def tv_sense(
     Raises
     ------
     DataError
-        Shapes do not fit.
+        Shapes do not fit, or samples or maps are not finite.
     SettingsError
         The density exponent is out of its bounds.
     """

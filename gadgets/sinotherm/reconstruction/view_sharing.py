@@ -27,10 +27,14 @@ def frames_shared(radius: np.ndarray, n_spokes: int, matrix: int, most: int) -> 
     SettingsError
         ``most`` is even, or below 1.
     """
-    if most < 1 or most % 2 == 0:
-        raise SettingsError(f"{most} frames shared at most: give an odd number of 1 or more.")
+    _refuse_even(most)
     needed = np.ceil(math.pi * radius * matrix / n_spokes)
     return np.minimum(2 * (np.maximum(needed, 1).astype(np.int64) // 2) + 1, most)
+
+
+def _refuse_even(most: int) -> None:
+    if most < 1 or most % 2 == 0:
+        raise SettingsError(f"{most} frames shared at most: give an odd number of 1 or more.")
 
 
 def view_sharing(
@@ -66,6 +70,8 @@ def view_sharing(
     SettingsError
         ``most`` is even, or below 1.
     """
+    # Of few frames an odd number is left, whatever was asked for.
+    _refuse_even(most)
     n_frames, n_coils, n_spokes = data.shape[:3]
     if angles.shape != (n_frames, n_spokes):
         raise DataError(f"angles of shape {angles.shape}: {(n_frames, n_spokes)} is needed.")

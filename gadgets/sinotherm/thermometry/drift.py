@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
+from sinotherm.core.arrays import ComplexArray, FloatArray, PlaneMask
 from sinotherm.errors import SettingsError
 from sinotherm.thermometry.noise import uncertainty_of_fit, variance_of_fit
 
@@ -88,7 +88,7 @@ def polynomial_terms(shape: tuple[int, int], order: int) -> FloatArray:
     return monomials(x, y, order)
 
 
-def periphery_mask(magnitude: FloatArray, threshold: float, pixel_m: tuple[float, float]) -> MaskArray:
+def periphery_mask(magnitude: FloatArray, threshold: float, pixel_m: tuple[float, float]) -> PlaneMask:
     """Return the outer 10 mm of what gives signal, bool (y, x): where no heating is expected.
 
     Deep heating leaves the periphery of the body coldest, the subcutaneous fat there does not shift
@@ -136,7 +136,7 @@ class DriftEstimator:
         self,
         *,
         magnitude: FloatArray,
-        mask: MaskArray,
+        mask: PlaneMask,
         order: int,
         one_sided: bool,
         min_voxels: int,

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from sinotherm.core.arrays import ComplexArray, FloatArray, MaskArray
+from sinotherm.core.arrays import ComplexArray, FloatArray, PlaneMask
 from sinotherm.core.physics import FAT_SHIFT
 from sinotherm.thermometry.drift import polynomial_terms
 
@@ -50,7 +50,7 @@ def _water_field(values: ComplexArray, terms: FloatArray, start: FloatArray, off
     return coefficients
 
 
-def find_fat(image: ComplexArray, magnitude: FloatArray, level: float, offset_rad: float) -> MaskArray:
+def find_fat(image: ComplexArray, magnitude: FloatArray, level: float, offset_rad: float) -> PlaneMask:
     """Return what is surely fat, bool (y, x); nothing where that cannot be said.
 
     Water's phase is taken as a smooth field (order 3, fitted robustly); fat is what differs from it by
@@ -105,7 +105,7 @@ def find_fat(image: ComplexArray, magnitude: FloatArray, level: float, offset_ra
 
 def fat_at_echo(
     image: ComplexArray, *, min_signal: float, larmor_hz: float, echo_time_s: float, phase_sign: int
-) -> MaskArray:
+) -> PlaneMask:
     """Return what is surely fat in a combined image (y, x), by `find_fat`, bool (y, x).
 
     Signal below ``min_signal`` of the 99th percentile is noise; the other arguments are those of `fat_phase`.

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from sinotherm.core.arrays import CoilImages, ComplexArray, FloatArray, MaskArray
-from sinotherm.errors import DataError
+from sinotherm.errors import DataError, SettingsError
 
 __all__ = [
     "JUMP_LIMIT_RAD",
@@ -56,6 +56,8 @@ def complex_product(image: CoilImages, baseline: CoilImages, *, neighbours: int 
     ------
     DataError
         The shapes differ.
+    SettingsError
+        The window is even, or below 1.
 
     References
     ----------
@@ -66,6 +68,8 @@ def complex_product(image: CoilImages, baseline: CoilImages, *, neighbours: int 
             f"an image of (coil, slice, y, x) = {image.shape} does not fit its baseline of {baseline.shape}: "
             "take a new baseline after a change of the matrix or the coils."
         )
+    if neighbours < 1 or neighbours % 2 == 0:
+        raise SettingsError(f"a window of {neighbours} voxels: give an odd number of 1 or more.")
     product = np.einsum("czyx,czyx->zyx", image, baseline.conj()) if len(image) > 1 else image[0] * baseline[0].conj()
     if neighbours > 1:
         from scipy.ndimage import uniform_filter
@@ -224,6 +228,11 @@ def connected_phase(
     certain
         bool (slice, y, x).
 
+    Raises
+    ------
+    DataError
+        A phase that is trusted is not finite.
+
     References
     ----------
     Herráez et al. 2002, 10.1364/AO.41.007437 (sorting by reliability).
@@ -238,7 +247,11 @@ def connected_phase(
     for number, (plane, inside, before, anchor) in enumerate(planes):
         if not before.any():
             continue
-        unwrapped = unwrap_phase(np.ma.array(plane, mask=~inside), rng=0).filled(0.0)  # type: ignore[no-untyped-call]
+        # Sorting by reliability does not end with a NaN, under the mask neither.
+        known = np.where(inside, plane, np.float32(0.0))
+        if not np.isfinite(known).all():
+            raise DataError("a phase that is trusted is not finite: give such voxels as not trusted.")
+        unwrapped = unwrap_phase(np.ma.array(known, mask=~inside), rng=0).filled(0.0)  # type: ignore[no-untyped-call]
         places = np.arange(plane.size).reshape(plane.shape)
         edges = []
         for first, second in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
