@@ -434,6 +434,9 @@ def test_lists_of_other_names_are_told(folder, caplog):
     with pytest.raises(FileFormatError, match="heads has neither train nor val, but training, validation"):
         magnitude_slices(folder)
     (folder / "splits.json").write_text('{"heads": {"train": ["anna"], "validation": ["bert"]}}')
-    with pytest.raises(DataError, match="no images of split val"):
+    with pytest.raises(
+        DataError,
+        match=r"no images of split val of the sets heads in .*; `sinotherm evaluate` can take .* by --split all",
+    ):
         magnitude_slices(folder)
     assert "splits.json has no list val of heads, only train, validation" in caplog.text

@@ -232,6 +232,8 @@ def test_a_changed_file_deep_inside_a_set_is_seen(config, tmp_path, small):
 def test_images_that_cannot_be_learnt_from_are_refused(config, tmp_path):
     torn = _round()
     torn[5, 5] = np.nan
+    with pytest.raises(DataError, match=r"of the sets haeds in .* sets there: heads"):
+        load_images(_heads(tmp_path / "named", _round()), {"haeds": 1.0}, "train")
     with pytest.raises(DataError, match=r"no images of split train in .* of the sets heads"):
         load_images(_heads(tmp_path / "torn", torn), {"heads": 1.0}, "train")
     whole = _heads(tmp_path / "whole", _round())

@@ -556,8 +556,11 @@ def read_series(path: Path, *, split: Split = "all", datasets: Sequence[str] | N
             yield series
     _tell_missing(path, splits, split, datasets, found)
     if not found:
-        hint = "" if split == "all" else "; --split all takes whoever is there"
-        raise DataError(f"no images of split {split} in {path}: HDF5, NIfTI, PNG or NumPy are read{hint}.")
+        there = sorted({*known.values(), *(dataset for dataset, _ in owners.values())})
+        asked = "" if datasets is None else f" of the sets {', '.join(datasets)}"
+        sets = "" if datasets is None else f"; sets there: {some_of(there) or 'none'}"
+        hint = "" if split == "all" else "; `sinotherm evaluate` can take whoever is there, by --split all"
+        raise DataError(f"no images of split {split}{asked} in {path}: HDF5, NIfTI, PNG or NumPy are read{sets}{hint}.")
 
 
 def _tell_missing(
