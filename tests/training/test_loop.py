@@ -26,6 +26,7 @@ from sinotherm.training.loop import (
     build_simulator,
     load_images,
     own_device,
+    train,
     validation_scores,
 )
 from sinotherm.training.losses import complex_l1, image_loss, phase_loss, structural_similarity
@@ -389,6 +390,22 @@ def test_the_error_of_a_change_is_never_lost(data, config, tmp_path, small):
     card = load_network(package_run(configuration, tmp_path / "on"))[1]
     assert card.change_error == (0.02, 0.9)
     assert card.notes[-1] == "The error of a change is that of tiny, from which the training started."
+
+
+def test_weights_can_be_read_by_whom_the_other_files_can(data, config, tmp_path, small):
+    Trainer(Configuration.read(config, steps=2, decay=1), tmp_path / "run", data).run()
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "run").iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_run_that_is_over_says_so(data, config, tmp_path, small, caplog):
+    train(Configuration.read(config, steps=2, decay=1), tmp_path / "run", data)
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
+    for steps in (1, 2):
+        caplog.clear()
+        train(Configuration.read(config, steps=steps, decay=1), tmp_path / "run", tmp_path / "nowhere", resume=True)
+        assert f"the run is at step 2 already, of {steps} in all" in caplog.text
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_card_claims_no_more_than_was_trained(data, config, tmp_path, small):

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, Self, get_args, get_origin, get_type_hin
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -779,7 +779,9 @@ class Trainer:
         score = [-values["phase_rmse_rad"] if guided else values["ssim"] for values in scores.values()]
         if float(np.mean(score)) > self.best:
             self.best = float(np.mean(score))
-            save_file({k: v.contiguous() for k, v in self.average.items()}, self.folder / "best.safetensors")
+            # Written by safetensors itself, nobody else could read the file.
+            content = save_tensors({name: value.contiguous() for name, value in self.average.items()})
+            (self.folder / "best.safetensors").write_bytes(content)
             about = {
                 "device": self._device_name(),
                 "origin": self.origin,
@@ -860,4 +862,10 @@ def train(
         trainer.resume()
     elif init:
         trainer.start_from(init)
+    if not configuration.minutes and trainer.step >= configuration.steps:
+        log.warning(
+            "%s: nothing is trained: the run is at step %d already, of %d in all; give more --steps to go on",
+            *(folder, trainer.step, configuration.steps),
+        )
+        return
     trainer.run()
