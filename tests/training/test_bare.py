@@ -125,7 +125,7 @@ def test_a_run_starts_from_weights_whose_card_is_right(given, tmp_path):
     started = run_bare(TRAIN, *given, *init, folder=tmp_path)
     assert started.returncode == 0, started.stderr
     kept = torch.load(tmp_path / "runs" / "tiny" / "last.pt", weights_only=True)["origin"]
-    assert kept == {"weights": "given", "change_error": [0.5, 0.25]}
+    assert kept == {"weights": "given", "change_error": [0.5, 0.25], "licence": "not stated"}
     values = json.loads((tmp_path / "given.json").read_text())
     (tmp_path / "given.json").write_text(json.dumps(values | {"change_error": [-0.5, 0.25]}))
     refused = run_bare(TRAIN, *given, *init, "--runs", tmp_path / "other", folder=tmp_path)

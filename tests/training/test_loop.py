@@ -1,9 +1,11 @@
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from sinotherm.cli.train import command
 from sinotherm.errors import DataError, FileFormatError, SettingsError, WeightsError
 from sinotherm.networks.weights import SHIPPED, ModelCard, load_network, save_network
+from sinotherm.training import packaging
 from sinotherm.training.loop import (
     CONFIGS,
     Configuration,
@@ -390,6 +393,55 @@ def test_the_error_of_a_change_is_never_lost(data, config, tmp_path, small):
     card = load_network(package_run(configuration, tmp_path / "on"))[1]
     assert card.change_error == (0.02, 0.9)
     assert card.notes[-1] == "The error of a change is that of tiny, from which the training started."
+
+
+def test_a_card_states_who_was_trained_on_not_who_a_set_of_this_name_has(data, config, tmp_path, small, monkeypatch):
+    configuration = Configuration.read(config, steps=2, decay=1)
+    Trainer(configuration, tmp_path / "run", data).run()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["people"] == {"heads": ["anna"]}
+
+    def card(run="run"):
+        return load_network(package_run(configuration, tmp_path / run))[1]
+
+    assert card().data == {"heads": "not stated; people: 1"}
+    known = hashlib.sha256(b"anna bert").hexdigest()[:12]
+    monkeypatch.setitem(packaging.SETS, "heads", (known, "CC0: two heads"))
+    assert (card().licence, card().data) == ("not stated", {"heads": "not stated; people: 1"})
+    monkeypatch.setitem(packaging.SETS, "heads", (hashlib.sha256(b"anna").hexdigest()[:12], "CC0: one head"))
+    assert (card().licence, card().data) == ("CC-BY-4.0", {"heads": "CC0: one head"})
+    # Weights to start from have seen people of their own.
+    path = tmp_path / "run" / "tiny.safetensors"
+    for licence in ("CC-BY-4.0", "not stated"):
+        save_network(load_network(path)[0], path, dataclasses.replace(card(), licence=licence))
+        on = Trainer(configuration, tmp_path / licence, data)
+        on.start_from(path)
+        on.run()
+        assert card(licence).licence == licence
+    # A run of an earlier version kept nobody.
+    (tmp_path / "run" / "run.json").write_text(json.dumps({k: v for k, v in record.items() if k != "people"}))
+    assert (card().licence, card().data) == ("not stated", {"heads": "not stated"})
+
+
+def test_a_run_that_goes_on_elsewhere_has_seen_the_people_of_both(data, config, tmp_path, small):
+    configuration = Configuration.read(config, checkpoint=1, validate=1)
+    Trainer(configuration, tmp_path / "run", data).run(until=1)
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    (other / "splits.json").write_text(json.dumps({"heads": {"train": ["bert"], "val": ["anna"]}}))
+    again = Trainer(configuration, tmp_path / "run", other)
+    again.resume()
+    again.run(until=2)
+    assert again.people == {"heads": ["anna", "bert"]}
+
+
+def test_a_card_says_which_of_its_metrics_lie_outside_of_its_range(data, config, tmp_path, small):
+    configuration = Configuration.read(config, steps=2, decay=1)
+    Trainer(configuration, tmp_path / "run", data).run()
+    note = load_network(package_run(configuration, tmp_path / "run"))[1].notes[1]
+    assert "outside of the card's range" in note
+    assert "real8 of 256 pixels, real8 of 8 coils, real8 of 32 spokes" in note
+    assert "real1 of 1 coils" not in note
 
 
 def test_weights_can_be_read_by_whom_the_other_files_can(data, config, tmp_path, small):

@@ -293,6 +293,14 @@ def load_images(
     DataError
         There is no such folder, a set has no image of this split, or images are not of the geometry's kind.
     """
+    images, weights, _ = _read_images(folder, shares, split, size, geometry=geometry)
+    return images, weights
+
+
+def _read_images(
+    folder: Path, shares: Mapping[str, float], split: Split, size: int = 256, *, geometry: str
+) -> tuple[np.ndarray, np.ndarray, dict[str, list[str]]]:
+    """Return what `load_images` returns, and the people of each set."""
     ct = geometry == "fan-beam"
     fits, ready, needed = (is_hounsfield, attenuation, HOUNSFIELD) if ct else (is_magnitude, prepare, MAGNITUDE)
     images: list[np.ndarray] = []
@@ -315,15 +323,16 @@ def load_images(
             "configuration's [data], and the sets' people in splits.json."
         )
     counts = {owner: owners.count(owner) for owner in set(owners)}
-    people = {name: len({p for d, p in counts if d == name}) for name, _ in counts}
-    weights = np.array([shares[d] / people[d] / counts[d, p] for d, p in owners])
-    return np.stack(images), weights / weights.sum()
+    people = {name: sorted(p for d, p in counts if d == name) for name in shares}
+    weights = np.array([shares[d] / len(people[d]) / counts[d, p] for d, p in owners])
+    return np.stack(images), weights / weights.sum(), people
 
 
 def _fingerprint(folder: Path, configuration: Configuration) -> str:
     """Return what tells images of one folder, and of one state of it, prepared for one kind of scan, from others."""
     names = configuration.data.keys()
-    state: list[Any] = [str(folder.resolve()), configuration.geometry == "fan-beam"]
+    # The last is what is kept of them.
+    state: list[Any] = [str(folder.resolve()), configuration.geometry == "fan-beam", "images, weights, people"]
     for file in files_of(folder, names):
         # Reading says what is wrong with a link whose target is missing.
         about = file.stat() if file.exists() else file.lstat()
@@ -529,19 +538,22 @@ class Trainer:
         self.cpu_hours = 0.0
         self.best = -math.inf
         self.origin: dict[str, Any] = {}
+        self.people: dict[str, list[str]] = {}
         self._folder_of_images = images
 
     @cached_property
     def simulator(self) -> ObjectSource:
         """Source of the scans to train on; its images are prepared when it is first asked for."""
-        images = self._images(self._folder_of_images, "train")
-        return build_simulator(self.configuration, *images, device=str(self.device))
+        images, weights, people = self._images(self._folder_of_images, "train")
+        # A run may go on with other people's images: it has seen them all.
+        self.people = {name: sorted({*self.people.get(name, ()), *found}) for name, found in people.items()}
+        return build_simulator(self.configuration, images, weights, device=str(self.device))
 
     @cached_property
     def scenes(self) -> dict[str, list[Batch]]:
         """The validation scans by kind; their images are prepared when they are first asked for."""
-        images = self._images(self._folder_of_images, "val")
-        return validation_scans(self.configuration, *images, device=str(self.device))
+        images, weights, _ = self._images(self._folder_of_images, "val")
+        return validation_scans(self.configuration, images, weights, device=str(self.device))
 
     def _random(self) -> torch.Generator:
         """Return the generator of this step's scans."""
@@ -549,7 +561,7 @@ class Trainer:
         (mixed,) = np.random.SeedSequence((self.configuration.seed, self.step, self.rank)).generate_state(1)
         return torch.Generator(self.device).manual_seed(int(mixed))
 
-    def _images(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    def _images(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray, dict[str, list[str]]]:
         # Preparing takes longer than reading: runs on the same images beside each other share the prepared ones.
         if not folder.exists():
             raise DataError(f"no images: {folder} does not exist.")
@@ -558,13 +570,13 @@ class Trainer:
         key = _fingerprint(folder, c)
         cache = self.folder.parent / f"images_{split}_{sets}_{key}.npz"
         if not cache.is_file():
-            images, weights = load_images(folder, c.data, split, geometry=c.geometry)
+            images, weights, people = _read_images(folder, c.data, split, geometry=c.geometry)
             # A run that starts beside this one must not read half a file.
             part = cache.with_name(f"{cache.stem}.{os.getpid()}.part.npz")
-            np.savez(part, images=images, weights=weights)
+            np.savez(part, images=images, weights=weights, people=json.dumps(people))
             part.replace(cache)
         with np.load(cache) as kept:
-            return kept["images"], kept["weights"]
+            return kept["images"], kept["weights"], json.loads(str(kept["people"]))
 
     def save(self) -> None:
         """Write the checkpoint; a crash while writing leaves the one before."""
@@ -576,6 +588,7 @@ class Trainer:
             "best": self.best,
             "cpu_hours": self.cpu_hours,
             "origin": self.origin,
+            "people": self.people,
             "configuration": asdict(self.configuration),
         }
         target = self.folder / "last.pt"
@@ -611,6 +624,7 @@ class Trainer:
         self.model.load_state_dict(model)
         self.optimiser.load_state_dict(optimiser)
         self.origin = state.get("origin", {})
+        self.people = state.get("people", {})
 
     def start_from(self, weights: str | Path) -> None:
         """Start from weights (name or file) with a fresh optimiser.
@@ -636,7 +650,7 @@ class Trainer:
                 f"they have {'; '.join(apart) or str(error).splitlines()[0]}."
             ) from error
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self.origin = {"weights": card.name, "change_error": list(card.change_error)}
+        self.origin = {"weights": card.name, "change_error": list(card.change_error), "licence": card.licence}
 
     def run(self, *, until: int | None = None, report: Callable[[int, float], None] | None = None) -> None:
         """Train up to the configured number of steps, or to step ``until``, or for the configured time.
@@ -785,6 +799,7 @@ class Trainer:
             about = {
                 "device": self._device_name(),
                 "origin": self.origin,
+                "people": self.people,
                 "configuration": asdict(self.configuration),
             }
             (self.folder / "run.json").write_text(json.dumps(row | about))

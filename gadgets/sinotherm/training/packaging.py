@@ -2,9 +2,10 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from sinotherm.training.loop import (
     build_network,
     build_simulator,
     load_images,
+    validation_kinds,
     validation_scans,
     validation_scores,
 )
@@ -36,12 +38,18 @@ NO_NOISE: Final = 1e9
 NOT_FITTED: Final = (1.0, 1.0)
 """Error of a change of a guided network for which nobody has fitted one: as large as the change."""
 
-LICENCES: Final = {
-    "brain_t1_ds002748": "OpenNeuro ds002748, CC0: skull-stripped T1 of 58 adults",
-    "brain_ms_multicontrast": "MS lesion change database (Lesjak et al. 2016), CC-BY: T1, T2, FLAIR of 4 patients",
-    "pelvis_prostatex": "TCIA PROSTATEx (Litjens et al.), CC BY: T2 of 1 patient",
-    "ct_tcga_lung": "TCIA TCGA-LUAD and TCGA-LUSC, CC BY 3.0: CT of 38 patients",
+SETS: Final = {
+    "brain_t1_ds002748": ("766c8ed12db7", "OpenNeuro ds002748, CC0: skull-stripped T1 of 58 adults"),
+    "brain_ms_multicontrast": (
+        "1dd75524eedc",
+        "MS lesion change database (Lesjak et al. 2016), CC-BY: T1, T2, FLAIR of 4 patients",
+    ),
+    "pelvis_prostatex": ("faa2027d6e26", "TCIA PROSTATEx (Litjens et al.), CC BY: T2 of 1 patient"),
+    "ct_tcga_lung": ("612d50564ae0", "TCIA TCGA-LUAD and TCGA-LUSC, CC BY 3.0: CT of 38 patients"),
 }
+"""What the shipped weights were trained on: hash of the training people's names (`_names_hash`), and what it is."""
+LICENCE: Final = "CC-BY-4.0"
+NOT_STATED: Final = "not stated"
 
 
 def package_run(configuration: Configuration, run: Path, target: Path | None = None) -> Path:
@@ -73,7 +81,10 @@ def package_run(configuration: Configuration, run: Path, target: Path | None = N
     configuration.refuse_changes(found["configuration"], same, run)
     network = build_network(configuration)
     network.load_state_dict(load_file(best))
-    change_error, notes = _change_error(configuration, found.get("origin", {}))
+    origin, people = found.get("origin", {}), found.get("people", {})
+    change_error, notes = _change_error(configuration, origin)
+    valid = valid_range(configuration)
+    ours = all(_is_shipped(name, people) for name in configuration.data)
     with (run / "metrics.csv").open(encoding="utf-8") as table:
         last = list(csv.DictReader(table))[-1]
     card = ModelCard(
@@ -82,12 +93,12 @@ def package_run(configuration: Configuration, run: Path, target: Path | None = N
         geometry=configuration.geometry,
         sha256="",
         architecture=network.architecture.as_dict(),
-        valid=valid_range(configuration),
+        valid=valid,
         guard=GuardLimits(),
         change_error=change_error,
         # Of other people's images we cannot say it.
-        licence="CC-BY-4.0" if configuration.data.keys() <= LICENCES.keys() else "not stated",
-        data={name: LICENCES.get(name, "not stated") for name in configuration.data},
+        licence=LICENCE if ours and (not origin or origin.get("licence") == LICENCE) else NOT_STATED,
+        data={name: _about(name, people) for name in configuration.data},
         training={
             "parameters": network.n_parameters,
             "steps_in_all": int(last["step"]),
@@ -104,6 +115,7 @@ def package_run(configuration: Configuration, run: Path, target: Path | None = N
         notes=(
             "Trained on simulated scans of magnitude images; metrics are of the training's validation scans "
             "(validation people only): SSIM in the body (ssim) and over the whole image (ssim_whole).",
+            *_validated_outside(configuration, valid),
             *notes,
         ),
     )
@@ -228,6 +240,37 @@ def calibrate_guard(
     network_of, card = load_network(weights)
     save_network(network_of, weights, dataclasses.replace(card, guard=found))
     return found
+
+
+def _names_hash(people: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(sorted(people)).encode()).hexdigest()[:12]
+
+
+def _is_shipped(name: str, people: Mapping[str, Sequence[str]]) -> bool:
+    """Return whether the people of a set are those of the set of this name that the shipped weights know."""
+    return name in SETS and _names_hash(people.get(name, ())) == SETS[name][0]
+
+
+def _about(name: str, people: Mapping[str, Sequence[str]]) -> str:
+    """Return what the card says of a set: a name alone says nothing about who is in it."""
+    if _is_shipped(name, people):
+        return SETS[name][1]
+    # Runs of earlier versions did not keep who was read.
+    return f"{NOT_STATED}; people: {len(people[name])}" if name in people else NOT_STATED
+
+
+def _validated_outside(configuration: Configuration, valid: ValidRange) -> list[str]:
+    """Return the note that some validation scans, which are fixed, lie outside of the card's range."""
+    outside = []
+    for kind, changes in validation_kinds(configuration).items():
+        for setting, what in (("sizes", "pixels"), ("coils", "coils"), ("spokes", "spokes")):
+            scanned = changes.get(setting, ())
+            low, high = getattr(valid, what)
+            if any(not low <= value <= high for value in scanned):
+                outside.append(f"{kind} of {scanned[0]} {what}")
+    if not outside:
+        return []
+    return [f"Some of these scans lie outside of the card's range, and their metrics with them: {', '.join(outside)}."]
 
 
 def _change_error(configuration: Configuration, origin: Mapping[str, Any]) -> tuple[tuple[float, float], list[str]]:
