@@ -1281,6 +1281,27 @@ def test_library_takes_the_most_similar_frame() -> None:
     assert min(scores) > 0.6
 
 
+def test_a_late_echo_that_tells_no_state_takes_no_reading_of_the_others() -> None:
+    """Of TE 80 ms and T2* 20 ms hardly any signal is left to tell the state of breathing by."""
+    scan = replace(SCAN, echo_times_s=(0.01, 0.02, 0.08))
+    series = Series(start=8)
+    monitor = SliceMonitor(scan, _settings(baseline_mode="library", baseline_frames=8))
+    for number in range(12):
+        breath = np.sin(2.0 * np.pi * number / 4.0) * Y**3
+        images = [
+            series.image(number, te=te, echo=echo, signal=BODY * np.exp(-te / 0.02) * np.exp(1j * breath * te / 0.02))
+            for echo, te in enumerate(scan.echo_times_s)
+        ]
+        if number == 11:
+            # What no echo can place has no reading.
+            images = [replace(one, data=one.data * np.exp(2j * (Y > 0) * (X > 0))) for one in images]
+        found, statistics = monitor.frame(images)
+        if 8 <= number < 11:
+            assert (found.validity[0][HOT] == 0).all()
+            assert abs((found.temperature_degc[0] - 37.0 - series.heat(number))[HOT].mean()) < 0.3
+            assert statistics.alarms == ()
+
+
 @pytest.mark.parametrize("stated", [True, False])
 def test_library_reads_a_rare_state_of_breathing_against_itself(stated: bool) -> None:
     """Every fifth frame lies 2 pixels higher and has another field; noise by formula, or by the library's frames."""

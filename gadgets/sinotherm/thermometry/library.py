@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,8 @@ _LEAST_LIKENESS: Final = 0.7
 """Likeness of a frame, as a share of that which the states have to each other, below which the choice is in doubt. In
 simulated breathing and heat wrong choices that mattered stayed below it, and right ones above 0.85 unless the heat
 reached the cold tissue."""
+_FEW: Final = 16
+"""States that tell how like each other all are: each is compared with each, which takes time in large libraries."""
 _LEAST: Final = 1e-30
 
 
@@ -77,11 +80,6 @@ class Library:
     order
         Order of the drift; below 0 one phase is taken out all the same, which is the receiver's.
 
-    Attributes
-    ----------
-    others
-        Of each state the most similar other one.
-
     References
     ----------
     Multi-baseline subtraction: Rieke and Butts Pauly 2008, 10.1002/jmri.21265. The score is one of this project: the
@@ -105,9 +103,15 @@ class Library:
         self._design = (np.add.reduceat(terms, self._starts, axis=1) / counts).T
         self._seen = np.stack([state[:, *self._voxels] for state in states])
         self._power = self._summed(np.square(np.abs(self._seen)).sum(axis=1))
+        self._states = states
         self._usual = 0.0
-        self.others = [self.match(state, without=place) for place, state in enumerate(states)]
-        self._usual = float(np.median([match.score for match in self.others]))
+        few = range(0, len(states), -(-len(states) // _FEW))
+        self._usual = float(np.median([self.match(states[place], without=place).score for place in few]))
+
+    @cached_property
+    def others(self) -> list[Match]:
+        """Of each state the most similar other one."""
+        return [self.match(state, without=place) for place, state in enumerate(self._states)]
 
     def match(self, image: CoilImages, *, without: int | None = None) -> Match:
         """Return the state that a frame, complex64 (coil, slice, y, x), is in; ``without``: but for this one."""

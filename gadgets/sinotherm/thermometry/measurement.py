@@ -73,6 +73,11 @@ class Reading:
     chosen: int
     match: Match | None
 
+    @property
+    def placed(self) -> bool:
+        """Whether it is known what the echo is measured against: of a library, in which state it is."""
+        return self.match is None or self.match.found
+
 
 class EchoMeasurement:
     """Measures the frames of one echo against a baseline, or against their own surroundings.

@@ -793,7 +793,7 @@ class SliceMonitor:
             noise_problem="" if np.isfinite(sigma[body]).any() else self._no_noise(image),
             drift_problem="; ".join(text for reading in readings for text in reading.problems),
             motion="; ".join(filter(None, moved)),
-            baseline_problem="; ".join(self._doubts(readings)),
+            baseline_problem=self._doubt(images, readings),
         )
         raised = self._raised(image, seen, stale)
         meta = self._provenance(image) | self._quality(readings[0], motion, share) | dict(notes) | {"alarms": raised}
@@ -826,8 +826,12 @@ class SliceMonitor:
             one = readings[0]
             return one.change, one.unfiltered, np.hypot(one.sigma, one.shared), np.hypot(one.sigma_of_frame, one.shared)
         times = [self._echo_time(image.echo) for image in images]
-        # An echo that is not followed shows an earlier phase.
-        sizes = [np.where(reading.followed, reading.magnitude, np.float32(0.0)) for reading in readings]
+        # An echo that is not followed shows an earlier phase, one whose state is not known that of another breath.
+        none = not any(reading.placed for reading in readings)
+        sizes = [
+            np.where(reading.followed & (reading.placed or none), reading.magnitude, np.float32(0.0))
+            for reading in readings
+        ]
         change, weights = combine_echoes([reading.change for reading in readings], sizes, times)
         kept = [reading.unfiltered for reading in readings if reading.unfiltered is not None]
         unfiltered = combine_echoes(kept, sizes, times)[0] if kept else None
@@ -848,11 +852,19 @@ class SliceMonitor:
         )
         return change, unfiltered, sigma, of_frame
 
-    @staticmethod
-    def _doubts(readings: Sequence[Reading]) -> list[str]:
-        """Return what speaks against the states that were chosen of a library."""
-        found = [reading.match for reading in readings if reading.match is not None and reading.match.doubt]
-        return [match.doubt if match.found else f"{match.doubt}; no reading" for match in found]
+    def _doubt(self, images: Sequence[FrameImage], readings: Sequence[Reading]) -> str:
+        """Return what speaks against the state that was chosen of a library.
+
+        The echo that counts most says it, of those whose state is known: a late one has hardly any signal to tell it.
+        """
+        known = [pair for pair in zip(images, readings, strict=True) if pair[1].placed]
+        _, reading = max(
+            known or zip(images, readings, strict=True),
+            key=lambda pair: float(np.square(self._echo_time(pair[0].echo) * pair[1].magnitude).sum(dtype=np.float64)),
+        )
+        if reading.match is None or not reading.match.doubt:
+            return ""
+        return reading.match.doubt if known else f"{reading.match.doubt}; no reading"
 
     def _moved(self, plane: int, found: Motion) -> str:
         """Return why a plane has moved, or an empty text."""
@@ -887,8 +899,8 @@ class SliceMonitor:
         bits |= np.where(service.outside, np.uint16(NoReading.NO_BASELINE), np.uint16(0))
         for reading in readings:
             bits |= np.where(reading.no_drift, np.uint16(NoReading.DRIFT), np.uint16(0))
-            if not (reading.match is None or reading.match.found):
-                bits |= np.uint16(NoReading.NO_BASELINE)
+        if not any(reading.placed for reading in readings):
+            bits |= np.uint16(NoReading.NO_BASELINE)
         bits[[bool(text) for text in moved]] |= np.uint16(NoReading.MOTION)
         return bits.astype(np.uint16, copy=False)
 
