@@ -95,6 +95,22 @@ def test_a_ring_of_fewer_pixels_than_terms_tells_no_noise() -> None:
     assert np.isnan(Background(HEATED, harmonic=False, order=3).reference(image)[2])
 
 
+@pytest.mark.parametrize("harmonic", [False, True])
+def test_a_region_over_the_skin_is_read_and_its_noise_is_that_of_tissue(harmonic: bool) -> None:
+    """Superficial hyperthermia: a fourth of the region lies in air, whose phase says nothing."""
+    random, noise = np.random.default_rng(6), 0.01
+    body, heated = np.hypot(X, Y) < 0.7, np.hypot(X - 0.6, Y) < 0.2
+    background = Background(heated, harmonic=harmonic, order=3)
+    errors, told = [], []
+    for _ in range(10):
+        image = body * np.exp(1j * (0.7 + 2.0 * X - Y)) + noise * (random.standard_normal((2, N, N)).T @ (1, 1j)).T
+        reference, _, found = background.reference(image[None].astype(np.complex64))
+        errors.append(np.angle(image * reference[0].conj())[heated & (np.hypot(X, Y) < 0.68)])
+        told.append(found)
+    assert np.sqrt(np.mean(np.square(errors))) < 2.0 * noise
+    assert np.mean(told) == pytest.approx(noise, rel=0.1)
+
+
 def test_first_order_cannot_follow_curvature() -> None:
     found = _reading(Background(HEATED, harmonic=False, order=1), 0.0)
     assert np.abs(found - HEAT)[HEATED].max() > 0.05

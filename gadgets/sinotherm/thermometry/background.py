@@ -19,6 +19,8 @@ __all__ = ["Background"]
 
 RING_PX: Final = 6
 _STEPS: Final = 4
+_SIGNAL: Final = 0.2
+"""Share of the ring's brightest pixels (90 %) below which a pixel shows air, whose phase says nothing."""
 _LEAST: Final = 1e-12
 _LEAST_POWER: Final = 1e-300
 
@@ -28,6 +30,11 @@ def _harmonics(x: FloatArray, y: FloatArray) -> FloatArray:
     z = x + 1j * y
     powers = [z**n for n in range(1, 4)]
     return np.stack([np.ones_like(x), *(part for power in powers for part in (power.real, power.imag))])
+
+
+def _signal(ring: ComplexArray) -> float:
+    """Return the magnitude that pixels with signal exceed, by those of the ring."""
+    return _SIGNAL * float(np.percentile(np.abs(ring), 90.0))
 
 
 class Background:
@@ -139,10 +146,11 @@ class Background:
         return inside[None].astype(np.complex64), variance, self._noise(flattened)
 
     def _noise(self, flattened: ComplexArray) -> float:
-        freedom = int(np.count_nonzero(flattened)) - len(self._terms)
+        used = flattened[np.abs(flattened) > _signal(flattened)]
+        freedom = len(used) - len(self._terms)
         if freedom < 1:
             return math.nan
-        power = np.square(np.abs(flattened) * np.angle(flattened)).sum(dtype=np.float64)
+        power = np.square(np.abs(used) * np.angle(used)).sum(dtype=np.float64)
         return coverage_factor(freedom) * math.sqrt(float(power) / freedom)
 
     def _polynomial(self, plane: ComplexArray) -> FloatArray:
@@ -191,7 +199,9 @@ class Background:
         # so that a slope would shift it: the polynomial has taken out the most.
         outer = np.where(self._heated, 0.0, flattened)
         smooth = uniform_filter(outer.real, 3) + 1j * uniform_filter(outer.imag, 3)
-        values = np.angle(smooth[border])
+        # Where the region reaches over the skin the polynomial stands: the phase of air would be carried inside.
+        seen = np.abs(flattened[border]) > _signal(flattened[self._ring])
+        values = np.where(seen, np.angle(smooth[border]), 0.0)
         field = np.zeros(flattened.shape)
         field[border] = values
         field[self._heated] = factors.solve(link @ values)
