@@ -228,11 +228,19 @@ def test_a_plane_that_is_rounded_otherwise_is_the_same():
     assert indices(frames(items, spokes=3)) == [[0, 1, 2], [5, 6, 7]]
 
 
-def test_what_a_new_plane_leaves_of_a_flagged_frame_is_partial(caplog):
+@pytest.mark.parametrize("by", ["flags", "index"])
+def test_what_a_new_plane_leaves_of_a_frame_is_partial(by, caplog):
     """And no measure of whole frames."""
-    items = [spoke(i, header=header(0.0 if i < 6 else 7.0), last=i % 4 == 3) for i in range(16)]
+    items = [
+        spoke(
+            i,
+            header=header(0.0 if i < 6 else 7.0),
+            **({"last": i % 4 == 3} if by == "flags" else {"repetition": i // 4}),
+        )
+        for i in range(16)
+    ]
     scan = dataclasses.replace(SCAN, spokes_per_frame=4)
-    assert indices(frames(items, scan, by="flags")) == [[0, 1, 2, 3], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert indices(frames(items, scan, by=by)) == [[0, 1, 2, 3], [8, 9, 10, 11], [12, 13, 14, 15]]
     assert caplog.text.count("partial frame of 2 of 4 spokes: dropped") == 2
 
 

@@ -215,7 +215,7 @@ class FrameAssembler:
             elif (stream.ended and not spoke.last) or (
                 self._repetitions and spoke.repetition != stream.spokes[0].repetition
             ):
-                yield from self._close(stream)
+                yield from self._cut(stream) if stream.late else self._close(stream)
         part = _part(spoke.header)
         if part != stream.part and (stream.spokes or stream.number):
             yield from self._turn(stream, spoke, part)
