@@ -234,3 +234,20 @@ def test_fire_json(caplog):
 def test_what_is_not_fire_json(text):
     with pytest.raises(SettingsError, match="parameters"):
         fire_parameters(text)
+
+
+@pytest.mark.parametrize(
+    ("stage", "general", "asked", "left"),
+    [
+        ("thermometry", {"baseline_rule": "stored", "baseline_file": "b.h5"}, {"baseline_rule": "after_frames"}, None),
+        ("thermometry", {"baseline_rule": "stored", "baseline_file": "b.h5"}, {"baseline_rule": "stored"}, "b.h5"),
+        ("thermometry", {"baseline_rule": "stored", "baseline_file": "b.h5"}, {"phase_sign": "1"}, "b.h5"),
+        ("delay", {"mode": "given", "given": "0.5"}, {"mode": "off"}, None),
+        ("frames", {"window": "64", "stride": "16"}, {"window": "0"}, None),
+        ("frames", {"window": "64", "stride": "16"}, {"window": "032"}, "16"),
+    ],
+)
+def test_a_console_turns_off_what_belongs_to_a_setting_too(stage, general, asked, left):
+    """A server that goes on with a stored baseline could not be told to take a new one."""
+    dependent = {"thermometry": "baseline_file", "delay": "given", "frames": "stride"}[stage]
+    assert merged({stage: general}, {stage: asked})[stage].get(dependent) == left

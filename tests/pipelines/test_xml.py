@@ -18,6 +18,11 @@ def test_nodes_become_steps_in_sequence():
     assert steps == (Step(target="reconstruct", values=values), Step(target="thermometry", values=values))
 
 
+def test_attributes_of_xml_are_no_settings():
+    text = pipeline(EXTERNAL.format("reconstruct").replace("<configuration>", '<configuration xml:space="preserve">'))
+    assert parse_configuration(text)[0].values["frames"]["by"] == "count"
+
+
 def test_a_node_without_configuration_and_a_nul():
     steps = parse_configuration(
         pipeline('<external><execute name="sinotherm.nodes" target="reconstruct"/></external>').encode() + b"\0"
@@ -61,6 +66,7 @@ def test_a_node_without_configuration_and_a_nul():
             "a second <configuration>.*it takes <execute>, <connect>, <configuration>, each once",
         ),
         (pipeline(EXTERNAL.format("x").replace("<configuration>", '<configuration sign="1">')), "attribute 'sign'"),
+        (pipeline(EXTERNAL.format("x").replace("frames.by", "frames.spokes")), "frames.spokes twice"),
         (
             pipeline('<external><execute name="sinotherm.nodes" target="x"><property/></execute></external>'),
             "<execute> holds <property>.*attributes only",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,12 +51,24 @@ _FIRST_FRAME: Final = ("compression", "delay")
 _LAST_STAGES: Final = ("publish", "images")
 
 
+_TAKEN_WITH: Final = {
+    "thermometry": ("baseline_file", "baseline_rule", "stored"),
+    "delay": ("given", "mode", "given"),
+    "frames": ("stride", "window", "0*[1-9][0-9]*"),
+}
+"""Settings that are taken with some values of another only, and those (a regular expression)."""
+
+
 def merged(*sources: Values) -> dict[str, dict[str, str]]:
-    """Return the values of all sources; a later one wins."""
+    """Return the values of all sources; a later one wins, and what an earlier one said of what it turns off is gone."""
     values: dict[str, dict[str, str]] = {}
     for source in sources:
         for stage, settings in source.items():
-            values.setdefault(stage, {}).update(settings)
+            held = values.setdefault(stage, {})
+            name, deciding, needed = _TAKEN_WITH.get(stage, ("", "", ""))
+            if deciding in settings and not re.fullmatch(needed, settings[deciding]):
+                held.pop(name, None)
+            held.update(settings)
     return values
 
 

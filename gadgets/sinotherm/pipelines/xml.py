@@ -125,6 +125,10 @@ def _values(element: Any) -> dict[str, dict[str, str]]:
             )
         stage, setting = split_name(entry.get("name") or "")
         value = entry.get("value")
+        if setting in values.get(stage, {}):
+            raise SettingsError(
+                f"a node's <configuration> has {stage[:40]}.{setting[:40]} twice: leave out one of them."
+            )
         values.setdefault(stage, {})[setting] = (entry.text or "") if value is None else value
     return values
 
@@ -206,9 +210,11 @@ def _step(node: Any) -> Step:
     _check_children(node, "<external>", ("execute", "connect", "configuration"))
     _check_children(execute, "<execute>", ())
     configuration = _child(node, "configuration")
-    if configuration is not None and configuration.attrib:
+    # Those of other namespaces (xml:space) are no settings.
+    attributes = [name for name in ({} if configuration is None else configuration.attrib) if "}" not in name]
+    if attributes:
         raise SettingsError(
-            f"<configuration> has the attribute {next(iter(configuration.attrib))[:40]!r}: settings are written "
+            f"<configuration> has the attribute {attributes[0][:40]!r}: settings are written "
             '<property name="stage.setting" value="…"/> within it.'
         )
     return Step(target=target, values=_values(configuration))
