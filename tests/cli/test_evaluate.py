@@ -31,7 +31,7 @@ def test_the_help_names_what_the_options_take(monkeypatch):
     seen = []
     monkeypatch.setattr("sinotherm.evaluation.radial.run", lambda *_, **options: seen.append(options["angles"]))
     assert "uniform, golden, or uniform,golden." in CliRunner().invoke(app, ["radial", "--help"]).output
-    assert "rf (diffuse), focal, or rf,focal." in CliRunner().invoke(app, ["thermo", "--help"]).output
+    assert "rf (diffuse, a frame every 20 s), focal" in CliRunner().invoke(app, ["thermo", "--help"]).output
     assert CliRunner().invoke(app, ["radial", "--angles", "uniform,golden"]).exit_code == 0
     assert seen == [["uniform", "golden"]]
     refused = CliRunner().invoke(app, ["radial", "--angles", "both"]).exception
