@@ -1,6 +1,8 @@
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -164,6 +166,28 @@ def test_who_subscribes_without_end_silences_nobody(endpoint: str) -> None:
             with contextlib.suppress(OSError):
                 peer.shutdown(socket.SHUT_RDWR)
             thread.join(10)
+
+
+def test_a_process_that_ends_has_sent_what_it_published(endpoint: str) -> None:
+    """Arrays are sent from their own memory: it must not be gone while they are under way."""
+    program = f"""
+import numpy as np, time
+from sinotherm.wire.feed import shared_publisher
+publisher = shared_publisher({endpoint!r})
+while not publisher.topics:
+    time.sleep(0.01)
+for number in range(8):
+    publisher.publish(f"image{{number}}", {{}}, np.full((512, 512), number, np.float32))
+publisher.publish("end", {{}})
+"""
+    with Subscriber(endpoint) as subscriber:
+        process = subprocess.Popen([sys.executable, "-c", program])
+        found = []
+        while len(found) < 9 and (message := subscriber.receive(within_s=30.0)) is not None:
+            found.append(message)
+        assert process.wait(30.0) == 0
+    assert [message.topic for message in found] == [*(f"image{number}" for number in range(8)), "end"]
+    assert all(message.array is not None and (message.array == k).all() for k, message in enumerate(found[:8]))
 
 
 def test_a_library_that_does_not_count_topics_sends_all(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

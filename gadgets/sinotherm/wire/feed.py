@@ -49,6 +49,8 @@ COMMAND_ENDPOINT: Final = "tcp://127.0.0.1:5561"
 _WAITING_PARTS: Final = 48
 _POLL_S: Final = 0.05
 _FAREWELL_S: Final = 3.0
+_LINGER_MS: Final = 2400
+"""For what subscribers that are slow have not taken yet; within the farewell."""
 _TOPIC_BYTES: Final = 128
 """What a subscriber may say at once: a topic is shorter, and so is ZeroMQ's own greeting."""
 _COMMAND_BYTES: Final = 1 << 16
@@ -81,8 +83,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _bind(kind: int, endpoint: str, **options: int) -> Any:
-    sock: Any = zmq.Context.instance().socket(kind)
+def _bind(kind: int, endpoint: str, *, context: Any = None, **options: int) -> Any:
+    sock: Any = (context or zmq.Context.instance()).socket(kind)
     sock.linger = 0
     for name, value in options.items():
         setattr(sock, name, value)
@@ -171,7 +173,12 @@ class Publisher(_Socket):
     def __init__(self, endpoint: str = FEED_ENDPOINT) -> None:
         # Not XPUB: it would hand us what its peers say, and one that subscribes without end would keep us listening,
         # and the alarms from all others.
-        self._sock = _bind(zmq.PUB, endpoint, sndhwm=_WAITING_PARTS, maxmsgsize=_TOPIC_BYTES)
+        self._context = zmq.Context()
+        try:
+            self._sock = _bind(zmq.PUB, endpoint, context=self._context, sndhwm=_WAITING_PARTS, maxmsgsize=_TOPIC_BYTES)
+        except WireError:
+            self._context.term()
+            raise
         if not is_loopback(endpoint):
             logger.warning("the feed on %s can be read by everybody who reaches it", endpoint)
         self._waiting: dict[tuple[str, Any], tuple[Mapping[str, Any], np.ndarray | None]] = {}
@@ -209,7 +216,8 @@ class Publisher(_Socket):
             self.topics = self._counted()
             for topic, header, array in waiting:
                 self._send(topic, header, array)
-        self._sock.close()
+        self._sock.close(linger=_LINGER_MS)
+        self._context.term()
 
     def _counted(self) -> int:
         """Return how many topics have been subscribed to; one where a ZeroMQ before 4.3.5 does not count them."""
@@ -224,7 +232,8 @@ class Publisher(_Socket):
             array = np.ascontiguousarray(array)
             head |= {"dtype": array.dtype.str, "shape": list(array.shape)}
         parts = [topic.encode(), json.dumps(head, allow_nan=False).encode(), b"" if array is None else array]
-        self._sock.send_multipart(parts, copy=False)
+        # A copy: a process that ends would take the array's own memory from under it.
+        self._sock.send_multipart(parts)
 
 
 _shared: dict[str, Publisher] = {}
