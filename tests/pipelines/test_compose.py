@@ -251,3 +251,9 @@ def test_a_console_turns_off_what_belongs_to_a_setting_too(stage, general, asked
     """A server that goes on with a stored baseline could not be told to take a new one."""
     dependent = {"thermometry": "baseline_file", "delay": "given", "frames": "stride"}[stage]
     assert merged({stage: general}, {stage: asked})[stage].get(dependent) == left
+
+
+def test_console_settings_outside_of_their_object_are_refused():
+    with pytest.raises(SettingsError, match="must look like"):
+        fire_parameters('{"version": "1.0", "frames.spokes": "16"}')
+    assert fire_parameters("{}") == (None, {})

@@ -463,22 +463,70 @@ def test_fires_parameters_may_come_after_what_is_no_data(
     assert taken == ["Waveform"] * (before.count(waveform()) + 1) + ["Readout"]
 
 
-@pytest.mark.parametrize("parent", [False, True])
+@pytest.mark.parametrize("asked", ['{"parameters": {"config": "b"}}', '{"parameters": {"b": 1, "frames.by": "flags"}}'])
 @pytest.mark.parametrize(
     "before", [[readout(last=True)], [Text(text='{"a": 1}')], [waveform(), waveform()]], ids=["data", "twice", "much"]
 )
 def test_a_scan_whose_parameters_come_too_late_does_not_go_on(
-    ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch, parent: bool, before: list[Any]
+    ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch, asked: str, before: list[Any]
 ) -> None:
     monkeypatch.setattr("sinotherm.wire.connection._EARLY_BYTES", 1000)
     one, other = ends
-    for message in (ConfigFile(name="frames"), Header(xml=b"<h/>"), *before, Text(text='{"b": 2}'), Close()):
+    for message in (ConfigFile(name="frames"), Header(xml=b"<h/>"), *before, Text(text=asked), Close()):
         one.send(message)
-    outcome = converse(other, open_scan, parent=parent)
+    outcome = converse(other, open_scan)
     assert isinstance(outcome.error, ProtocolError)
     assert re.match(
-        r"parameters \(JSON, 8 characters\) where none are taken: .* before the first readout", str(outcome.error)
+        rf"parameters \(JSON, {len(asked)} characters\) where none are taken: .* before the first readout",
+        str(outcome.error),
     )
+
+
+@pytest.mark.parametrize(
+    ("remark", "parent"),
+    [
+        ("{breath hold 1}", False),
+        ("{" * 20_000, False),
+        ('{"event": "table moved"}', False),
+        ('{"parameters": {"patient": "supine"}}', False),
+        ('{"parameters": ["a.b"]}', False),
+        ('{"parameters": {"frames.by": "flags"}}', True),
+    ],
+)
+def test_a_remark_that_asks_for_no_setting_ends_no_scan(
+    ends: tuple[Connection, Connection], remark: str, parent: bool
+) -> None:
+    one, other = ends
+    taken: list[Any] = []
+    for message in (ConfigFile(name="a"), Header(xml=b"<h/>"), readout(), Text(text=remark), readout(), Close()):
+        one.send(message)
+    outcome = converse(other, lambda request: lambda items: (taken.append(item) for item in items), parent=parent)
+    assert outcome.error is None
+    assert len(taken) == 2
+
+
+def test_a_scan_that_was_refused_is_read_to_its_end(ends: tuple[Connection, Connection]) -> None:
+    """Longer than a header is waited for: the scanner goes on, and would find its connection broken."""
+    one, other = ends
+    other.patience = replace(other.patience, handshake_s=0.3)
+
+    def full() -> Any:
+        raise WireError("every place is taken.")
+
+    def scan() -> None:
+        one.send(ConfigFile(name="a"))
+        one.send(Header(xml=b"<h/>"))
+        for _ in range(8):
+            time.sleep(0.1)
+            one.send(readout())
+        one.send(Close())
+
+    sender = threading.Thread(target=scan)
+    sender.start()
+    outcome = converse(other, open_scan, parent=True, admit=full)
+    assert not sender.is_alive() or sender.join(1.0) is None
+    assert "every place" in str(outcome.error)
+    assert other._decoder.closed
 
 
 @pytest.mark.parametrize("parent", [False, True])

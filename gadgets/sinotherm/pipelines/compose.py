@@ -115,7 +115,7 @@ def fire_parameters(text: str) -> tuple[str | None, dict[str, dict[str, str]]]:
         document = json.loads(text.rstrip("\0"))
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"the console's parameters ({len(text)} characters) are not JSON: {error}.") from None
-    parameters = document.get("parameters", {}) if isinstance(document, dict) else None
+    parameters = document.get("parameters", None if document else {}) if isinstance(document, dict) else None
     if not isinstance(parameters, dict):
         raise SettingsError('the console\'s parameters must look like {"version": "1.0", "parameters": {…}}.')
     values: dict[str, dict[str, str]] = {}

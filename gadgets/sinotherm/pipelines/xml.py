@@ -207,7 +207,8 @@ def _step(node: Any) -> Step:
             f'<execute name="{module[:80]}" target="{target[:80]}"/>: only targets of {NODES_MODULE} are run, '
             f"no other module is ever imported by a pipeline; write {_RUN_BY_US}."
         )
-    _check_children(node, "<external>", ("execute", "connect", "configuration"))
+    # Gadgetron writes readers and writers into every external node.
+    _check_children(node, "<external>", ("execute", "connect", "readers", "writers", "configuration"))
     _check_children(execute, "<execute>", ())
     configuration = _child(node, "configuration")
     # Those of other namespaces (xml:space) are no settings.

@@ -4,6 +4,7 @@ A reader thread takes messages off the socket as they come and queues them, so t
 not felt by the sender; what is made of them is sent by the thread that makes it.
 """
 
+import json
 import logging
 import math
 import socket
@@ -210,6 +211,10 @@ class Connection:
         self._decoder.confined = False
         self._until_s = math.inf
         self.silence_s = self.patience.silence_s
+
+    def await_close(self) -> None:
+        """Wait for the end of a scan that was refused, however long it lasts: a Gadgetron sends all of it."""
+        self._until_s = math.inf
 
     def forget(self) -> None:
         """Give back the memory of what was received; nothing more is read but to be thrown away by `close`.
@@ -557,21 +562,31 @@ def _note(remark: Text) -> None:
     logger.info("the peer says: %s", quoted(remark.text))
 
 
-def _without_texts(items: Iterator[Any]) -> Iterator[Any]:
+def _asks(message: Text) -> bool:
+    """Whether a text asks for a pipeline or a setting."""
+    try:
+        document = json.loads(_parameters(message) or "{}")
+    except (ValueError, RecursionError):
+        return False
+    asked = document.get("parameters")
+    return isinstance(asked, dict) and any(name == "config" or "." in name for name in asked)
+
+
+def _without_texts(items: Iterator[Any], *, parent: bool) -> Iterator[Any]:
     """Keep the peer's remarks out of the chain, which would send them back.
 
     Raises
     ------
     ProtocolError
-        A text is JSON: a scan must not go on with other parameters than were asked for.
+        A client asks for settings: a scan must not go on with other ones. (A ``parent`` has said them in its config.)
     """
     for item in items:
         if not isinstance(item, Text):
             yield item
-        elif _parameters(item):
+        elif not parent and _asks(item):
             raise ProtocolError(
-                f"parameters (JSON, {len(item.text)} characters) where none are taken: a client sends them once, "
-                "after the header and before the first readout or image."
+                f"parameters (JSON, {len(item.text)} characters) where none are taken: a client sends them once, after "
+                f"the header, before the first readout or image and at most {_EARLY_BYTES >> 20} MiB of waveforms."
             )
         else:
             _note(item)
@@ -654,7 +669,7 @@ def converse(
         connection.await_data()
         inbox = Inbox(connection)
         process, items = _open(open_scan, request, inbox, parent=parent)
-        for item in process(_without_texts(items)):
+        for item in process(_without_texts(items, parent=parent)):
             _send(connection, item, request, outcome, parent=parent)
         if inbox.cut:
             raise WireError(_STOPPED)  # noqa: TRY301
@@ -678,6 +693,8 @@ def converse(
         release()
     if outcome.error is not None and not (request is None and connection.vacant):
         tell(connection, outcome.error, parent=parent)
+    if inbox is None and request is not None and parent:
+        connection.await_close()
     (inbox or Inbox(connection)).drain()
     try:
         if close and (outcome.error is None or parent):
