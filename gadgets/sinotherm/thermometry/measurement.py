@@ -57,6 +57,8 @@ class Reading:
         Drift fit of each slice plane, and what went wrong.
     chosen, match
         Place of the baseline chosen from a library, and how; 0 and ``None`` without one.
+    placed
+        Whether it is known what the echo is measured against: of a library, in which state it is.
     """
 
     change: FloatArray
@@ -72,11 +74,7 @@ class Reading:
     problems: Sequence[str]
     chosen: int
     match: Match | None
-
-    @property
-    def placed(self) -> bool:
-        """Whether it is known what the echo is measured against: of a library, in which state it is."""
-        return self.match is None or self.match.found
+    placed: bool
 
 
 class EchoMeasurement:
@@ -271,6 +269,7 @@ class EchoMeasurement:
             # What is not a number is no signal.
             data = np.where(np.isfinite(data), data, np.complex64(0.0))
         reference, fitted, n_effective, match = self._reference(data)
+        placed = match is None or match.found
         scale = np.float32(self._scale)
         product = complex_product(data, reference)
         size = magnitude(data)
@@ -285,7 +284,7 @@ class EchoMeasurement:
         held = _held(image)
         field, variance, no_drift, fits, problems = self._drift_field(product, phase, held)
         for unwrapper, plane in zip(self._unwrappers, planes, strict=True):
-            if no_drift[plane].any() or not (match is None or match.found):
+            if no_drift[plane].any() or not placed:
                 unwrapper.withdraw()
         unfiltered: FloatArray | None = None
         change: FloatArray = phase * scale - field
@@ -299,7 +298,7 @@ class EchoMeasurement:
         of_frame, shared = sigma, np.zeros_like(change)
         if self._trends:
             unfiltered = change if unfiltered is None else unfiltered
-            valid = trusted & ~wrapped & ~no_drift & ~held & (match is None or match.found)
+            valid = trusted & ~wrapped & ~no_drift & ~held & placed
             change, sigma, shared = self._followed(change, sigma, valid, n_effective, time_s)
         if any(image.change_error):
             shared = np.hypot(shared, sigma_of_change(change, self._trusted, *image.change_error))
@@ -317,6 +316,7 @@ class EchoMeasurement:
             problems=problems,
             chosen=self._chosen,
             match=match,
+            placed=placed,
         )
 
     def _followed(
